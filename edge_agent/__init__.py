@@ -1,0 +1,1 @@
+"""`fp-agent`: the worker daemon for edge boxes. Imports fp_async, is never imported by it."""

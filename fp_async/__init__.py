@@ -1,0 +1,94 @@
+"""FlowerPower: pipelines of plain functions, run in your event loop.
+
+Importing this costs nothing: every public name is loaded when it is first used (PEP 562).
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+if _TYPE_CHECKING:
+    from fp_async.config import ExecutorSettings as ExecutorSettings
+    from fp_async.config import NodePolicy as NodePolicy
+    from fp_async.config import Retry as Retry
+    from fp_async.errors import AlreadyExistsError as AlreadyExistsError
+    from fp_async.errors import ConfigError as ConfigError
+    from fp_async.errors import FileAccessError as FileAccessError
+    from fp_async.errors import FlowerPowerError as FlowerPowerError
+    from fp_async.errors import GraphError as GraphError
+    from fp_async.errors import InputError as InputError
+    from fp_async.errors import MissingExtraError as MissingExtraError
+    from fp_async.errors import MissingParameterError as MissingParameterError
+    from fp_async.errors import NodeCrashedError as NodeCrashedError
+    from fp_async.errors import NodeError as NodeError
+    from fp_async.errors import PipelineImportError as PipelineImportError
+    from fp_async.errors import ProjectNotFoundError as ProjectNotFoundError
+    from fp_async.errors import RunTimeoutError as RunTimeoutError
+    from fp_async.errors import UnknownNameError as UnknownNameError
+    from fp_async.errors import UsageError as UsageError
+    from fp_async.execution import NodeEvent as NodeEvent
+    from fp_async.params import load_params as load_params
+    from fp_async.project import Pipeline as Pipeline
+    from fp_async.project import PipelineManager as PipelineManager
+    from fp_async.project import Project as Project
+    from fp_async.project import add as add
+    from fp_async.project import check as check
+    from fp_async.project import delete as delete
+    from fp_async.project import init as init
+    from fp_async.project import list as list
+    from fp_async.project import new as new
+    from fp_async.project import run as run
+    from fp_async.project import show as show
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "config": ("ExecutorSettings", "NodePolicy", "Retry"),
+    "errors": (
+        "AlreadyExistsError",
+        "ConfigError",
+        "FileAccessError",
+        "FlowerPowerError",
+        "GraphError",
+        "InputError",
+        "MissingExtraError",
+        "MissingParameterError",
+        "NodeCrashedError",
+        "NodeError",
+        "PipelineImportError",
+        "ProjectNotFoundError",
+        "RunTimeoutError",
+        "UnknownNameError",
+        "UsageError",
+    ),
+    "execution": ("NodeEvent",),
+    "params": ("load_params",),
+    "project": (
+        "Pipeline",
+        "PipelineManager",
+        "Project",
+        "add",
+        "check",
+        "delete",
+        "init",
+        "list",
+        "new",
+        "run",
+        "show",
+    ),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605 - the table above is the one list
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fp_async' has no attribute {name!r}")
+    value = getattr(_import_module(f"fp_async.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> _Any:
+    return __all__

@@ -1,0 +1,126 @@
+"""`flowerpower check`: everything that can be found wrong in a project without running it."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from fp_async import config, executors
+from fp_async.errors import FlowerPowerError, InputError, suggestion
+from fp_async.flow import Request
+
+if TYPE_CHECKING:
+    from fp_async.flow import Flow
+    from fp_async.project import Project
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """One finding: an error stops a run, a warning does not."""
+
+    level: Literal["error", "warning"]
+    where: str
+    message: str
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What `check` found, errors first; `pipelines` are those that were looked at."""
+
+    pipelines: list[str]
+    problems: list[Problem]
+
+    @property
+    def errors(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.level == "error"]
+
+    @property
+    def warnings(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.level == "warning"]
+
+
+def check(project: Project) -> Report:
+    """Validate the configuration, import the pipelines, build and plan every environment."""
+    names = project.list()
+    problems = list(_check_files(project.root))
+    if not any(problem.where == "conf/pipelines.yml" for problem in problems):
+        problems += _check_names(project.configuration, names)
+        for name in names:
+            problems += _check_pipeline(project, name)
+    return Report(names, sorted(dict.fromkeys(problems), key=lambda p: (p.level, p.where)))
+
+
+def _check_files(root: Path) -> Iterator[Problem]:
+    for file in config.FILES:
+        try:
+            config.read(root, file)
+        except FlowerPowerError as error:
+            yield Problem("error", f"conf/{file}", str(error))
+
+
+def _check_names(file: config.PipelinesFile, names: list[str]) -> Iterator[Problem]:
+    for section, entries in (("params", file.params), ("run", file.run)):
+        for name in entries or {}:
+            if name not in names:
+                text = f"there is no pipelines/{name}.py{suggestion(name, names)}"
+                yield Problem("warning", f"{section}.{name}", text)
+
+
+def _check_pipeline(project: Project, name: str) -> Iterator[Problem]:
+    environments = (project.configuration.run or {}).get(name) or {}
+    for environment in dict.fromkeys((config.DEFAULT_ENVIRONMENT, *environments)):
+        where = f"run.{name}.{environment}"
+        try:
+            flow = project.flow(name, environment=environment)
+            yield from _check_flow(flow, where)
+        except FlowerPowerError as error:
+            yield Problem("error", where, str(error))
+
+
+def _check_flow(flow: Flow, where: str) -> Iterator[Problem]:
+    wanted = flow.settings.final_vars or ()
+    final_vars = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    executor = executors.resolve(flow.settings.executor)
+    try:
+        flow.plan(Request({}, final_vars, {}, executor, None, None))
+    except InputError as error:
+        yield Problem("warning", where, str(error))
+    unused = set(flow.configured) - flow.graph.nodes.keys()
+    for name in sorted(unused):
+        text = f"no node reads this input{suggestion(name, flow.graph.inputs)}"
+        yield Problem("warning", f"{where}.inputs.{name}", text)
+    yield from _check_params(flow)
+
+
+def _check_params(flow: Flow) -> Iterator[Problem]:
+    for function, values in flow.params.items():
+        where = f"params.{flow.name}.{function}"
+        found = [vars(m)[function] for m in flow.graph.modules if function in vars(m)]
+        if not found:
+            yield Problem("warning", where, "the pipeline has no such function")
+            continue
+        hints = _hints(found[0])
+        for argument, value in config.given(values).items():
+            yield from _check_param(f"{where}.{argument}", argument, value, hints)
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):
+        return {}
+
+
+def _check_param(
+    where: str, argument: str, value: Any, hints: Mapping[str, Any]
+) -> Iterator[Problem]:
+    from fp_async.dag import fits, type_name
+
+    if argument not in hints:
+        valid = [name for name in hints if name != "return"]
+        yield Problem("warning", where, f"no such argument{suggestion(argument, valid)}")
+    elif not fits(value, hints[argument]):
+        wanted, got = type_name(hints[argument]), type(value).__name__
+        yield Problem("warning", where, f"the function says {wanted}, the value is {got}")

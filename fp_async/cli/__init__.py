@@ -1,0 +1,125 @@
+"""The `flowerpower` command. Each command lives in a module that is imported when it is used."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from fp_async import __version__
+from fp_async.errors import FlowerPowerError
+
+# name -> (module, function, one line for --help): --help imports none of them
+_COMMANDS = {
+    "init": ("folders", "init", "Create a project: conf/*.yml and pipelines/."),
+    "new": ("folders", "new", "Add a pipeline that runs at once."),
+    "add": ("folders", "new", "The same as `new`."),
+    "delete": ("folders", "delete", "Remove a pipeline and its configuration."),
+    "list": ("folders", "list_pipelines", "List the pipelines and their environments."),
+    "show": ("showing", "show", "Print or draw a pipeline's DAG."),
+    "check": ("checks", "check", "Validate configuration and pipelines without running them."),
+    "run": ("running", "run", "Run a pipeline in this process."),
+}
+
+
+class Commands(click.Group):
+    """Loads a command when it is called, not when it is listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module, function, _ = _COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"fp_async.cli.{module}"), function)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        from fp_async.errors import suggestion
+
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"no such command '{args[0]}'{suggestion(args[0], _COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+_EPILOG = """\b
+A first project:
+  flowerpower init my-project && cd my-project
+  flowerpower new my_flow
+  flowerpower run my_flow
+  flowerpower run my_flow --inputs count=3 --final-vars scaled,total --output json
+
+\b
+Exit codes: 0 done, 1 the pipeline failed, 2 wrong input or configuration,
+124 timed out, 130 interrupted, 143 terminated.
+
+\b
+Shell completion (bash; also zsh, fish):
+  eval "$(_FLOWERPOWER_COMPLETE=bash_source flowerpower)"
+"""
+
+
+@click.command(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_EPILOG,
+)
+@click.version_option(__version__, prog_name="flowerpower")
+def cli() -> None:
+    """FlowerPower: pipelines of plain Python functions.
+
+    A pipeline is a file pipelines/NAME.py; every function in it is a node, its parameters are
+    other nodes or inputs. `flowerpower COMMAND --help` explains each command.
+    """
+
+
+def main() -> NoReturn:
+    """The console script: errors become one message on stderr and an exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except FlowerPowerError as error:
+        fail(str(error), error.exit_code)
+    except click.exceptions.Exit as error:
+        _leave(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        _leave(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `| head` has had enough
+        _leave(0)
+    _leave(0)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print the message and leave."""
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit at once: an abandoned node in a thread must not hold the process up."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def base_dir(function: Any) -> Any:
+    """`--base-dir`, which every command has."""
+    return click.option(
+        "--base-dir",
+        metavar="DIR",
+        default=None,
+        help="The project's folder. Default: the working directory or the nearest above it.",
+    )(function)

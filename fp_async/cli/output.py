@@ -1,0 +1,176 @@
+"""What a command prints or writes: tables for people, JSON for programs, files for data."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from fp_async.errors import FileAccessError, UsageError
+
+_SHOWN_ROWS = 10
+
+
+def echo_json(value: Any) -> None:
+    """Pretty JSON on stdout."""
+    click.echo(msgspec.json.format(_json(value), indent=2).decode())
+
+
+def echo_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with the same keys, as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(", ".join(v) if isinstance(v, list) else str(v) for v in row.values()))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def show_result(result: Any, output: str) -> None:
+    """Print a run's result as `output`: table, json, or into a FILE.{csv,parquet,json}."""
+    if output == "table":
+        _echo_values(result)
+    elif output == "json":
+        echo_json(result)
+    else:
+        _write(result, Path(output))
+
+
+def check_output(output: str) -> None:
+    """Refuse an unknown or unwritable output before anything runs."""
+    if output in ("table", "json"):
+        return
+    path = Path(output)
+    if path.suffix not in _WRITERS:
+        valid = ", ".join(f"FILE{ending}" for ending in _WRITERS)
+        raise UsageError(f"--output {output}: use table, json, {valid}")
+    if not path.parent.is_dir():
+        raise FileAccessError(f"--output {output}: there is no folder {path.parent}")
+
+
+def _echo_values(result: Any) -> None:
+    if not isinstance(result, Mapping):
+        click.echo(_text(result))
+        return
+    width = max((len(name) for name in result), default=0)
+    for name, value in result.items():
+        text = _text(value)
+        gap = "\n" if "\n" in text else " " * (width - len(name) + 2)
+        click.echo(f"{click.style(name, bold=True)}{gap}{text}")
+
+
+def _text(value: Any) -> str:
+    """A value as a person wants to see it; long ones are cut, and say so."""
+    if hasattr(value, "head") and hasattr(value, "shape"):
+        more = "" if len(value) <= _SHOWN_ROWS else f"\n({len(value)} rows)"
+        return f"{value.head(_SHOWN_ROWS)}{more}"
+    if _is_records(value):
+        shown = "\n".join(str(row) for row in value[:_SHOWN_ROWS])
+        return shown + ("" if len(value) <= _SHOWN_ROWS else f"\n({len(value)} rows)")
+    text = str(value)
+    return text if len(text) <= 2000 else f"{text[:2000]}... ({len(text)} characters)"
+
+
+def _is_records(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(row, Mapping) for row in value[:_SHOWN_ROWS])
+    )
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return msgspec.json.encode(value, enc_hook=_plain)
+    except (TypeError, OverflowError, NotImplementedError) as error:
+        raise UsageError(f"--output json: {error}; choose --final-vars or a FILE.csv") from error
+
+
+def _plain(value: Any) -> Any:
+    """What msgspec cannot write: data frames as records, arrays and their scalars, paths."""
+    if hasattr(value, "to_dicts"):  # polars
+        return value.to_dicts()
+    if hasattr(value, "to_dict") and hasattr(value, "columns"):  # pandas
+        return value.to_dict(orient="records")
+    if hasattr(value, "to_pylist"):  # pyarrow
+        return value.to_pylist()
+    if hasattr(value, "isoformat"):  # pandas' timestamps
+        return value.isoformat()
+    for method in ("to_list", "tolist", "item"):  # series, arrays, numpy scalars
+        if hasattr(value, method):
+            return getattr(value, method)()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a value of type {type(value).__name__} has no JSON form")
+
+
+def _write(result: Any, path: Path) -> None:
+    try:
+        _WRITERS[path.suffix](result, path)
+    except OSError as error:
+        raise FileAccessError(f"cannot write {path}: {error.strerror or error}") from error
+    click.echo(f"wrote {path}", err=True)
+
+
+def _write_json(result: Any, path: Path) -> None:
+    path.write_bytes(msgspec.json.format(_json(result), indent=2) + b"\n")
+
+
+def _write_csv(result: Any, path: Path) -> None:
+    value = _only(result, path)
+    if hasattr(value, "to_csv"):  # pandas; its default index says nothing
+        value.to_csv(path, index=not _has_plain_index(value))
+    elif hasattr(value, "write_csv"):  # polars
+        value.write_csv(path)
+    elif _is_records(value):
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(value[0]))
+            writer.writeheader()
+            writer.writerows(value)
+    else:
+        raise _not_tabular(value, path)
+
+
+def _write_parquet(result: Any, path: Path) -> None:
+    value = _only(result, path)
+    try:
+        if hasattr(value, "to_frame") and not hasattr(value, "columns"):
+            value = value.to_frame()  # a series
+        if hasattr(value, "write_parquet"):
+            value.write_parquet(path)
+        elif hasattr(value, "to_parquet"):
+            value.to_parquet(path)
+        else:
+            raise _not_tabular(value, path)
+    except ImportError as error:
+        raise UsageError(f"--output {path}: parquet needs pyarrow: pip install pyarrow") from error
+
+
+def _has_plain_index(frame: Any) -> bool:
+    index = frame.index
+    return type(index).__name__ == "RangeIndex" and index.name is None
+
+
+def _only(result: Any, path: Path) -> Any:
+    if not isinstance(result, Mapping):
+        return result
+    if len(result) != 1:
+        names = ", ".join(result)
+        raise UsageError(f"--output {path} holds one value; choose one --final-vars of: {names}")
+    return next(iter(result.values()))
+
+
+def _not_tabular(value: Any, path: Path) -> UsageError:
+    kind = type(value).__name__
+    return UsageError(f"--output {path}: a value of type {kind} is no table; use json")
+
+
+_WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".json": _write_json}

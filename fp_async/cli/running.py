@@ -1,0 +1,172 @@
+"""`run`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
+from typing import Any
+
+import click
+
+from fp_async.cli import base_dir, fail
+from fp_async.config import DEFAULT_ENVIRONMENT
+from fp_async.errors import NodeError, UsageError
+from fp_async.typed import Text, coerce, parse_assignments
+
+
+def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that runs a pipeline."""
+    options = (
+        click.option(
+            "--inputs",
+            multiple=True,
+            metavar="K=V,K=V",
+            help="Inputs, typed by the functions' annotations; or a JSON object, or @file.json.",
+        ),
+        click.option("--final-vars", multiple=True, metavar="A,B", help="What to compute."),
+        click.option("--config", "config_", multiple=True, metavar="K=V", help="For @config.when."),
+        click.option(
+            "--param", multiple=True, metavar="F.P=V", help="Parameter P of function F; repeat."
+        ),
+        click.option(
+            "--environment",
+            "--enviroment",
+            "-e",
+            default=DEFAULT_ENVIRONMENT,
+            show_default=True,
+            help="Which settings of conf/pipelines.yml to use.",
+        ),
+        click.option("--executor", help="threadpool (default), local, processpool, hamilton."),
+        click.option("--with-tracker/--no-tracker", default=None, help="Report to the Hamilton UI."),
+        click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS"),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return base_dir(function)
+
+
+@click.command()
+@click.argument("name")
+@run_options
+@click.option(
+    "--output",
+    default="table",
+    metavar="table|json|FILE",
+    help="How to show the result; FILE.csv, FILE.parquet or FILE.json to write it.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+@click.option("--traceback", "with_traceback", is_flag=True, help="Your code's traceback too.")
+def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options: Any) -> None:
+    """Run pipeline NAME in this process and print its final variables.
+
+    \b
+      flowerpower run my_flow
+      flowerpower run my_flow --inputs count=3 --final-vars scaled,total
+      flowerpower run my_flow --inputs '{"count": 3}' --environment prod
+      flowerpower run my_flow --inputs @inputs.json --param scaled.factor=5
+      flowerpower run my_flow --final-vars table --output table.csv
+
+    The result goes to stdout, progress to stderr.
+    """
+    from fp_async.cli.output import check_output, show_result
+
+    check_output(output)
+    try:
+        result = _asyncio_run(_run(name, quiet=quiet, **options))
+    except NodeError as error:
+        if with_traceback and error.__cause__ is not None:
+            click.echo("".join(traceback.format_exception(error.__cause__)), err=True)
+        raise
+    show_result(result, output)
+
+
+async def _run(
+    name: str,
+    *,
+    quiet: bool,
+    base_dir: str | None,
+    inputs: tuple[str, ...],
+    final_vars: tuple[str, ...],
+    config_: tuple[str, ...],
+    param: tuple[str, ...],
+    environment: str,
+    executor: str | None,
+    with_tracker: bool | None,
+    timeout: float | None,
+) -> Any:
+    from fp_async.cli.live import Progress
+    from fp_async.project import Project
+
+    async with Project(base_dir) as project:
+        sys.path.insert(0, str(project.root))  # the project's own packages, as under python -m
+        params = _params(param, project.parameters(name, environment))
+        config = {key: coerce(value, Any) for key, value in assigned(config_, "--config").items()}
+        given = assigned(inputs, "--inputs")
+        flow = project.flow(name, environment=environment, config=config, params=params)
+        options: dict[str, Any] = {
+            "inputs": flow.coerced(given),
+            "final_vars": [v.strip() for text in final_vars for v in text.split(",") if v.strip()],
+            "executor": executor,
+            "timeout": timeout,
+        }
+        nodes = project.planned(flow, **options)
+        with nullcontext() if quiet else Progress(f"{name} [{environment}]", nodes) as progress:
+            return await project.run(
+                name,
+                environment=environment,
+                config=config,
+                params=params,
+                with_tracker=with_tracker,
+                progress=progress,
+                **options,
+            )
+
+
+def assigned(texts: tuple[str, ...], option: str) -> dict[str, Any]:
+    """All values of a repeatable `k=v` option; later ones win."""
+    result: dict[str, Any] = {}
+    for text in texts:
+        result.update(parse_assignments(text, option))
+    return result
+
+
+def _params(texts: tuple[str, ...], known: Any) -> dict[str, dict[str, Any]]:
+    """`f.p=v` as nested mappings, each value of the type that the configuration has for it."""
+    result: dict[str, dict[str, Any]] = {}
+    for path, value in assigned(texts, "--param").items():
+        function, dot, argument = path.partition(".")
+        if not dot or not argument:
+            raise UsageError(f"--param {path}: write FUNCTION.PARAMETER=value")
+        present = (known.get(function) or {}).get(argument)
+        kind = Any if present is None or isinstance(value, dict) else type(present)
+        result.setdefault(function, {})[argument] = coerce(value, kind)
+    return result
+
+
+def _asyncio_run(main: Coroutine[Any, Any, Any]) -> Any:
+    """`asyncio.run`, with SIGTERM cancelling like Ctrl-C does."""
+    terminated = False
+
+    async def body() -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def terminate() -> None:
+            nonlocal terminated
+            terminated = True
+            task.cancel()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+        return await main
+
+    try:
+        return asyncio.run(body())
+    except asyncio.CancelledError:
+        fail("terminated" if terminated else "cancelled", 143 if terminated else 1)
+
+
+__all__ = ["Text", "assigned", "run", "run_options"]

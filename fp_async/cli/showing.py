@@ -1,0 +1,57 @@
+"""`show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fp_async.cli import base_dir
+from fp_async.config import DEFAULT_ENVIRONMENT
+from fp_async.errors import FileAccessError, UsageError
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--format",
+    "form",
+    default=None,
+    help="tree (default), mermaid, dot, svg or png; a FILE's ending decides otherwise.",
+)
+@click.option("--file", "-o", type=click.Path(path_type=Path), help="Write to this file.")
+@click.option("--environment", "--enviroment", "-e", default=DEFAULT_ENVIRONMENT)
+@base_dir
+def show(
+    name: str, form: str | None, file: Path | None, environment: str, base_dir: str | None
+) -> None:
+    """Print the DAG of pipeline NAME as a tree, or draw it.
+
+    \b
+      flowerpower show my_flow
+      flowerpower show my_flow --format mermaid
+      flowerpower show my_flow -o my_flow.svg
+    """
+    from fp_async.project import Project
+
+    form = form or _ENDINGS.get(file.suffix if file else "", "tree")
+    picture = Project(base_dir).show(name, form, environment)
+    if file is None and isinstance(picture, bytes):
+        if click.get_text_stream("stdout").isatty():
+            raise UsageError(f"{form} is not for a terminal; write it to a file: -o {name}.{form}")
+        click.get_binary_stream("stdout").write(picture)
+    elif file is None:
+        click.echo(picture)
+    else:
+        _write(file, picture if isinstance(picture, bytes) else f"{picture}\n".encode())
+        click.echo(f"wrote {file}", err=True)
+
+
+_ENDINGS = {".svg": "svg", ".png": "png", ".dot": "dot", ".mmd": "mermaid", ".txt": "tree"}
+
+
+def _write(file: Path, data: bytes) -> None:
+    try:
+        file.write_bytes(data)
+    except OSError as error:
+        raise FileAccessError(f"cannot write {file}: {error.strerror or error}") from error

@@ -1,0 +1,259 @@
+"""A pipeline that is ready to run: its settings, its modules, its DAG."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from fp_async import executors, frames
+from fp_async.child import Children, ChildDiedError, GraphSpec, RemoteTracebackError
+from fp_async.config import ExecutorSettings, RunSettings, given
+from fp_async.errors import (
+    InputError,
+    NodeCrashedError,
+    NodeError,
+    RunTimeoutError,
+    UnknownNameError,
+    UsageError,
+)
+from fp_async.execution import Execution, NodeEvent, Setup
+from fp_async.threads import in_thread
+from fp_async.typed import coerce
+
+if TYPE_CHECKING:
+    from fp_async.dag import Graph
+    from fp_async.hooks import RunHooks
+    from fp_async.modules import Namespace
+    from fp_async.plan import Plan
+
+log = logging.getLogger("fp_async")
+Progress = Callable[[NodeEvent], None]
+_HOOK_GRACE = 5.0  # seconds that hooks get to hear that a run was cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What one run asks for, on top of the pipeline's settings."""
+
+    inputs: Mapping[str, Any]
+    final_vars: tuple[str, ...]
+    overrides: Mapping[str, Any]
+    executor: ExecutorSettings
+    timeout: float | None
+    progress: Progress | None
+
+
+class Flow:
+    """One pipeline of a project, loaded for one environment, parameter set and configuration."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        settings: RunSettings,
+        namespace: Namespace,
+        graph: Graph,
+        params: Mapping[str, Any],
+        libraries: Sequence[str],
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self.settings = settings
+        self.namespace = namespace
+        self.graph = graph
+        self.params = params
+        self._libraries = tuple(sorted(libraries))
+        self.configured = self.coerced(given(settings.inputs))
+        for node in settings.nodes or {}:
+            if node not in graph.nodes:
+                raise UnknownNameError("node", node, graph.nodes, where=f" in run.{name}.*.nodes")
+        self._blocking: Any = None
+        self._child_spec: GraphSpec | None = None
+
+    def coerced(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs as they come from text or YAML, with the types that the annotations say."""
+        types = self.graph.inputs
+        return {name: coerce(value, types.get(name, Any)) for name, value in inputs.items()}
+
+    def plan(self, request: Request) -> Plan:
+        """The plan of a run, after all that can be checked before it starts."""
+        inputs = {**self.configured, **request.inputs}
+        plan = self.graph.plan(
+            request.final_vars, inputs, request.overrides, strict=tuple(request.inputs)
+        )
+        self.graph.check_types(inputs, plan.names[: plan.given])
+        return plan
+
+    async def run(self, request: Request, children: Children | None = None) -> Any:
+        """Run once and return the final variables by name.
+
+        Cancelling cancels the nodes on the loop and awaits them, kills child processes, and
+        abandons sync nodes in threads, naming them in the log. Raises InputError and
+        UnknownNameError before anything has started, then NodeError and RunTimeoutError.
+        """
+        plan = self.plan(request)
+        hooks = self.graph.hooks()
+        values = {**self.graph.config, **self.configured, **request.inputs, **request.overrides}
+        if hooks is None:
+            return await self._timed(plan, request, values, None, children)
+        await self.graph.prepare()
+        if self._needs_driver(plan):  # it calls the hooks itself
+            return await self._timed(plan, request, values, hooks, children)
+        await self._tell_start(hooks, plan, request)
+        try:
+            outputs = await self._timed(plan, request, values, hooks, children)
+        except BaseException as error:
+            with anyio.move_on_after(_HOOK_GRACE, shield=True):
+                await self._tell_end(hooks, request, None, error)
+            raise
+        await self._tell_end(hooks, request, outputs, None)
+        return hooks.result(outputs)
+
+    async def _timed(
+        self,
+        plan: Plan,
+        request: Request,
+        values: Mapping[str, Any],
+        hooks: RunHooks | None,
+        children: Children | None,
+    ) -> Any:
+        if self._needs_driver(plan) or request.executor.type == "hamilton":
+            run = partial(self._run_driver, plan, request)
+            return await self._limited(run, request.timeout, lambda: ())
+        execution = Execution(plan, values, self._setup(request, hooks, children), self._fail)
+        return await self._limited(execution.run, request.timeout, lambda: execution.running)
+
+    async def _limited(
+        self,
+        run: Callable[[], Any],
+        timeout: float | None,
+        running: Callable[[], tuple[str, ...]],
+    ) -> Any:
+        """Run within `timeout` seconds; whatever still runs in a thread afterwards is named."""
+        try:
+            if timeout is None:
+                return await run()
+            async with asyncio.timeout(timeout) as scope:
+                return await run()
+        except asyncio.CancelledError:
+            if left := running():
+                log.warning(
+                    "run of '%s' was cancelled; abandoned in threads: %s", self.name, left
+                )
+            raise
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            left = running()
+            still = f"; abandoned in threads: {', '.join(left)}" if left else ""
+            text = f"run of pipeline '{self.name}' took longer than its timeout of {timeout:g} s"
+            raise RunTimeoutError(text + still, left) from error.__cause__
+
+    # Executing ------------------------------------------------------------------------------
+
+    def _needs_driver(self, plan: Plan) -> bool:
+        graph = self.graph
+        return bool(self.settings.cache) or graph.wants_driver() or graph.dynamic(plan.names)
+
+    def _setup(
+        self, request: Request, hooks: RunHooks | None, children: Children | None
+    ) -> Setup:
+        node_hooks = hooks.for_nodes() if hooks else None
+        executor = request.executor
+        threads = None
+        if executor.type == "threadpool":
+            threads = executors.threads(executor.max_workers)
+        remote = None
+        if executor.type == "processpool":
+            if node_hooks and node_hooks.execute:
+                raise UsageError(
+                    "an adapter executes nodes itself (do_node_execute), which executor "
+                    "'processpool' cannot honour; use 'threadpool' or 'local'"
+                )
+            assert children is not None
+            remote = partial(children.call, self._spec_for_children())
+        return Setup(threads, remote, node_hooks, request.progress, self.settings.nodes or {})
+
+    async def _run_driver(self, plan: Plan, request: Request) -> Any:
+        """Through Hamilton's own drivers, with the inputs that the plan found to be needed."""
+        from fp_async import drivers
+
+        known = {**self.configured, **request.inputs}
+        inputs = {name: known[name] for name in plan.names[: plan.given] if name in known}
+        finals = [name for name, _ in plan.finals]
+        if not self._needs_driver(plan):
+            return await drivers.run_async_driver(
+                self.graph, finals, inputs, request.overrides, self._fail
+            )
+        if request.executor.type == "hamilton" or self._refuses_policies(plan):
+            raise UsageError(
+                f"pipeline '{self.name}' needs Hamilton's sync driver (Parallelizable, cache or a "
+                "remote adapter), which has neither executor 'hamilton' nor node retry or timeout"
+            )
+        if self._blocking is None:
+            self._blocking = drivers.BlockingGraph(self.graph, self.settings.cache)
+        local = request.executor.type == "local"
+        threads = None if local else executors.threads(request.executor.max_workers)
+        return await self._blocking.run(finals, inputs, request.overrides, self._fail, threads)
+
+    def _refuses_policies(self, plan: Plan) -> bool:
+        return any(name in plan.names for name in self.settings.nodes or {})
+
+    def _fail(self, node: str, kwargs: dict[str, Any], error: BaseException) -> NodeError:
+        inputs = {name: type(value).__name__ for name, value in kwargs.items()}
+        cause = error.__cause__
+        line = cause.line if isinstance(cause, RemoteTracebackError) else ""
+        kind = NodeCrashedError if isinstance(error, ChildDiedError) else NodeError
+        failure = kind(
+            self.name, node, error, inputs, line or frames.user_line(error, self.folder)
+        )
+        failure.__cause__ = frames.trim(error)
+        return failure
+
+    def _spec_for_children(self) -> GraphSpec:
+        if self._child_spec is None:
+            graph = self.graph
+            prefix = len(self.namespace.package) + 1
+            try:
+                config = pickle.dumps(graph.config)
+            except Exception as error:
+                raise InputError(f"config cannot be sent to a process: {error}") from error
+            self._child_spec = GraphSpec(
+                folder=self.folder,
+                flow=self.name,
+                package=self.namespace.package,
+                modules=tuple(module.__name__[prefix:] for module in graph.modules),
+                params=pickle.dumps(self.params),
+                config=config,
+                allow_overrides=graph.allow_overrides,
+                libraries=self._libraries,
+            )
+        return self._child_spec
+
+    # Hooks around the run -------------------------------------------------------------------
+
+    async def _tell_start(self, hooks: RunHooks, plan: Plan, request: Request) -> None:
+        told = ([name for name, _ in plan.finals], {**self.configured, **request.inputs})
+        if hooks.has_sync("pre_graph_execute"):
+            await self._aside(request, partial(hooks.started, *told, request.overrides))
+        await hooks.started_async(*told, request.overrides)
+
+    async def _tell_end(
+        self, hooks: RunHooks, request: Request, outputs: Any, error: BaseException | None
+    ) -> None:
+        if hooks.has_sync("post_graph_execute"):
+            await self._aside(request, partial(hooks.ended, outputs, error))
+        await hooks.ended_async(outputs, error)
+
+    async def _aside(self, request: Request, function: Callable[[], Any]) -> Any:
+        if request.executor.type == "local":
+            return function()
+        return await in_thread(executors.threads(None), function)

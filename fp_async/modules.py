@@ -1,0 +1,200 @@
+"""Loads a pipeline's modules, each pipeline and parameter set in a namespace of its own.
+
+Two projects may both have `pipelines/etl.py` and `pipelines/helpers.py`; neither ever gets the
+other's. Every `Namespace` is a package with a name of its own, and the modules in it import
+their siblings (`import helpers`, `from pipelines.helpers import x`, `from . import helpers`)
+through it, at import time and later. Bytecode is not cached: a `.pyc` is stamped in whole
+seconds, so an edit right after a run could go unseen.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import itertools
+import sys
+import threading
+import weakref
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+from fp_async import frames
+from fp_async.errors import FlowerPowerError, PipelineImportError, describe
+from fp_async.params import Params, provided
+
+PREFIX = "fp_pipelines_"
+_lock = threading.RLock()
+_numbers = itertools.count(1)
+_namespaces: weakref.WeakValueDictionary[str, Namespace] = weakref.WeakValueDictionary()
+
+
+class Namespace:
+    """The modules of one pipeline with one set of parameters, from the folder `folder`.
+
+    `package` is the name under which they stand in `sys.modules`; a child process that has to
+    unpickle values of their classes is given the same name.
+    """
+
+    def __init__(self, folder: Path, flow: str, params: Params, package: str | None = None) -> None:
+        self.folder = folder
+        self.flow = flow
+        self.package = package or f"{PREFIX}{flow}_{next(_numbers)}"
+        self.files: dict[Path, tuple[int, int]] = {}
+        self._params = params
+        self._builtins = {**vars(builtins), "__import__": self._import}
+        _namespaces[self.package] = self
+        _install_finder()
+
+    def load(self, name: str) -> ModuleType:
+        """Import `<folder>/<name>.py` or the package `<folder>/<name>/`, once.
+
+        Raises PipelineImportError, with the user's own line, whatever the module's code raised.
+        """
+        try:
+            with _lock, provided(self._params):
+                return importlib.import_module(f"{self.package}.{name}")
+        except FlowerPowerError:
+            raise
+        except (Exception, SystemExit) as error:
+            line = frames.user_line(error, self.folder)
+            text = describe(error).replace(f"{self.package}.", "")
+            at = f"\n  at {line}" if line else ""
+            message = f"cannot import pipeline module '{name}': {text}{at}"
+            raise PipelineImportError(message) from frames.trim(error)
+
+    def unload(self) -> None:
+        """Forget the modules; functions that are still running keep working."""
+        for name in [name for name in sys.modules if name.startswith(f"{self.package}.")]:
+            del sys.modules[name]
+        sys.modules.pop(self.package, None)
+
+    def changed(self) -> bool:
+        """Whether a loaded file was edited, replaced or removed since."""
+        return any(stamp(path) != seen for path, seen in self.files.items())
+
+    def spec(self, fullname: str) -> ModuleSpec | None:
+        """The finder's answer for a module of this namespace."""
+        base = self.folder.joinpath(*fullname.split(".")[1:])
+        for path in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
+            if path.is_file() and base != self.folder:
+                return spec_from_file_location(fullname, path, loader=_Loader(fullname, path, self))
+        if not base.is_dir():
+            return None
+        spec = ModuleSpec(fullname, None, is_package=True)
+        spec.submodule_search_locations = [str(base)]
+        return spec
+
+    def prepare(self, module: ModuleType, path: Path) -> None:
+        """Called before a module of this namespace runs."""
+        self.files[path] = stamp(path)
+        vars(module)["__builtins__"] = self._builtins
+
+    def _import(
+        self,
+        name: str,
+        globals: dict[str, Any] | None = None,
+        locals: dict[str, Any] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
+        local = self._sibling(name, globals or {}) if level == 0 else None
+        if local is None:
+            return builtins.__import__(name, globals, locals, fromlist or (), level)
+        with _lock, provided(self._params):
+            module = builtins.__import__(local, globals, locals, fromlist or (), 0)
+        if fromlist or name.partition(".")[0] == self.folder.name:
+            return module
+        return sys.modules[f"{self.package}.{name.partition('.')[0]}"]
+
+    def _sibling(self, name: str, importer: dict[str, Any]) -> str | None:
+        """The full name where `name` means a module of this folder, else None.
+
+        A module never imports itself: `import requests` in `requests.py` means the package.
+        """
+        head, _, rest = name.partition(".")
+        if head == self.folder.name and not (self.folder / f"{head}.py").exists():
+            return f"{self.package}.{rest}" if rest else self.package
+        if importer.get("__name__") == f"{self.package}.{head}" or head in sys.stdlib_module_names:
+            return None
+        exists = (self.folder / f"{head}.py").is_file() or (self.folder / head).is_dir()
+        return f"{self.package}.{name}" if exists else None
+
+
+class _Loader(SourceFileLoader):
+    """Compiles from source every time, and hands the module its namespace's import."""
+
+    def __init__(self, fullname: str, path: Path, namespace: Namespace) -> None:
+        super().__init__(fullname, str(path))
+        self._namespace = namespace
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        code: CodeType = self.source_to_code(self.get_data(path), path)
+        return code
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._namespace.prepare(module, Path(self.path))
+        super().exec_module(module)
+
+
+class _Finder:
+    """The `sys.meta_path` entry for all namespaces."""
+
+    @staticmethod
+    def find_spec(fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if not fullname.startswith(PREFIX):
+            return None
+        namespace = _namespaces.get(fullname.partition(".")[0])
+        return namespace.spec(fullname) if namespace else None
+
+
+def _install_finder() -> None:
+    if _Finder not in sys.meta_path:
+        sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file is edited: modification time in ns, and size; (0, 0) if gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0)
+    return (status.st_mtime_ns, status.st_size)
+
+
+def libraries(folder: Path, modules: Sequence[str]) -> set[str]:
+    """Top-level names imported by modules of `folder`, and by the siblings that they import.
+
+    Read from the sources without running them; a file that cannot be parsed is passed over
+    here, its import will say why.
+    """
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        for path in (folder / f"{name}.py", folder / name / "__init__.py"):
+            if path.is_file():
+                fresh = _imports(path) - found
+                found |= fresh
+                waiting.extend(fresh)
+    return found
+
+
+def _imports(path: Path) -> set[str]:
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return set()
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or ""} | {alias.name for alias in node.names if not node.module}
+            names |= {alias.name for alias in node.names if node.module == path.parent.name}
+    return {part for name in names for part in (name.partition(".")[0],) if part}

@@ -1,0 +1,124 @@
+"""`PARAMS`: the parameters of `conf/pipelines.yml` as a pipeline module sees them.
+
+`@parameterize(**PARAMS.add_int_col)` expands to `add_int_col={"col_name": value("foo")}` (one
+node, named after the function), and `PARAMS.add_int_col.col_name` is the plain value. Which
+parameters a module gets is decided by whoever loads it, never by global state: the loader sets
+them for the duration of the import, and a module imported by other means (a unit test, a
+notebook) gets those of the project that its file lies in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from fp_async import config
+from fp_async.errors import MissingParameterError, suggestion
+
+
+class FunctionParams:
+    """The parameters of one function: unpacks for `@parameterize`, attributes give the values."""
+
+    def __init__(self, flow: str, function: str, values: Mapping[str, Any]) -> None:
+        self._flow = flow
+        self._function = function
+        self._values = dict(values)
+
+    def keys(self) -> list[str]:
+        """The node's name, so that `**PARAMS.fn` works."""
+        return [self._function]
+
+    def __getitem__(self, function: str) -> dict[str, Any]:
+        if function != self._function:
+            raise KeyError(function)
+        from fp_async.dag import literal
+
+        return {name: literal(value) for name, value in self._values.items()}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            return self._values[name]
+        except KeyError:
+            where = f"params.{self._flow}.{self._function}.{name}"
+            raise _missing(where, name, self._values) from None
+
+    def __repr__(self) -> str:
+        return f"PARAMS.{self._function}({self._values})"
+
+
+class Params:
+    """The parameters of one pipeline; `PARAMS.<function>` and `PARAMS["<function>"]`."""
+
+    def __init__(self, flow: str, functions: Mapping[str, Mapping[str, Any] | None]) -> None:
+        self._flow = flow
+        self._functions = {
+            name: FunctionParams(flow, name, config.given(values))
+            for name, values in functions.items()
+        }
+
+    def __getattr__(self, name: str) -> FunctionParams:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            return self._functions[name]
+        except KeyError:
+            raise _missing(f"params.{self._flow}.{name}", name, self._functions) from None
+
+    def __getitem__(self, name: str) -> FunctionParams:
+        return getattr(self, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._functions
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._functions)
+
+    def __repr__(self) -> str:
+        return f"PARAMS({self._flow}: {', '.join(self._functions) or 'none'})"
+
+
+def _missing(where: str, name: str, valid: Mapping[str, object]) -> MissingParameterError:
+    return MissingParameterError(f"no entry {where} in conf/pipelines.yml{suggestion(name, valid)}")
+
+
+_loading: ContextVar[Params | None] = ContextVar("fp_async_params", default=None)
+
+
+@contextmanager
+def provided(params: Params) -> Iterator[None]:
+    """While modules are imported in this block, `load_params` gives them `params`."""
+    token = _loading.set(params)
+    try:
+        yield
+    finally:
+        _loading.reset(token)
+
+
+def load_params(file: str) -> Params:
+    """The parameters for the pipeline module at `file` (pass `__file__`).
+
+    Raises ConfigError where `conf/pipelines.yml` is wrong.
+    """
+    params = _loading.get()
+    if params is not None:
+        return params
+    path = Path(file).resolve()
+    settings = config.read(path.parent.parent, "pipelines.yml")
+    return resolve(settings, path.stem, config.DEFAULT_ENVIRONMENT, None)
+
+
+def resolve(
+    file: config.PipelinesFile,
+    flow: str,
+    environment: str,
+    override: Mapping[str, Mapping[str, Any]] | None,
+) -> Params:
+    """Parameters of `flow`: the file's, overlaid by the environment's, then by the call's."""
+    base = (file.params or {}).get(flow) or {}
+    settings = config.run_settings(file, flow, environment)
+    return Params(flow, config.merged(config.merged(base, settings.params or {}), override or {}))

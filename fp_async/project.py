@@ -1,0 +1,443 @@
+"""What the user holds: a project, its pipelines, and the functions of the public API.
+
+A `Project` held open keeps modules, DAGs and plans between runs, and, inside `async with`, warm
+child processes. The plain functions use one project per folder for the whole process and look
+at the files' times first, so that an edited pipeline is run as it is now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from fp_async import executors, scaffold
+from fp_async import config as configs
+from fp_async.child import Children
+from fp_async.errors import ProjectNotFoundError, UnknownNameError, UsageError
+from fp_async.flow import Flow, Progress, Request
+
+if TYPE_CHECKING:
+    from fp_async.checking import Report
+
+_KEPT_FLOWS = 64
+Params = Mapping[str, Mapping[str, Any]]
+
+
+class Project:
+    """The project at `path`, or the one that the working directory lies in.
+
+    Raises ProjectNotFoundError where there is none.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.root = _find(path)
+        self._flows: OrderedDict[Hashable, Flow] = OrderedDict()
+        self._stamps: dict[Path, tuple[int, int]] = {}
+        self._file: configs.PipelinesFile | None = None
+        self._children: dict[int | None, Children] = {}
+        self._open = False
+
+    async def __aenter__(self) -> Project:
+        self._open = True
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._open = False
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the child processes. Cancelling waits until they are reaped."""
+        while self._children:
+            await self._children.popitem()[1].close()
+
+    def __repr__(self) -> str:
+        return f"<Project {self.root} flows={len(self._flows)}{' open' if self._open else ''}>"
+
+    # Running --------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        name: str,
+        inputs: Mapping[str, Any] | None = None,
+        final_vars: Sequence[str] | str | None = None,
+        config: Mapping[str, Any] | None = None,
+        environment: str = configs.DEFAULT_ENVIRONMENT,
+        executor: str | configs.ExecutorSettings | None = None,
+        params: Params | None = None,
+        with_tracker: bool | None = None,
+        timeout: float | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
+        adapters: Sequence[Any] = (),
+        materializers: Sequence[Any] = (),
+    ) -> Any:
+        """Run a pipeline and return its final variables by name.
+
+        What is given here is laid over the settings of `environment`. `progress` is called on
+        the event loop with every `NodeEvent`. Cancelling cancels and awaits the nodes on the
+        loop, kills child processes and abandons sync nodes in threads. Raises InputError,
+        UnknownNameError, ConfigError, GraphError and PipelineImportError before anything has
+        started, NodeError and RunTimeoutError afterwards.
+        """
+        flow = self.flow(
+            name,
+            environment=environment,
+            config=config,
+            params=params,
+            adapters=adapters,
+            materializers=materializers,
+        )
+        if flow.settings.with_tracker if with_tracker is None else with_tracker:
+            raise UsageError("with_tracker: tracking is not part of this version yet")
+        request = self._request(flow, inputs, final_vars, overrides, executor, timeout, progress)
+        return await self._run(flow, request)
+
+    def _request(
+        self,
+        flow: Flow,
+        inputs: Mapping[str, Any] | None,
+        final_vars: Sequence[str] | str | None,
+        overrides: Mapping[str, Any] | None,
+        executor: str | configs.ExecutorSettings | None,
+        timeout: float | None,
+        progress: Progress | None,
+    ) -> Request:
+        settings = flow.settings
+        wanted = final_vars or settings.final_vars or ()
+        return Request(
+            inputs=inputs or {},
+            final_vars=(wanted,) if isinstance(wanted, str) else tuple(wanted),
+            overrides=overrides or {},
+            executor=executors.resolve(executor or settings.executor),
+            timeout=settings.timeout if timeout is None else timeout,
+            progress=progress,
+        )
+
+    async def _run(self, flow: Flow, request: Request) -> Any:
+        children = self._pool(request.executor)
+        try:
+            if flow.settings.retry is None:
+                return await flow.run(request, children)
+            return await _retried(flow.settings.retry, lambda: flow.run(request, children))
+        finally:
+            if children is not None and not self._open:
+                await self.aclose()
+
+    def _pool(self, executor: configs.ExecutorSettings) -> Children | None:
+        if executor.type != "processpool":
+            return None
+        workers = executor.max_workers
+        if workers not in self._children:
+            self._children[workers] = Children(workers)
+        return self._children[workers]
+
+    # Pipelines ------------------------------------------------------------------------------
+
+    def flow(
+        self,
+        name: str,
+        *,
+        environment: str = configs.DEFAULT_ENVIRONMENT,
+        config: Mapping[str, Any] | None = None,
+        params: Params | None = None,
+        adapters: Sequence[Any] = (),
+        materializers: Sequence[Any] = (),
+    ) -> Flow:
+        """The pipeline, loaded; cached as long as its arguments can be compared."""
+        key: Hashable = None
+        try:
+            key = (
+                name,
+                environment,
+                _frozen(config),
+                _frozen(params),
+                tuple(map(id, adapters)),
+                tuple(map(id, materializers)),
+            )
+            if key in self._flows:
+                self._flows.move_to_end(key)
+                return self._flows[key]
+        except TypeError:
+            key = None  # a value that cannot be hashed: build it anew
+        flow = self._load(name, environment, config or {}, params or {}, adapters, materializers)
+        if key is not None:
+            self._flows[key] = flow
+            if len(self._flows) > _KEPT_FLOWS:
+                self._flows.popitem(last=False)[1].namespace.unload()
+        return flow
+
+    def _load(
+        self,
+        name: str,
+        environment: str,
+        extra_config: Mapping[str, Any],
+        extra_params: Params,
+        adapters: Sequence[Any],
+        materializers: Sequence[Any],
+    ) -> Flow:
+        from fp_async import dag, modules
+        from fp_async.params import Params as PipelineParams
+
+        values = configs.merged(self.parameters(name, environment), extra_params)
+        settings = configs.run_settings(self.configuration, name, environment)
+        folder = self.root / "pipelines"
+        names = settings.modules or [name]
+        libraries = modules.libraries(folder, names)
+        dag.load_extensions(libraries)
+        namespace = modules.Namespace(folder, name, PipelineParams(name, values))
+        graph = dag.Graph(
+            name,
+            [namespace.load(module) for module in names],
+            configs.given(configs.merged(settings.config or {}, extra_config)),
+            adapters=adapters,
+            materializers=materializers,
+            allow_overrides=bool(settings.module_overrides),
+        )
+        return Flow(name, folder, settings, namespace, graph, values, libraries)
+
+    def parameters(self, name: str, environment: str) -> dict[str, Any]:
+        """The configured parameters of a pipeline in an environment, by function."""
+        self._require(name)
+        base = (self.configuration.params or {}).get(name) or {}
+        over = configs.run_settings(self.configuration, name, environment).params or {}
+        return configs.merged(base, over)
+
+    def planned(self, flow: Flow, **options: Any) -> builtins.list[str]:
+        """The nodes that a run with these options would compute; raises as `run` would."""
+        defaults = dict.fromkeys(
+            ("inputs", "final_vars", "overrides", "executor", "timeout", "progress")
+        )
+        plan = flow.plan(self._request(flow, **{**defaults, **options}))
+        return [*plan.names[plan.given :]]
+
+    def _require(self, name: str) -> None:
+        names = self.list()
+        if name not in names:
+            raise UnknownNameError("pipeline", name, names, where=f" in {self.root / 'pipelines'}")
+
+    @property
+    def configuration(self) -> configs.PipelinesFile:
+        """`conf/pipelines.yml`, read once. Raises ConfigError."""
+        if self._file is None:
+            self._file = configs.read(self.root, "pipelines.yml")
+        return self._file
+
+    def reload(self) -> None:
+        """Forget modules, DAGs and configuration; the next run reads the files again."""
+        for flow in self._flows.values():
+            flow.namespace.unload()
+        self._flows.clear()
+        self._file = None
+
+    def refresh(self) -> None:
+        """Reload what was edited since it was loaded."""
+        from fp_async.modules import stamp
+
+        conf = self.root / "conf" / "pipelines.yml"
+        if self._stamps.get(conf, now := stamp(conf)) != now:
+            self.reload()
+        self._stamps[conf] = now
+        for key in [key for key, flow in self._flows.items() if flow.namespace.changed()]:
+            self._flows.pop(key).namespace.unload()
+
+    def new(self, name: str, *, overwrite: bool = False) -> Path:
+        """Write a pipeline that runs at once; returns its file. See `scaffold`."""
+        path = scaffold.create_pipeline(self.root, name, overwrite=overwrite)
+        self.reload()
+        return path
+
+    add = new
+
+    def delete(self, name: str) -> builtins.list[Path]:
+        """Remove a pipeline's file and configuration; returns the files changed."""
+        changed = scaffold.delete_pipeline(self.root, name)
+        self.reload()
+        return changed
+
+    def list(self) -> builtins.list[str]:
+        """The names of the pipelines, sorted."""
+        return scaffold.pipeline_names(self.root)
+
+    def show(
+        self, name: str, format: str = "tree", environment: str = configs.DEFAULT_ENVIRONMENT
+    ) -> str | bytes:
+        """A picture of the DAG: tree, mermaid or dot as text; svg or png as bytes."""
+        from fp_async import pictures
+
+        return pictures.draw(self.flow(name, environment=environment), format)
+
+    def check(self) -> Report:
+        """Validate every file and pipeline; see `checking.Report`."""
+        from fp_async import checking
+
+        return checking.check(self)
+
+
+PipelineManager = Project
+
+
+class Pipeline:
+    """One pipeline of a project, with what every run of it shares.
+
+    `adapters` are Hamilton lifecycle adapters, `materializers` Hamilton's `to.*` and `from_.*`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        project: Project | str | Path | None = None,
+        *,
+        adapters: Sequence[Any] = (),
+        materializers: Sequence[Any] = (),
+    ) -> None:
+        self.name = name
+        self.project = project if isinstance(project, Project) else _shared(project)
+        self._held = isinstance(project, Project)
+        self._adapters = tuple(adapters)
+        self._materializers = tuple(materializers)
+
+    async def run(self, inputs: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """`Project.run` for this pipeline."""
+        if not self._held:
+            self.project.refresh()
+        options = {"adapters": self._adapters, "materializers": self._materializers, **options}
+        return await self.project.run(self.name, inputs, **options)
+
+    def show(self, format: str = "tree", **options: Any) -> str | bytes:
+        """`Project.show` for this pipeline."""
+        return self.project.show(self.name, format, **options)
+
+    def __repr__(self) -> str:
+        return f"<Pipeline {self.name} of {self.project.root}>"
+
+
+async def run(
+    name: str,
+    inputs: Mapping[str, Any] | None = None,
+    final_vars: Sequence[str] | str | None = None,
+    config: Mapping[str, Any] | None = None,
+    environment: str = configs.DEFAULT_ENVIRONMENT,
+    executor: str | configs.ExecutorSettings | None = None,
+    params: Params | None = None,
+    with_tracker: bool | None = None,
+    timeout: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    project: Project | str | Path | None = None,
+    **options: Any,
+) -> Any:
+    """Run a pipeline of `project` (default: of the working directory). See `Project.run`."""
+    if not isinstance(project, Project):
+        project = _shared(project)
+        project.refresh()
+    return await project.run(
+        name,
+        inputs,
+        final_vars,
+        config,
+        environment,
+        executor,
+        params,
+        with_tracker,
+        timeout,
+        overrides,
+        progress,
+        **options,
+    )
+
+
+def init(name: str | Path = ".", *, overwrite: bool = False) -> Project:
+    """Create a project in the folder `name`. See `scaffold.create_project`."""
+    root = Path(name).expanduser().resolve()
+    scaffold.create_project(root, overwrite=overwrite)
+    return Project(root)
+
+
+def new(name: str, *, overwrite: bool = False, project: str | Path | None = None) -> Path:
+    """Add a pipeline to the project of the working directory. See `Project.new`."""
+    return _shared(project).new(name, overwrite=overwrite)
+
+
+add = new
+
+
+def delete(name: str, *, project: str | Path | None = None) -> builtins.list[Path]:
+    """Remove a pipeline from the project of the working directory."""
+    return _shared(project).delete(name)
+
+
+def list(*, project: str | Path | None = None) -> builtins.list[str]:
+    """The pipelines of the project of the working directory."""
+    return _shared(project).list()
+
+
+def show(name: str, format: str = "tree", *, project: str | Path | None = None) -> str | bytes:
+    """A picture of a pipeline's DAG. See `Project.show`."""
+    shared = _shared(project)
+    shared.refresh()
+    return shared.show(name, format)
+
+
+def check(*, project: str | Path | None = None) -> Report:
+    """Validate the project of the working directory. See `checking.Report`."""
+    return Project(project).check()
+
+
+_projects: dict[Path, Project] = {}
+
+
+def _shared(path: str | Path | None) -> Project:
+    """The process-wide project for a folder, as the plain functions use it."""
+    root = _find(path)
+    if root not in _projects:
+        _projects[root] = Project(root)
+    return _projects[root]
+
+
+def _find(path: str | Path | None) -> Path:
+    start = Path(path or ".").expanduser().resolve()
+    for folder in (start, *(start.parents if path is None else ())):
+        if (folder / "conf" / "pipelines.yml").is_file() or (folder / "pipelines").is_dir():
+            return folder
+    hint = "create one with: flowerpower init my-project"
+    raise ProjectNotFoundError(
+        f"{start} is no project: no conf/pipelines.yml and no pipelines/; {hint}"
+    )
+
+
+def _frozen(value: Any) -> Hashable:
+    """A hashable image of plain data; raises TypeError for what has none."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return tuple((key, _frozen(item)) for key, item in value.items())
+    if isinstance(value, builtins.list | tuple):
+        return tuple(_frozen(item) for item in value)
+    hash(value)
+    return (type(value), value)
+
+
+async def _retried(retry: configs.Retry, run: Callable[[], Any]) -> Any:
+    from fp_async.errors import NodeError
+
+    failures = 0
+    while True:
+        try:
+            return await run()
+        except (NodeError, TimeoutError) as error:
+            failures += 1
+            cause = error.__cause__ if isinstance(error, NodeError) else error
+            if cause is None or not retry.wants(cause, failures):
+                raise
+        await asyncio.sleep(retry.delay(failures, random.random()))
