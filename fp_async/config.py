@@ -192,18 +192,45 @@ def schema() -> dict[str, Any]:
 
 def parse(text: str, name: str, env: Mapping[str, str]) -> Document:
     """Parse YAML with positions; a syntax error, a duplicate key or an unset variable raises."""
-    loader = yaml.CSafeLoader(text)
-    lines: dict[KeyPath, int] = {}
+    loader = _Loader(text)
+    document = Document(name, None, {})
     try:
         root = loader.get_single_node()
         if root is not None:
-            _prepare(root, (), lines, Document(name, None, lines), env, loader.resolve)
+            _Preparation(document, env, loader.resolve).visit(root, ())
         data = None if root is None else loader.construct_document(root)
     except yaml.YAMLError as error:
         raise _syntax_error(name, error) from error
     finally:
         loader.dispose()
-    return Document(name, {} if data is None else data, lines)
+    return Document(name, {} if data is None else data, document.lines)
+
+
+class _Loader(yaml.CSafeLoader):  # type: ignore[misc]
+    """Scalars as YAML 1.2 reads them (and the editor of `scaffold`): `on` is a word, 010 is ten.
+
+    PyYAML follows 1.1, where `retry: {on: [...]}` has the key True and 12:30 is 750.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [entry for entry in entries if not entry[0].endswith((":bool", ":int", ":float"))]
+        for first, entries in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_number(self, node: yaml.ScalarNode) -> int:
+        return int(node.value, 0) if node.value[:2] in ("0x", "0o") else int(node.value)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
+for _tag, _pattern, _first in (
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", "tTfF"),
+    ("int", r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)", "-+0123456789"),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))", "-+."),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(f"^{_pattern}$"), list(_first)
+    )
 
 
 def _syntax_error(name: str, error: yaml.YAMLError) -> ConfigError:
@@ -213,53 +240,56 @@ def _syntax_error(name: str, error: yaml.YAMLError) -> ConfigError:
     return ConfigError(f"{name}{at}: not valid YAML: {problem}")
 
 
-def _prepare(
-    node: yaml.Node,
-    path: KeyPath,
-    lines: dict[KeyPath, int],
-    document: Document,
-    env: Mapping[str, str],
-    resolve: Callable[..., str],
-) -> None:
-    """Record lines, refuse duplicate keys and put variables in, before anything is built."""
-    if isinstance(node, yaml.ScalarNode):
-        if "${" in node.value:
-            node.value = _interpolate(node.value, path, document, env)
-            if node.style is None:  # unquoted: 1883 from a variable is a number again
-                node.tag = resolve(yaml.ScalarNode, node.value, (True, False))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            lines[(*path, index)] = item.start_mark.line + 1
-            _prepare(item, (*path, index), lines, document, env, resolve)
-    elif isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = (*path, str(key.value))
-            if inner in lines:
-                raise document.error(inner, f"stands twice, here and on line {_line(key)}")
-            lines[inner] = _line(key)
-            _prepare(value, inner, lines, document, env, resolve)
+_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+class _Preparation:
+    """Records lines, refuses duplicate keys and puts variables in, before anything is built."""
+
+    def __init__(
+        self, document: Document, env: Mapping[str, str], resolve: Callable[..., str]
+    ) -> None:
+        self._document = document
+        self._env = env
+        self._resolve = resolve
+
+    def visit(self, node: yaml.Node, path: KeyPath) -> None:
+        if isinstance(node, yaml.ScalarNode) and "${" in node.value:
+            node.value = self._interpolate(node.value, path)
+            if not node.style:  # unquoted: 1883 from a variable is a number again
+                node.tag = self._resolve(yaml.ScalarNode, node.value, (True, False))
+        elif isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                self._document.lines[(*path, index)] = _line(item)
+                self.visit(item, (*path, index))
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                self._enter(key, value, (*path, str(key.value)))
+
+    def _enter(self, key: yaml.Node, value: yaml.Node, path: KeyPath) -> None:
+        if path in self._document.lines:
+            raise self._document.error(path, f"stands twice, here and on line {_line(key)}")
+        self._document.lines[path] = _line(key)
+        self.visit(value, path)
+
+    def _interpolate(self, text: str, path: KeyPath) -> str:
+        def replace(match: re.Match[str]) -> str:
+            name, default = match[1], match[2]
+            if name is None:  # $${ is a literal ${
+                return "${"
+            if self._env.get(name):
+                return self._env[name]
+            if default is None:
+                hint = f"export {name}, or write ${{{name}:-default}}"
+                text = f"environment variable {name} is not set ({hint})"
+                raise self._document.error(path, text)
+            return str(default)
+
+        return _VARIABLE.sub(replace, text)
 
 
 def _line(node: yaml.Node) -> int:
     return int(node.start_mark.line) + 1
-
-
-_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-
-
-def _interpolate(text: str, path: KeyPath, document: Document, env: Mapping[str, str]) -> str:
-    def replace(match: re.Match[str]) -> str:
-        name, default = match[1], match[2]
-        if name is None:  # $${ is a literal ${
-            return "${"
-        if env.get(name):
-            return env[name]
-        if default is None:
-            hint = f"export {name}, or write ${{{name}:-default}}"
-            raise document.error(path, f"environment variable {name} is not set ({hint})")
-        return default
-
-    return _VARIABLE.sub(replace, text)
 
 
 def validate(document: Document, struct: type[T]) -> T:
@@ -288,7 +318,7 @@ def _explain(message: str, data: Any, struct: Any) -> tuple[KeyPath, str]:
 
 
 def _concrete_path(where: str, data: Any, struct: Any) -> KeyPath:
-    """msgspec writes `[...]` for any key of a mapping; find the key that is really meant."""
+    """For any key of a mapping msgspec writes `[...]`; find the one that is really meant."""
     path: KeyPath = ()
     for attribute, index in re.findall(r"\.(\w+)|\[(\d+|\.\.\.)\]", where):
         inner = _at(data, path)

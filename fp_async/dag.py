@@ -66,6 +66,7 @@ class _Silence(logging.Filter):
     """Drops what Hamilton logs while we drive it: we raise the same, and without the advert."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        del record
         return not _quiet.get()
 
 
@@ -99,7 +100,7 @@ def load_extensions(libraries: Iterable[str]) -> None:
 @functools.cache
 def _load_extension(name: str) -> None:
     try:
-        registry.load_extension(name)  # type: ignore[arg-type]
+        registry.load_extension(name)
     except (ImportError, NotImplementedError):
         logging.getLogger("fp_async").debug("no Hamilton extension %s", name, exc_info=True)
 
@@ -134,6 +135,8 @@ class Graph:
         cycle = find_cycle(self.nodes)
         if cycle:
             raise GraphError(f"pipeline '{flow}' has a cycle: {' -> '.join(cycle)}")
+        special = (node.NodeType.EXPAND, node.NodeType.COLLECT)
+        self._dynamic = {n for n, node_ in self.hamilton.items() if node_.node_role in special}
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._told = not adapters
 
@@ -203,8 +206,7 @@ class Graph:
 
     def dynamic(self, names: Collection[str]) -> bool:
         """Whether one of the nodes is `Parallelizable` or `Collect`."""
-        special = (node.NodeType.EXPAND, node.NodeType.COLLECT)
-        return any(n in self.hamilton and self.hamilton[n].node_role in special for n in names)
+        return bool(self._dynamic) and not self._dynamic.isdisjoint(names)
 
     # Planning -------------------------------------------------------------------------------
 
@@ -301,9 +303,11 @@ class Graph:
 
     def hooks(self) -> RunHooks | None:
         """The adapters' hooks for one run; None where there is no adapter."""
-        return RunHooks(self.adapter_set, self.function_graph, str(uuid.uuid4())) if (
-            self.adapters
-        ) else None
+        return (
+            RunHooks(self.adapter_set, self.function_graph, str(uuid.uuid4()))
+            if (self.adapters)
+            else None
+        )
 
     async def prepare(self) -> None:
         """Initialise the adapters that ask for it and tell async ones of the graph, once."""

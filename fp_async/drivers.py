@@ -43,33 +43,31 @@ Fail = Callable[[str, dict[str, Any], BaseException], Exception]
 _controllers = Threads(limit=1000)
 
 
-class Witness(BasePostNodeExecute):
+class _Memory:
     """Remembers which node failed first, with which inputs."""
 
-    def __init__(self) -> None:
-        self.failed: tuple[str, dict[str, Any], BaseException] | None = None
+    failed: tuple[str, dict[str, Any], BaseException] | None = None
 
-    def post_node_execute(  # type: ignore[no-untyped-def]
-        self, *, run_id, node_, kwargs, success, error, result, task_id=None
-    ):
-        if error is not None and self.failed is None:
-            self.failed = (node_.name, dict(kwargs), error)
+    def remember(self, told: Mapping[str, Any]) -> None:
+        if told["error"] is not None and self.failed is None:
+            self.failed = (told["node_"].name, dict(told["kwargs"]), told["error"])
 
 
-class AsyncWitness(BasePostNodeExecuteAsync):
-    """The same for the AsyncDriver."""
+class Witness(_Memory, BasePostNodeExecute):
+    """The memory as a hook of the sync executors."""
 
-    def __init__(self) -> None:
-        self.failed: tuple[str, dict[str, Any], BaseException] | None = None
-
-    async def post_node_execute(  # type: ignore[no-untyped-def]
-        self, *, run_id, node_, kwargs, success, error, result, task_id=None
-    ):
-        if error is not None and self.failed is None:
-            self.failed = (node_.name, dict(kwargs), error)
+    def post_node_execute(self, **told: Any) -> None:
+        self.remember(told)
 
 
-def _error(witness: Witness | AsyncWitness, error: BaseException, fail: Fail) -> BaseException:
+class AsyncWitness(_Memory, BasePostNodeExecuteAsync):
+    """The memory as a hook of the AsyncDriver."""
+
+    async def post_node_execute(self, **told: Any) -> None:
+        self.remember(told)
+
+
+def _error(witness: _Memory, error: BaseException, fail: Fail) -> BaseException:
     """A NodeError where a node raised `error`, else the error itself."""
     return fail(*witness.failed) if witness.failed else error
 
@@ -106,8 +104,8 @@ class BlockingGraph:
         self.witness: ContextVar[Witness] = ContextVar("fp_async_witness")
         builder = graph.builder()
         if cache:
-            builder = builder.with_cache(path=cache) if isinstance(cache, str) else (
-                builder.with_cache()
+            builder = (
+                builder.with_cache(path=cache) if isinstance(cache, str) else (builder.with_cache())
             )
         built = builder.build()
         self._dynamic = graph.dynamic(graph.nodes)

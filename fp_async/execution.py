@@ -21,7 +21,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,7 +33,7 @@ from fp_async.errors import describe
 from fp_async.plan import Plan
 from fp_async.threads import Threads, in_thread
 
-_ABSENT: Any = object()
+_NOTHING = -1
 _HOOK_GRACE = 5.0  # seconds that async hooks get to hear of a cancelled node
 
 log = logging.getLogger("fp_async")
@@ -101,10 +101,11 @@ class Execution:
         self._values += [None] * (len(plan.names) - plan.given)
         self._waiting = list(plan.waiting)
         self._uses = list(plan.uses)
-        self._unfinished = len(plan.names) - plan.given
+        self._unfinished = plan.sinks
         self._ready: deque[int] = deque()
         self._queued: deque[int] = deque()
-        self._running: set[int] = set()
+        self._handed: deque[tuple[int, Awaitable[Any]]] = deque()  # from threads to the loop
+        self._places: set[_Place] = set()
         self._lock = threading.Lock()
         self._recruits = 0  # walkers created that have not begun
         self._hires = 0  # drainers submitted that have not begun
@@ -114,13 +115,17 @@ class Execution:
         self._waking = False  # _woken is on its way to the loop
         self._events: deque[NodeEvent] = deque()
         self._flushing = False
-        self._begin, self._to_thread = self._choose()
+        self.watched = setup.progress is not None
+        self._straight = False
+        self._to_thread = self._threaded()
+        call, self._complete = self._bind()
+        self._begin = self._chosen(call)
 
     @property
     def running(self) -> tuple[str, ...]:
         """Names of the nodes that are running now; after a cut, of those in threads."""
-        with self._lock:
-            return tuple(sorted(self._plan.names[i] for i in self._running))
+        slots = {place.slot for place in tuple(self._places)} - {_NOTHING}
+        return tuple(sorted(self._plan.names[slot] for slot in slots))
 
     async def run(self) -> dict[str, Any]:
         """Run to the end and return the final variables' values, in the order asked for.
@@ -129,6 +134,8 @@ class Execution:
         cancels the nodes on the loop, awaits them, and abandons sync nodes in threads: their
         results are discarded and `running` names them.
         """
+        if self._straight:
+            return await self._run_straight()
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._finished: asyncio.Future[None] = self._loop.create_future()
@@ -141,11 +148,42 @@ class Execution:
             if self._error is None:
                 raise
         finally:
-            self._stopped = True
-            self._flush()
+            self._end()
         if self._error is not None:
             raise self._error
+        return self._results()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._stopped = True
+            while self._handed:
+                _close(self._handed.popleft()[1])
+        self._flush()
+
+    def _results(self) -> dict[str, Any]:
         return {name: self._values[slot] for name, slot in self._plan.finals}
+
+    async def _run_straight(self) -> dict[str, Any]:
+        """All nodes are sync and inline: one pass, with nothing to decide or to count."""
+        plan, values = self._plan, self._values
+        calls, arguments, last_uses = plan.calls, plan.arguments, plan.last_uses
+        slot = _NOTHING
+        try:
+            for slot in plan.order:
+                kwargs = {name: values[source] for name, source in arguments[slot]}
+                value = calls[slot](**kwargs)  # type: ignore[misc]
+                del kwargs
+                if hasattr(type(value), "__await__"):
+                    value = await value
+                values[slot] = value
+                del value
+                for source in last_uses[slot]:
+                    values[source] = None
+        except BaseException as error:
+            if _is_cut(error):
+                raise
+            raise self._failed(slot, error)  # noqa: B904 - its cause is set, and trimmed
+        return self._results()
 
     async def _lead(self) -> None:
         try:
@@ -160,23 +198,33 @@ class Execution:
 
     # Deciding what is next ------------------------------------------------------------------
 
-    def _choose(self) -> tuple[Callable[[int], Any], tuple[bool, ...]]:
-        """How a node is begun, and which nodes go to threads."""
+    def _threaded(self) -> tuple[bool, ...]:
+        """Which nodes threads take by themselves; the rest begins on the loop."""
         plan, setup = self._plan, self._setup
-        hooks = setup.hooks
-        if hooks and (hooks.before_async or hooks.after_async):
-            return self._supervise, (False,) * len(plan.names)
-        observed = hooks is not None or setup.progress is not None
-        begin = self._observe if observed else self._call
-        apart = setup.threads is not None and setup.remote is None
-        special = [name in setup.policies for name in plan.names]
-        to_thread = tuple(
-            apart and not is_async and not other
-            for is_async, other in zip(plan.is_async, special, strict=True)
+        if setup.threads is None or setup.remote is not None or self._awaits_hooks:
+            return (False,) * len(plan.names)
+        if not setup.policies:
+            return plan.is_sync
+        return tuple(
+            sync and name not in setup.policies
+            for sync, name in zip(plan.is_sync, plan.names, strict=True)
         )
-        if setup.remote is not None or any(special):
-            return partial(self._begin_special, begin), to_thread
-        return begin, to_thread
+
+    @property
+    def _awaits_hooks(self) -> bool:
+        hooks = self._setup.hooks
+        return hooks is not None and bool(hooks.before_async or hooks.after_async)
+
+    def _chosen(self, call: Callable[[int], Any]) -> Callable[[int], Any]:
+        """How a node is begun: as lightly as hooks, events, policies and place allow."""
+        setup = self._setup
+        if self._awaits_hooks:
+            return self._supervise
+        begin = self._observe if setup.hooks or self.watched else call
+        if setup.remote is not None or not setup.policies.keys().isdisjoint(self._plan.names):
+            return partial(self._begin_special, begin)
+        self._straight = begin is call and setup.threads is None and not any(self._plan.is_async)
+        return begin
 
     def _begin_special(self, begin: Callable[[int], Any], slot: int) -> Any:
         plan, setup = self._plan, self._setup
@@ -191,22 +239,47 @@ class Execution:
         else:
             self._ready.append(slot)
 
-    def _complete(self, slot: int, value: Any) -> None:
-        """Store a value, drop those it was the last to use, and enqueue what waited for it."""
-        values, uses, waiting = self._values, self._uses, self._waiting
-        if uses[slot]:
+    def _bind(self) -> tuple[Callable[[int], Any], Callable[[int, Any], None]]:
+        """The two functions called for every node, with all that they need in their cells."""
+        plan, values, queued, to_thread = self._plan, self._values, self._queued, self._to_thread
+        calls, arguments, counted = plan.calls, plan.arguments, plan.counted
+        follows, sole_uses = plan.follows, plan.sole_uses
+
+        def call(slot: int) -> Any:
+            named = arguments[slot]
+            if not named:
+                return calls[slot]()  # type: ignore[misc]
+            return calls[slot](**{name: values[source] for name, source in named})  # type: ignore[misc]
+
+        def complete(slot: int, value: Any) -> None:
             values[slot] = value
-        plan = self._plan
-        for _, source in plan.arguments[slot]:
+            for source in sole_uses[slot]:
+                values[source] = None
+            for dependent in follows[slot]:
+                if to_thread[dependent]:
+                    queued.append(dependent)
+                else:
+                    self._enqueue(dependent)
+            if counted[slot]:
+                with self._lock:
+                    self._count(slot)
+
+        return call, complete
+
+    def _count(self, slot: int) -> None:
+        """The part of completing a node that other threads may be at too."""
+        plan, uses, waiting = self._plan, self._uses, self._waiting
+        for source in plan.shared_uses[slot]:
             uses[source] -= 1
             if not uses[source]:
-                values[source] = None
-        for dependent in plan.dependents[slot]:
+                self._values[source] = None
+        joins = plan.joins[slot]
+        for dependent in joins:
             waiting[dependent] -= 1
             if not waiting[dependent]:
                 self._enqueue(dependent)
-        self._unfinished -= 1
-        self._running.discard(slot)
+        if not joins and not plan.follows[slot]:
+            self._unfinished -= 1
 
     def _kwargs(self, slot: int) -> dict[str, Any]:
         values = self._values
@@ -215,7 +288,6 @@ class Execution:
     def _failed(self, slot: int, error: BaseException) -> BaseException:
         """Remember the first error as a NodeError; later ones are its consequences."""
         self._stopped = True
-        self._running.discard(slot)
         if self._error is None:
             self._error = self._fail(self._plan.names[slot], self._kwargs(slot), error)
         return self._error
@@ -224,52 +296,59 @@ class Execution:
 
     async def _walk(self) -> None:
         """Take ready nodes until there is none, and go on with what each one makes ready."""
-        ready, lock = self._ready, self._lock
-        while ready and not self._stopped:
-            with lock:
-                slot = ready.popleft()
-                self._running.add(slot)
-            if ready and self._recruits < 2:
-                self._recruit()
-            try:
-                value = self._begin(slot)
+        ready, place = self._ready, _Place()
+        begin, complete = self._begin, self._complete
+        self._places.add(place)
+        try:
+            while ready and not self._stopped:
+                slot = place.slot = ready.popleft()
+                if ready and self._recruits < 2:
+                    self._recruit()
+                value = begin(slot)
                 if hasattr(type(value), "__await__"):
                     value = await value
-            except BaseException as error:
-                self._give_up(slot, error)
-                raise
-            with lock:
-                self._complete(slot, value)
+                complete(slot, value)
+                del value
                 if self._queued and not self._hires:
                     self._hire()
-            del value
-        if not self._unfinished and not self._finished.done():
-            self._finished.set_result(None)
+        except BaseException as error:
+            self._give_up(place.slot, error)
+            raise
+        finally:
+            self._places.discard(place)
+        self._check_end()
 
-    async def _adopt(self, slot: int, value: Awaitable[Any]) -> None:
+    async def _adopt(self) -> None:
         """Go on with a node whose sync function, called in a thread, gave an awaitable.
 
         A decorator around a coroutine function can hide that it is one.
         """
+        slot, value = self._handed.popleft()
+        place = _Place(slot)
+        self._places.add(place)
         try:
             result = await value
         except BaseException as error:
             self._give_up(slot, error)
             raise
-        with self._lock:
-            self._complete(slot, result)
-            if self._queued and not self._hires:
-                self._hire()
+        finally:
+            self._places.discard(place)
+        self._complete(slot, result)
         del result, value
+        if self._queued and not self._hires:
+            self._hire()
         await self._walk()
 
     def _give_up(self, slot: int, error: BaseException) -> None:
         """Raise the NodeError for an error of the node; leave our own cancellation alone."""
-        with self._lock:
-            self._running.discard(slot)
-            self._closing = True
-            if not _is_cut(error):
+        self._closing = True
+        if not _is_cut(error):
+            with self._lock:
                 raise self._failed(slot, error)
+
+    def _check_end(self) -> None:
+        if not self._unfinished and not self._finished.done():
+            self._finished.set_result(None)
 
     def _recruit(self) -> None:
         self._recruits += 1
@@ -288,8 +367,8 @@ class Execution:
             self._tasks.create_task(self._abort(self._error))
         elif self._ready and not self._recruits and not self._stopped:
             self._recruit()
-        elif not self._unfinished:
-            self._finished.set_result(None)
+        else:
+            self._check_end()
 
     async def _abort(self, error: BaseException) -> None:
         raise error
@@ -298,54 +377,54 @@ class Execution:
 
     def _hire(self) -> None:
         assert self._setup.threads is not None
-        self._hires += 1
+        with self._lock:
+            self._hires += 1
         self._setup.threads.submit(partial(self._context.copy().run, self._drain))
 
     def _drain(self) -> None:
         """Take queued nodes until there is none, and go on with what each one makes ready."""
         with self._lock:
             self._hires -= 1
-            slot = self._next()
-        while slot is not _ABSENT:
-            try:
-                value = self._begin(slot)
-            except BaseException as error:  # sys.exit() in a node must not end a thread silently
-                with self._lock:
-                    stopped = self._stopped
-                    self._failed(slot, error)
-                return None if stopped else self._on_loop(self._woken)
-            if hasattr(type(value), "__await__"):
-                return self._hand_over(slot, value)
-            with self._lock:
-                self._complete(slot, value)
+        queued, ready, place = self._queued, self._ready, _Place()
+        begin, complete = self._begin, self._complete
+        self._places.add(place)
+        try:
+            while not self._stopped:
+                try:
+                    slot = place.slot = queued.popleft()
+                except IndexError:  # another thread was faster
+                    return None
+                if queued and not self._hires:
+                    self._hire()
+                value = begin(slot)
+                if hasattr(type(value), "__await__"):
+                    return self._hand_over(slot, value)
+                complete(slot, value)
                 del value
-                wake = (self._ready or not self._unfinished) and not self._waking
-                self._waking = self._waking or bool(wake)
-                slot = self._next()
-            if wake:
+                if (ready or not self._unfinished) and not self._waking:
+                    self._waking = True
+                    self._on_loop(self._woken)
+        except BaseException as error:  # sys.exit() in a node must not end a thread silently
+            with self._lock:
+                stopped = self._stopped
+                self._failed(place.slot, error)
+            if not stopped:
                 self._on_loop(self._woken)
-
-    def _next(self) -> int:
-        """The next queued node, marked as running; recruits another thread if more is queued."""
-        if not self._queued or self._stopped:
-            return _ABSENT  # type: ignore[no-any-return]
-        slot = self._queued.popleft()
-        self._running.add(slot)
-        if self._queued and not self._hires:
-            self._hire()
-        return slot
+        finally:
+            self._places.discard(place)
 
     def _hand_over(self, slot: int, value: Awaitable[Any]) -> None:
-        def adopt() -> None:
-            if self._stopped:
-                getattr(value, "close", lambda: None)()  # a coroutine that nobody awaits any more
-            else:
-                self._tasks.create_task(self._adopt(slot, value))
-
-        self._on_loop(adopt)
         with self._lock:
-            if self._queued and not self._hires:
-                self._hire()
+            if self._stopped:
+                return _close(value)
+            self._handed.append((slot, value))
+        self._on_loop(self._take_over)
+        if self._queued and not self._hires:
+            self._hire()
+
+    def _take_over(self) -> None:
+        if not self._closing:
+            self._tasks.create_task(self._adopt())
 
     def _on_loop(self, function: Callable[[], object]) -> None:
         try:
@@ -354,11 +433,6 @@ class Execution:
             self._stopped = True  # the loop is closed: an abandoned node outlived it
 
     # Calling a node -------------------------------------------------------------------------
-
-    def _call(self, slot: int) -> Any:
-        values = self._values
-        kwargs = {name: values[source] for name, source in self._plan.arguments[slot]}
-        return self._plan.calls[slot](**kwargs)  # type: ignore[misc]
 
     def _execute(self, slot: int, kwargs: dict[str, Any]) -> Any:
         hooks = self._setup.hooks
@@ -376,18 +450,9 @@ class Execution:
             watch.after(None, error)
             raise
         if hasattr(type(value), "__await__"):
-            return self._observe_rest(watch, value)
+            return _Rest(watch, value)
         watch.after(value, None)
         return value
-
-    async def _observe_rest(self, watch: _Watch, value: Awaitable[Any]) -> Any:
-        try:
-            result = await value
-        except BaseException as error:
-            watch.after(None, error)
-            raise
-        watch.after(result, None)
-        return result
 
     async def _supervise(self, slot: int) -> Any:
         """Call a node with everything around it: async hooks, timeout, retry, another place."""
@@ -419,7 +484,8 @@ class Execution:
                 failures += 1
                 if policy.retry is None or not policy.retry.wants(error, failures):
                     raise
-                self.emit(NodeEvent(watch.name, "retrying", watch.seconds, describe(error)))
+                if self.watched:
+                    self.emit(NodeEvent(watch.name, "retrying", watch.seconds, describe(error)))
             await asyncio.sleep(policy.retry.delay(failures, random.random()))
 
     async def _attempt(self, slot: int, kwargs: dict[str, Any], timeout: float | None) -> Any:
@@ -447,8 +513,6 @@ class Execution:
 
     def emit(self, event: NodeEvent) -> None:
         """Queue an event for the progress callback, which is always called on the loop."""
-        if self._setup.progress is None:
-            return
         self._events.append(event)
         if not self._flushing:
             self._flushing = True
@@ -463,7 +527,7 @@ class Execution:
             except Exception:
                 log.exception("the progress callback failed; the run goes on without events")
                 self._events.clear()
-                self.emit = lambda event: None  # type: ignore[method-assign]
+                self.watched = False
 
 
 class _Watch:
@@ -483,18 +547,60 @@ class _Watch:
         return time.perf_counter() - self._started
 
     def before(self) -> None:
-        self._execution.emit(NodeEvent(self.name, "started"))
+        if self._execution.watched:
+            self._execution.emit(NodeEvent(self.name, "started"))
         if self._hooks and self._hooks.before:
             self._hooks.before(self.name, self.kwargs)
 
     def after(self, value: Any, error: BaseException | None) -> None:
+        if self._execution.watched:
+            self._execution.emit(self._ended(error))
+        if self._hooks and self._hooks.after:
+            self._hooks.after(self.name, self.kwargs, value, error)
+
+    def _ended(self, error: BaseException | None) -> NodeEvent:
         status, text = "succeeded", ""
         if error is not None:
             cut = isinstance(error, asyncio.CancelledError)
             status, text = ("cancelled", "") if cut else ("failed", describe(error))
-        self._execution.emit(NodeEvent(self.name, status, self.seconds, text))
-        if self._hooks and self._hooks.after:
-            self._hooks.after(self.name, self.kwargs, value, error)
+        return NodeEvent(self.name, status, self.seconds, text)
+
+
+class _Rest:
+    """The rest of a watched node that gave an awaitable; can be closed without being awaited."""
+
+    __slots__ = ("_value", "_watch")
+
+    def __init__(self, watch: _Watch, value: Awaitable[Any]) -> None:
+        self._watch = watch
+        self._value = value
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        try:
+            result = yield from self._value.__await__()
+        except BaseException as error:
+            self._watch.after(None, error)
+            raise
+        self._watch.after(result, None)
+        return result
+
+    def close(self) -> None:
+        _close(self._value)
+
+
+class _Place:
+    """Where a walker or a drainer is."""
+
+    __slots__ = ("slot",)
+
+    def __init__(self, slot: int = _NOTHING) -> None:
+        self.slot = slot
+
+
+def _close(value: Any) -> None:
+    """A coroutine that nobody will await says so to itself, not to the user."""
+    if hasattr(value, "close"):
+        value.close()
 
 
 def _is_cut(error: BaseException) -> bool:

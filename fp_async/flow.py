@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from fp_async import executors, frames
-from fp_async.child import Children, ChildDiedError, GraphSpec, RemoteTracebackError
+from fp_async.child import ChildDiedError, Children, GraphSpec, RemoteTracebackError
 from fp_async.config import ExecutorSettings, RunSettings, given
 from fp_async.errors import (
     InputError,
@@ -62,7 +62,7 @@ class Flow:
         namespace: Namespace,
         graph: Graph,
         params: Mapping[str, Any],
-        libraries: Sequence[str],
+        libraries: Collection[str],
     ) -> None:
         self.name = name
         self.folder = folder
@@ -145,9 +145,7 @@ class Flow:
                 return await run()
         except asyncio.CancelledError:
             if left := running():
-                log.warning(
-                    "run of '%s' was cancelled; abandoned in threads: %s", self.name, left
-                )
+                log.warning("run of '%s' was cancelled; abandoned in threads: %s", self.name, left)
             raise
         except TimeoutError as error:
             if not scope.expired():
@@ -163,9 +161,7 @@ class Flow:
         graph = self.graph
         return bool(self.settings.cache) or graph.wants_driver() or graph.dynamic(plan.names)
 
-    def _setup(
-        self, request: Request, hooks: RunHooks | None, children: Children | None
-    ) -> Setup:
+    def _setup(self, request: Request, hooks: RunHooks | None, children: Children | None) -> Setup:
         node_hooks = hooks.for_nodes() if hooks else None
         executor = request.executor
         threads = None
@@ -178,7 +174,8 @@ class Flow:
                     "an adapter executes nodes itself (do_node_execute), which executor "
                     "'processpool' cannot honour; use 'threadpool' or 'local'"
                 )
-            assert children is not None
+            if children is None:
+                raise UsageError("executor 'processpool' needs the project's child processes")
             remote = partial(children.call, self._spec_for_children())
         return Setup(threads, remote, node_hooks, request.progress, self.settings.nodes or {})
 
@@ -212,9 +209,7 @@ class Flow:
         cause = error.__cause__
         line = cause.line if isinstance(cause, RemoteTracebackError) else ""
         kind = NodeCrashedError if isinstance(error, ChildDiedError) else NodeError
-        failure = kind(
-            self.name, node, error, inputs, line or frames.user_line(error, self.folder)
-        )
+        failure = kind(self.name, node, error, inputs, line or frames.user_line(error, self.folder))
         failure.__cause__ = frames.trim(error)
         return failure
 

@@ -51,4 +51,4 @@ def _format(file: str, line: int, folder: Path) -> str:
 
 
 def _is_machinery(file: str) -> bool:
-    return file.startswith(_OURS) or _HAMILTON in file or file.startswith("<frozen importlib")
+    return file.startswith((_OURS, "<frozen importlib")) or _HAMILTON in file

@@ -20,6 +20,8 @@ class RunHooks:
         self._adapters = adapters
         self._graph = function_graph
         self.run_id = run_id
+        self._pre = [a.pre_node_execute for a in adapters.sync_hooks.get("pre_node_execute", ())]
+        self._post = [a.post_node_execute for a in adapters.sync_hooks.get("post_node_execute", ())]
 
     # Around the run -------------------------------------------------------------------------
 
@@ -90,13 +92,16 @@ class RunHooks:
         return None if hooks == Hooks() else hooks
 
     def _before(self, name: str, kwargs: dict[str, Any]) -> None:
-        self._adapters.call_all_lifecycle_hooks_sync("pre_node_execute", **self._node(name, kwargs))
+        node = self._graph.nodes[name]
+        for hook in self._pre:
+            hook(run_id=self.run_id, node_=node, kwargs=kwargs, task_id=None)
 
     def _after(
         self, name: str, kwargs: dict[str, Any], value: Any, error: BaseException | None
     ) -> None:
         told = self._node(name, kwargs) | _outcome(value, error)
-        self._adapters.call_all_lifecycle_hooks_sync("post_node_execute", **told)
+        for hook in self._post:
+            hook(**told)
 
     async def _before_async(self, name: str, kwargs: dict[str, Any]) -> None:
         for adapter in self._adapters.async_hooks["pre_node_execute"]:

@@ -146,7 +146,7 @@ class _Finder:
     """The `sys.meta_path` entry for all namespaces."""
 
     @staticmethod
-    def find_spec(fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    def find_spec(fullname: str, *_: object) -> ModuleSpec | None:
         if not fullname.startswith(PREFIX):
             return None
         namespace = _namespaces.get(fullname.partition(".")[0])
@@ -155,7 +155,7 @@ class _Finder:
 
 def _install_finder() -> None:
     if _Finder not in sys.meta_path:
-        sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _Finder)
 
 
 def stamp(path: Path) -> tuple[int, int]:

@@ -70,7 +70,7 @@ class Params:
             raise _missing(f"params.{self._flow}.{name}", name, self._functions) from None
 
     def __getitem__(self, name: str) -> FunctionParams:
-        return getattr(self, name)
+        return self.__getattr__(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._functions

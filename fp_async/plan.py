@@ -7,7 +7,7 @@ call with which slots, who waits for whom, and after how many uses a value may b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +30,21 @@ class Plan:
     given: int  # slots below this one are filled before the run starts
     calls: tuple[Callable[..., Any] | None, ...]
     is_async: tuple[bool, ...]
+    is_sync: tuple[bool, ...]
     arguments: tuple[tuple[tuple[str, int], ...], ...]
-    dependents: tuple[tuple[int, ...], ...]
-    waiting: tuple[int, ...]  # computed nodes that each slot waits for
-    uses: tuple[int, ...]  # readers of each slot; a final variable has one more
+    order: tuple[int, ...]  # the computed slots, each after all that it reads
+    last_uses: tuple[tuple[int, ...], ...]  # in that order, the slots nobody reads afterwards
+    # When the order is not known beforehand. Most slots have one reader and wait for one other:
+    # they need no counting, and in threads no lock.
+    follows: tuple[tuple[int, ...], ...]  # those that wait for this slot alone
+    joins: tuple[tuple[int, ...], ...]  # those that wait for others too ...
+    waiting: tuple[int, ...]  # ... and for how many
+    sole_uses: tuple[tuple[int, ...], ...]  # what this slot alone reads
+    shared_uses: tuple[tuple[int, ...], ...]  # what it reads beside others ...
+    uses: tuple[int, ...]  # ... and how many do; a final variable has one more
+    counted: tuple[bool, ...]  # whether completing a slot touches a count
     roots: tuple[int, ...]  # computed slots that wait for nothing
+    sinks: int  # computed slots that nobody waits for: the run ends when they have
     finals: tuple[tuple[str, int], ...]
     missing: tuple[str, ...]  # required inputs that nobody gives
     unused: tuple[str, ...]  # given names that no needed node reads
@@ -45,38 +55,81 @@ def compile_plan(
 ) -> Plan:
     """Plan the computation of `final_vars` (which must exist or be given) from `given` names."""
     provided = frozenset(given)
-    order, missing = _needed(nodes, final_vars, provided)
-    computed = [name for name in order if name not in provided]
-    read = {name for name in order if name in provided}
-    names = (*sorted(read), *computed)
+    needed, missing = _needed(nodes, final_vars, provided)
+    computed = [name for name in needed if name not in provided]
+    read = sorted(name for name in needed if name in provided)
+    names = (*read, *computed)
     slot = {name: index for index, name in enumerate(names)}
-    arguments = [_arguments(nodes, name, slot, len(read)) for name in names]
+    first = len(read)
+    arguments = tuple(_arguments(nodes, name, slot, first) for name in names)
+    sources = [tuple(dict.fromkeys(source for _, source in inputs)) for inputs in arguments]
     dependents: list[list[int]] = [[] for _ in names]
-    uses = [0] * len(names)
-    waiting = [0] * len(names)
-    for index, inputs in enumerate(arguments):
-        for source in dict.fromkeys(source for _, source in inputs):
-            uses[source] += 1
-            if source >= len(read):
-                dependents[source].append(index)
-                waiting[index] += 1
+    for index, slots in enumerate(sources):
+        for source in slots:
+            dependents[source].append(index)
+    waiting = [sum(source >= first for source in slots) for slots in sources]
     finals = tuple((name, slot[name]) for name in dict.fromkeys(final_vars) if name in slot)
-    for _, index in finals:
-        uses[index] += 1
+    kept = {index for _, index in finals}
+    uses = [len(readers) + (index in kept) for index, readers in enumerate(dependents)]
+    order = _topological(dependents, waiting, first)
+    shared_uses = tuple(tuple(s for s in slots if uses[s] > 1) for slots in sources)
+    joins = [
+        [d for d in slots if waiting[d] > 1 and index >= first]
+        for index, slots in enumerate(dependents)
+    ]
+    is_async = tuple(name in nodes and nodes[name].is_async for name in names)
     return Plan(
         names=names,
-        given=len(read),
+        given=first,
         calls=tuple(nodes[name].call if name in nodes else None for name in names),
-        is_async=tuple(name in nodes and nodes[name].is_async for name in names),
-        arguments=tuple(arguments),
-        dependents=tuple(tuple(slots) for slots in dependents),
+        is_async=is_async,
+        is_sync=tuple(not flag for flag in is_async),
+        arguments=arguments,
+        order=order,
+        last_uses=_last_uses(sources, order, kept),
+        follows=tuple(
+            tuple(d for d in slots if waiting[d] == 1) if index >= first else ()
+            for index, slots in enumerate(dependents)
+        ),
+        joins=tuple(tuple(slots) for slots in joins),
         waiting=tuple(waiting),
+        sole_uses=tuple(tuple(s for s in slots if uses[s] == 1) for slots in sources),
+        shared_uses=shared_uses,
         uses=tuple(uses),
-        roots=tuple(i for i in range(len(read), len(names)) if not waiting[i]),
+        counted=tuple(
+            bool(shared_uses[index] or joins[index] or not slots)
+            for index, slots in enumerate(dependents)
+        ),
+        roots=tuple(index for index in order if not waiting[index]),
+        sinks=sum(not dependents[index] for index in order),
         finals=finals,
         missing=tuple(missing),
-        unused=tuple(sorted(provided - read)),
+        unused=tuple(sorted(provided - set(read))),
     )
+
+
+def _topological(
+    dependents: Sequence[Sequence[int]], waiting: Sequence[int], first: int
+) -> tuple[int, ...]:
+    left = list(waiting)
+    order = [index for index in range(first, len(left)) if not left[index]]
+    for index in order:  # grows while it is read
+        for dependent in dependents[index]:
+            left[dependent] -= 1
+            if not left[dependent]:
+                order.append(dependent)
+    return tuple(order)
+
+
+def _last_uses(
+    sources: Sequence[Sequence[int]], order: Sequence[int], kept: Collection[int]
+) -> tuple[tuple[int, ...], ...]:
+    seen = set(kept)
+    result: list[tuple[int, ...]] = [()] * len(sources)
+    for index in reversed(order):
+        result[index] = tuple(source for source in sources[index] if source not in seen)
+        seen.update(sources[index])
+    return tuple(result)
 
 
 def _needed(

@@ -14,10 +14,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from fp_async import executors, scaffold
 from fp_async import config as configs
+from fp_async import executors, scaffold
 from fp_async.child import Children
 from fp_async.errors import ProjectNotFoundError, UnknownNameError, UsageError
 from fp_async.flow import Flow, Progress, Request
@@ -43,7 +43,7 @@ class Project:
         self._children: dict[int | None, Children] = {}
         self._open = False
 
-    async def __aenter__(self) -> Project:
+    async def __aenter__(self) -> Self:
         self._open = True
         return self
 

@@ -76,7 +76,10 @@ def delete_pipeline(root: Path, name: str) -> list[Path]:
     """
     changed = []
     with _file_errors(root):
-        for file, sections in (("pipelines.yml", ("params", "run")), ("tracker.yml", ("pipeline",))):
+        for file, sections in (
+            ("pipelines.yml", ("params", "run")),
+            ("tracker.yml", ("pipeline",)),
+        ):
             path = root / "conf" / file
             text = path.read_text(encoding="utf-8") if path.exists() else ""
             if text and any(name in _section(text, section) for section in sections):

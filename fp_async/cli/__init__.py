@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -115,7 +116,7 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def base_dir(function: Any) -> Any:
+def base_dir(function: Callable[..., Any]) -> Any:
     """`--base-dir`, which every command has."""
     return click.option(
         "--base-dir",

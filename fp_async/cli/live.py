@@ -6,14 +6,14 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
 if TYPE_CHECKING:
     from fp_async.execution import NodeEvent
 
-_MARKS = {"succeeded": "✓", "failed": "✗", "cancelled": "–", "retrying": "↻"}
+_MARKS = {"succeeded": "✓", "failed": "✗", "cancelled": "-", "retrying": "↻"}
 _STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "retrying": "yellow"}
 _FINISHED_SHOWN = 12
 
@@ -29,7 +29,7 @@ class Progress:
         self._finished: list[NodeEvent] = []
         self._live: Any = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live

@@ -15,10 +15,10 @@ import click
 from fp_async.cli import base_dir, fail
 from fp_async.config import DEFAULT_ENVIRONMENT
 from fp_async.errors import NodeError, UsageError
-from fp_async.typed import Text, coerce, parse_assignments
+from fp_async.typed import coerce, parse_assignments
 
 
-def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def run_options(function: Callable[..., Any]) -> Any:
     """The options of every command that runs a pipeline."""
     options = (
         click.option(
@@ -41,12 +41,15 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Which settings of conf/pipelines.yml to use.",
         ),
         click.option("--executor", help="threadpool (default), local, processpool, hamilton."),
-        click.option("--with-tracker/--no-tracker", default=None, help="Report to the Hamilton UI."),
+        click.option(
+            "--with-tracker/--no-tracker", default=None, help="Report to the Hamilton UI."
+        ),
         click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS"),
     )
+    decorated: Any = base_dir(function)
     for option in reversed(options):
-        function = option(function)
-    return base_dir(function)
+        decorated = option(decorated)
+    return decorated
 
 
 @click.command()
@@ -61,7 +64,7 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 @click.option("--traceback", "with_traceback", is_flag=True, help="Your code's traceback too.")
 def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options: Any) -> None:
-    """Run pipeline NAME in this process and print its final variables.
+    r"""Run pipeline NAME in this process and print its final variables.
 
     \b
       flowerpower run my_flow
@@ -153,7 +156,8 @@ def _asyncio_run(main: Coroutine[Any, Any, Any]) -> Any:
 
     async def body() -> Any:
         task = asyncio.current_task()
-        assert task is not None
+        if task is None:
+            raise RuntimeError("no task")
 
         def terminate() -> None:
             nonlocal terminated
@@ -167,6 +171,3 @@ def _asyncio_run(main: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run(body())
     except asyncio.CancelledError:
         fail("terminated" if terminated else "cancelled", 143 if terminated else 1)
-
-
-__all__ = ["Text", "assigned", "run", "run_options"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -25,7 +26,7 @@ from fp_async.errors import FileAccessError, UsageError
 def show(
     name: str, form: str | None, file: Path | None, environment: str, base_dir: str | None
 ) -> None:
-    """Print the DAG of pipeline NAME as a tree, or draw it.
+    r"""Print the DAG of pipeline NAME as a tree, or draw it.
 
     \b
       flowerpower show my_flow
@@ -37,9 +38,9 @@ def show(
     form = form or _ENDINGS.get(file.suffix if file else "", "tree")
     picture = Project(base_dir).show(name, form, environment)
     if file is None and isinstance(picture, bytes):
-        if click.get_text_stream("stdout").isatty():
+        if sys.stdout.isatty():
             raise UsageError(f"{form} is not for a terminal; write it to a file: -o {name}.{form}")
-        click.get_binary_stream("stdout").write(picture)
+        sys.stdout.buffer.write(picture)
     elif file is None:
         click.echo(picture)
     else:
