@@ -8,6 +8,20 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 if _TYPE_CHECKING:
+    from fp_async.api import Pipeline as Pipeline
+    from fp_async.api import PipelineManager as PipelineManager
+    from fp_async.api import add as add
+    from fp_async.api import add_job as add_job
+    from fp_async.api import check as check
+    from fp_async.api import delete as delete
+    from fp_async.api import init as init
+    from fp_async.api import list as list
+    from fp_async.api import new as new
+    from fp_async.api import run as run
+    from fp_async.api import run_job as run_job
+    from fp_async.api import schedule as schedule
+    from fp_async.api import show as show
+    from fp_async.api import start_worker as start_worker
     from fp_async.config import ExecutorSettings as ExecutorSettings
     from fp_async.config import NodePolicy as NodePolicy
     from fp_async.config import Retry as Retry
@@ -21,28 +35,35 @@ if _TYPE_CHECKING:
     from fp_async.errors import MissingParameterError as MissingParameterError
     from fp_async.errors import NodeCrashedError as NodeCrashedError
     from fp_async.errors import NodeError as NodeError
+    from fp_async.errors import NotAvailableError as NotAvailableError
     from fp_async.errors import PipelineImportError as PipelineImportError
     from fp_async.errors import ProjectNotFoundError as ProjectNotFoundError
     from fp_async.errors import RunTimeoutError as RunTimeoutError
     from fp_async.errors import UnknownNameError as UnknownNameError
     from fp_async.errors import UsageError as UsageError
-    from fp_async.execution import NodeEvent as NodeEvent
+    from fp_async.nodes import NodeEvent as NodeEvent
     from fp_async.params import load_params as load_params
-    from fp_async.project import Pipeline as Pipeline
-    from fp_async.project import PipelineManager as PipelineManager
     from fp_async.project import Project as Project
-    from fp_async.project import add as add
-    from fp_async.project import check as check
-    from fp_async.project import delete as delete
-    from fp_async.project import init as init
-    from fp_async.project import list as list
-    from fp_async.project import new as new
-    from fp_async.project import run as run
-    from fp_async.project import show as show
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "api": (
+        "Pipeline",
+        "PipelineManager",
+        "add",
+        "add_job",
+        "check",
+        "delete",
+        "init",
+        "list",
+        "new",
+        "run",
+        "run_job",
+        "schedule",
+        "show",
+        "start_worker",
+    ),
     "config": ("ExecutorSettings", "NodePolicy", "Retry"),
     "errors": (
         "AlreadyExistsError",
@@ -55,27 +76,16 @@ _HOMES = {
         "MissingParameterError",
         "NodeCrashedError",
         "NodeError",
+        "NotAvailableError",
         "PipelineImportError",
         "ProjectNotFoundError",
         "RunTimeoutError",
         "UnknownNameError",
         "UsageError",
     ),
-    "execution": ("NodeEvent",),
+    "nodes": ("NodeEvent",),
     "params": ("load_params",),
-    "project": (
-        "Pipeline",
-        "PipelineManager",
-        "Project",
-        "add",
-        "check",
-        "delete",
-        "init",
-        "list",
-        "new",
-        "run",
-        "show",
-    ),
+    "project": ("Project",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class FlowerPowerError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. They survive pickling, whatever they are made from."""
 
     exit_code = 2
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, vars(self))
 
 
 class ConfigError(FlowerPowerError):
@@ -72,6 +76,13 @@ class UsageError(FlowerPowerError):
     """Arguments that contradict each other or cannot be parsed."""
 
 
+class NotAvailableError(FlowerPowerError):
+    """A documented function whose part of the library is not in this version yet."""
+
+    def __init__(self, function: str, *_: object) -> None:
+        super().__init__(f"{function}: jobs, schedules and workers are not in this version yet")
+
+
 class NodeError(FlowerPowerError):
     """A node raised. `__cause__` is the user's exception with the user's own traceback.
 
@@ -93,10 +104,6 @@ class NodeError(FlowerPowerError):
         if line:
             text += f"\n  at {line}"
         super().__init__(f"{text}\n  inputs: {given}")
-        self._arguments = (pipeline, node, cause, inputs, line)
-
-    def __reduce__(self) -> tuple[type[NodeError], tuple[object, ...]]:
-        return NodeError, self._arguments
 
 
 class NodeCrashedError(NodeError):
@@ -112,8 +119,13 @@ class RunTimeoutError(FlowerPowerError, TimeoutError):
         self.running = running
         super().__init__(message)
 
-    def __reduce__(self) -> tuple[type[RunTimeoutError], tuple[object, ...]]:
-        return RunTimeoutError, (str(self), self.running)
+
+def _rebuild(
+    kind: type[FlowerPowerError], args: tuple[Any, ...], state: dict[str, Any]
+) -> FlowerPowerError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(state)
+    return error
 
 
 def suggestion(name: str, valid: Iterable[str], *, at_most: int = 12) -> str:

@@ -24,7 +24,8 @@ from fp_async.errors import (
     UnknownNameError,
     UsageError,
 )
-from fp_async.execution import Execution, NodeEvent, Setup
+from fp_async.execution import Execution
+from fp_async.nodes import NodeEvent, Setup
 from fp_async.threads import in_thread
 from fp_async.typed import coerce
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fp_async.execution import Hooks
+from fp_async.nodes import Hooks
 
 
 class RunHooks:

@@ -1,14 +1,16 @@
-"""`from fp_async.pipeline import ...`: the names that the user's document imports from here."""
+"""`from fp_async.pipeline import ...`: what the user's document imports from here, and more."""
 
-from fp_async.project import (
+from fp_async.api import (
     Pipeline,
     PipelineManager,
     add,
+    add_job,
     check,
     delete,
     list,
     new,
     run,
+    run_job,
     show,
 )
 
@@ -16,10 +18,12 @@ __all__ = [
     "Pipeline",
     "PipelineManager",
     "add",
+    "add_job",
     "check",
     "delete",
     "list",
     "new",
     "run",
+    "run_job",
     "show",
 ]

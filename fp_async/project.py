@@ -1,8 +1,7 @@
-"""What the user holds: a project, its pipelines, and the functions of the public API.
+"""What the user holds: a project.
 
-A `Project` held open keeps modules, DAGs and plans between runs, and, inside `async with`, warm
-child processes. The plain functions use one project per folder for the whole process and look
-at the files' times first, so that an edited pipeline is run as it is now.
+Held open, it keeps modules, DAGs and plans between runs, and, inside `async with`, warm child
+processes.
 """
 
 from __future__ import annotations
@@ -19,7 +18,12 @@ from typing import TYPE_CHECKING, Any, Self
 from fp_async import config as configs
 from fp_async import executors, scaffold
 from fp_async.child import Children
-from fp_async.errors import ProjectNotFoundError, UnknownNameError, UsageError
+from fp_async.errors import (
+    NotAvailableError,
+    ProjectNotFoundError,
+    UnknownNameError,
+    UsageError,
+)
 from fp_async.flow import Flow, Progress, Request
 
 if TYPE_CHECKING:
@@ -36,7 +40,7 @@ class Project:
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
-        self.root = _find(path)
+        self.root = find_root(path)
         self._flows: OrderedDict[Hashable, Flow] = OrderedDict()
         self._stamps: dict[Path, tuple[int, int]] = {}
         self._file: configs.PipelinesFile | None = None
@@ -141,6 +145,22 @@ class Project:
         if workers not in self._children:
             self._children[workers] = Children(workers)
         return self._children[workers]
+
+    async def run_job(self, name: str, **options: Any) -> Any:
+        """Run a pipeline as a job. Not part of this version: raises NotAvailableError."""
+        raise NotAvailableError("run_job", name, options)
+
+    async def add_job(self, name: str, **options: Any) -> Any:
+        """Queue a pipeline as a job. Not part of this version: raises NotAvailableError."""
+        raise NotAvailableError("add_job", name, options)
+
+    async def schedule(self, name: str, *trigger: Any, **options: Any) -> Any:
+        """Schedule a pipeline. Not part of this version: raises NotAvailableError."""
+        raise NotAvailableError("schedule", name, trigger, options)
+
+    async def start_worker(self, **options: Any) -> Any:
+        """Work on jobs. Not part of this version: raises NotAvailableError."""
+        raise NotAvailableError("start_worker", options)
 
     # Pipelines ------------------------------------------------------------------------------
 
@@ -284,128 +304,8 @@ class Project:
         return checking.check(self)
 
 
-PipelineManager = Project
-
-
-class Pipeline:
-    """One pipeline of a project, with what every run of it shares.
-
-    `adapters` are Hamilton lifecycle adapters, `materializers` Hamilton's `to.*` and `from_.*`.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        project: Project | str | Path | None = None,
-        *,
-        adapters: Sequence[Any] = (),
-        materializers: Sequence[Any] = (),
-    ) -> None:
-        self.name = name
-        self.project = project if isinstance(project, Project) else _shared(project)
-        self._held = isinstance(project, Project)
-        self._adapters = tuple(adapters)
-        self._materializers = tuple(materializers)
-
-    async def run(self, inputs: Mapping[str, Any] | None = None, **options: Any) -> Any:
-        """`Project.run` for this pipeline."""
-        if not self._held:
-            self.project.refresh()
-        options = {"adapters": self._adapters, "materializers": self._materializers, **options}
-        return await self.project.run(self.name, inputs, **options)
-
-    def show(self, format: str = "tree", **options: Any) -> str | bytes:
-        """`Project.show` for this pipeline."""
-        return self.project.show(self.name, format, **options)
-
-    def __repr__(self) -> str:
-        return f"<Pipeline {self.name} of {self.project.root}>"
-
-
-async def run(
-    name: str,
-    inputs: Mapping[str, Any] | None = None,
-    final_vars: Sequence[str] | str | None = None,
-    config: Mapping[str, Any] | None = None,
-    environment: str = configs.DEFAULT_ENVIRONMENT,
-    executor: str | configs.ExecutorSettings | None = None,
-    params: Params | None = None,
-    with_tracker: bool | None = None,
-    timeout: float | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
-    project: Project | str | Path | None = None,
-    **options: Any,
-) -> Any:
-    """Run a pipeline of `project` (default: of the working directory). See `Project.run`."""
-    if not isinstance(project, Project):
-        project = _shared(project)
-        project.refresh()
-    return await project.run(
-        name,
-        inputs,
-        final_vars,
-        config,
-        environment,
-        executor,
-        params,
-        with_tracker,
-        timeout,
-        overrides,
-        progress,
-        **options,
-    )
-
-
-def init(name: str | Path = ".", *, overwrite: bool = False) -> Project:
-    """Create a project in the folder `name`. See `scaffold.create_project`."""
-    root = Path(name).expanduser().resolve()
-    scaffold.create_project(root, overwrite=overwrite)
-    return Project(root)
-
-
-def new(name: str, *, overwrite: bool = False, project: str | Path | None = None) -> Path:
-    """Add a pipeline to the project of the working directory. See `Project.new`."""
-    return _shared(project).new(name, overwrite=overwrite)
-
-
-add = new
-
-
-def delete(name: str, *, project: str | Path | None = None) -> builtins.list[Path]:
-    """Remove a pipeline from the project of the working directory."""
-    return _shared(project).delete(name)
-
-
-def list(*, project: str | Path | None = None) -> builtins.list[str]:
-    """The pipelines of the project of the working directory."""
-    return _shared(project).list()
-
-
-def show(name: str, format: str = "tree", *, project: str | Path | None = None) -> str | bytes:
-    """A picture of a pipeline's DAG. See `Project.show`."""
-    shared = _shared(project)
-    shared.refresh()
-    return shared.show(name, format)
-
-
-def check(*, project: str | Path | None = None) -> Report:
-    """Validate the project of the working directory. See `checking.Report`."""
-    return Project(project).check()
-
-
-_projects: dict[Path, Project] = {}
-
-
-def _shared(path: str | Path | None) -> Project:
-    """The process-wide project for a folder, as the plain functions use it."""
-    root = _find(path)
-    if root not in _projects:
-        _projects[root] = Project(root)
-    return _projects[root]
-
-
-def _find(path: str | Path | None) -> Path:
+def find_root(path: str | Path | None) -> Path:
+    """The folder of the project: `path`, or the nearest at or above the working directory."""
     start = Path(path or ".").expanduser().resolve()
     for folder in (start, *(start.parents if path is None else ())):
         if (folder / "conf" / "pipelines.yml").is_file() or (folder / "pipelines").is_dir():

@@ -13,11 +13,9 @@ import importlib.util
 import inspect
 import itertools
 import json
-import logging
-import re
+import sys
 import textwrap
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -26,16 +24,12 @@ from typing import Any
 import pandas as pd
 import polars as pl
 import pytest
-
 from conftest import MakeProject
-from fp_async import (
-    GraphError,
-    NodeError,
-    Pipeline,
-    Project,
-    dag,  # before `hamilton`: it turns off the autoloading of every data library
-)
 
+from fp_async import ExecutorSettings, GraphError, NodeError, Pipeline, Project, dag
+from fp_async.errors import FlowerPowerError
+
+# After `dag`, which turns off the autoloading of every data library.
 from hamilton import base, driver, function_modifiers  # isort: skip
 from hamilton.data_quality.base import DataValidationError  # isort: skip
 from hamilton.execution.executors import SynchronousLocalTaskExecutor  # isort: skip
@@ -521,18 +515,18 @@ CASES = [
         ADD
         + HELPERS
         + """
-    @pipe_output(step(_double), step(_plus, more=source("x")).named("named", namespace=None))
+    @pipe_output(step(_double), step(_plus, more=source("x")).named("changed"))
     def total(base: int) -> int:
         return base + 1
 
-    def after(total: int, named: int) -> int:
-        return total + named
+    def after(total: int) -> int:
+        return total + 1
 """,
-        "total named after",
+        "total total.raw total.changed after",
         {"x": 3},
     ),
     Case(
-        "pipe_output-async-steps",
+        "pipe_output-extract_fields",
         "pipe_output step source extract_fields",
         ADD
         + HELPERS
@@ -827,9 +821,6 @@ CASES = [
     import {library} as lib
     from hamilton.plugins.h_{library} import with_columns
 
-    def _c(a: lib.Series, b: lib.Series) -> lib.Series:
-        return a + b
-
     def c(a: lib.Series, b: lib.Series) -> lib.Series:
         return a + b
 
@@ -847,7 +838,7 @@ CASES = [
         return list(result["d"])
 """,
             "result after",
-            {"x": 5, "a": None, "b": None},
+            {"x": 5},
         )
         for library in ("pandas", "polars")
     ),
@@ -1002,40 +993,417 @@ CASES = [
         parallel=True,
     ),
 ]
-ASYNC_VALIDATOR = Case(
-    "check_output_custom-async-validator",
-    "check_output_custom",
-    validator("AsyncDataValidator", "async def"),
-    "total after",
-    {"x": 1},
-)
 
-_EMPTY = "Hamilton takes only an empty `def` here: there is nothing to await"
-_IDENTITY = "Hamilton awaits its own identity function at the end of the pipe"
-_INSIDE = "Hamilton's wrapper uses the value before anyone can have awaited it"
-# (case, mode): why it is refused, and what the GraphError says.
+_EMPTY = "Hamilton takes an empty `def` only: there is nothing to await in it"
+_IDENTITY = "Hamilton ends the pipe of an `async def` with a function that it cannot use itself"
+_EARLY = "Hamilton's wrapper uses the value before anybody can have awaited it"
+_MISSPELT = "broken in Hamilton 1.90 (`require_config`): its sync driver raises the same"
+# By case and mode: why it is refused, and what the GraphError must say.
 REFUSALS: dict[tuple[str, str], tuple[str, str]] = {
-    ("does", ASYNC): (_EMPTY, "total.*async"),
-    ("does", ALL_ASYNC): (_EMPTY, "total.*async"),
-    ("dynamic_transform", ASYNC): (_EMPTY, "total.*async"),
-    ("dynamic_transform", ALL_ASYNC): (_EMPTY, "total.*async"),
-    ("model", ASYNC): (_EMPTY, "total.*async"),
-    ("model", ALL_ASYNC): (_EMPTY, "total.*async"),
+    ("dynamic_transform", DEF): (_MISSPELT, "Configuration has no parameter: columns"),
+    ("model", DEF): (_MISSPELT, "Configuration has no parameter: columns"),
+    ("mutate-of-async", ALL_ASYNC): (_IDENTITY, "total.*async def"),
+    **{
+        (name, mode): (reason, f"{function}.*async def")
+        for name, function, reason in [
+            ("does", "total", _EMPTY),
+            ("dynamic_transform", "total", _EMPTY),
+            ("model", "total", _EMPTY),
+            ("pipe_output", "total", _IDENTITY),
+            ("parameterize_extract_columns", "frame", _EARLY),
+            ("inject-extract_fields-fill_with", "fields", _EARLY),
+            ("inject-extract_columns-fill_with", "frame", _EARLY),
+        ]
+        for mode in (ASYNC, ALL_ASYNC)
+    },
 }
-# Where AsyncDriver, the oracle of executor `hamilton`, is wrong itself: it returns a coroutine.
-HIDDEN_COROUTINE = "AsyncDriver does not await a coroutine that a sync wrapper returns"
+# On `async def` AsyncDriver, the oracle of executor `hamilton`, is wrong in these cases: it does
+# not await a coroutine that comes out of a function which is none itself.
+ASYNC_DRIVER_FAILS = {
+    "parameterize",
+    "parameterize-group",
+    "parameterize_sources",
+    "parameterized_inputs",
+    "parameterize_values",
+    "parametrized",
+    "parametrized_input",
+    "inject",
+    "inject-extract_fields",
+    "inject-extract_columns",
+    "parameterize-check_output-unpack_fields",
+    "subdag-decorated",
+    "resolve",
+    "does-by-async",
+    "wrapped",
+}
+NO_DECORATORS = {
+    "InvalidDecoratorException",
+    "IS_DATA_VALIDATOR_TAG",
+    "DATA_VALIDATOR_ORIGINAL_OUTPUT_TAG",
+    "LiteralDependency",
+    "UpstreamDependency",
+    "ParameterizedExtract",
+    "ResolveAt",
+    "configuration",
+    "group",
+    "logger",
+    "source",
+    "value",
+}
+# Async generators, as nothing but a list can be awaited.
+ASYNC_GENERATORS = {
+    "parallel": """
+        async def items(x: int) -> Parallelizable[int]:
+            yield x
+    """,
+    "inject": """
+        @inject(n=source("x"))
+        async def items(n: int) -> Parallelizable[int]:
+            yield n
+    """,
+    "check_output": """
+        @check_output(data_type=int, importance="fail")
+        async def items(x: int) -> int:
+            yield x
+    """,
+    "extract_fields": """
+        @extract_fields({"a": int})
+        async def items(x: int) -> dict:
+            yield {"a": x}
+    """,
+    "subdag": """
+        async def _part(x: int) -> int:
+            yield x
+
+        @subdag(_part, inputs={"x": value(1)})
+        def total(_part: int) -> int:
+            return _part
+    """,
+    "subdag-last": """
+        def part(x: int) -> int:
+            return x
+
+        @subdag(part, inputs={"x": value(1)})
+        async def total(part: int) -> int:
+            yield part
+    """,
+    "pipe_input": """
+        async def _plus(n: int) -> int:
+            yield n
+
+        @pipe_input(step(_plus))
+        def total(x: int) -> int:
+            return x
+    """,
+    "does": """
+        async def _sum(**numbers: int) -> int:
+            yield 1
+
+        @does(_sum)
+        def total(x: int) -> int:
+            pass
+    """,
+}
+GENERATOR_IMPORTS = """
+from hamilton.function_modifiers import *
+from hamilton.htypes import Parallelizable
+"""
 
 CELLS = [(c, m) for c, m in itertools.product(CASES, MODES) if (c.name, m) not in REFUSALS]
+REFUSED = [(c, m) for c, m in itertools.product(CASES, MODES) if (c.name, m) in REFUSALS]
+ORACLE_CELLS = [
+    (case, mode)
+    for case, mode in CELLS
+    if not case.parallel and (mode == DEF or case.name not in ASYNC_DRIVER_FAILS)
+]
 
 
-def cells(chosen: list[tuple[Case, str]]) -> Any:
-    return pytest.mark.parametrize(
-        ("case", "mode"), chosen, ids=[f"{case.name}-{mode}" for case, mode in chosen]
+def cells(chosen: list[tuple[Case, str]]) -> pytest.MarkDecorator:
+    ids = [f"{case.name}-{mode}" for case, mode in chosen]
+    return pytest.mark.parametrize(("case", "mode"), chosen, ids=ids)
+
+
+local_and_threads = pytest.mark.parametrize("executor", ["local", "threadpool"])
+everywhere = pytest.mark.parametrize("executor", ["local", "threadpool", "processpool"])
+def_and_async = pytest.mark.parametrize("kind", ["def", "async def"])
+
+
+def inputs_of(case: Case, folder: Path) -> dict[str, Any]:
+    (folder / "given.json").write_text('{"n": 4}')
+    return {
+        name: value.format(folder=folder) if isinstance(value, str) else value
+        for name, value in case.inputs.items()
+    }
+
+
+async def outcome(
+    project: Project, case: Case, executor: Any, pipeline: str = "flow"
+) -> dict[str, Any]:
+    inputs = inputs_of(case, project.root)
+    return await project.run(
+        pipeline, inputs, case.finals.split(), dict(case.config), executor=executor
     )
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"oracle_{path.stem}", path)
+def oracle(case: Case, folder: Path) -> dict[str, Any]:
+    """What Hamilton's sync driver gives for the source with `def`."""
+    dag.load_extensions(["pandas", "polars"])
+    file = folder / "oracle.py"
+    file.write_text(case.written(DEF))
+    builder = driver.Builder().with_modules(loaded(file)).with_config(dict(case.config))
+    if case.parallel:
+        builder = builder.enable_dynamic_execution(allow_experimental_mode=True)
+        builder = builder.with_remote_executor(SynchronousLocalTaskExecutor())
+    built = builder.with_adapters(base.DictResult()).build()
+    return built.execute(case.finals.split(), inputs=inputs_of(case, folder))
+
+
+def loaded(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module  # Hamilton asks for the module of every function
     spec.loader.exec_module(module)
     return module
+
+
+def plain(value: Any) -> Any:
+    """The value as something that `==` can compare; fails for what is no value yet."""
+    assert not inspect.isawaitable(value)
+    assert not inspect.isgenerator(value)
+    assert not inspect.isasyncgen(value)
+    if isinstance(value, pd.DataFrame | pd.Series):
+        return plain(value.to_dict())
+    if isinstance(value, pl.DataFrame):
+        return value.to_dict(as_series=False)
+    if isinstance(value, pl.Series):
+        return value.to_list()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(item) for item in value)
+    return value
+
+
+def decorators_in(source: str) -> set[str]:
+    """The names that stand in the decorators of a source."""
+    functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    inside = [node for f in functions for d in f.decorator_list for node in ast.walk(d)]
+    return {node.id for node in inside if isinstance(node, ast.Name)}
+
+
+# The matrix ---------------------------------------------------------------------------------
+
+
+@local_and_threads
+@cells(CELLS)
+async def test_gives_what_the_sync_driver_gives(
+    make_project: MakeProject, case: Case, mode: str, executor: str
+) -> None:
+    project = make_project(flow=case.written(mode))
+    result = await outcome(project, case, executor)
+    assert plain(result) == plain(oracle(case, project.root))
+
+
+async def test_gives_the_same_in_child_processes(make_project: MakeProject) -> None:
+    sources = {f"flow_{i}": case.written(mode) for i, (case, mode) in enumerate(CELLS)}
+    executor = ExecutorSettings("processpool", max_workers=2)
+    wrong = {}
+    async with make_project(**sources) as project:
+        for pipeline, (case, mode) in zip(sources, CELLS, strict=True):
+            try:
+                result = plain(await outcome(project, case, executor, pipeline))
+            except FlowerPowerError as error:
+                result = error
+            if result != plain(oracle(case, project.root)):
+                wrong[case.name, mode] = result
+    assert wrong == {}
+
+
+@cells(ORACLE_CELLS)
+async def test_gives_the_same_through_async_driver(
+    make_project: MakeProject, case: Case, mode: str
+) -> None:
+    project = make_project(flow=case.written(mode))
+    result = await outcome(project, case, "hamilton")
+    assert plain(result) == plain(oracle(case, project.root))
+
+
+@cells(REFUSED)
+async def test_refuses_clearly(make_project: MakeProject, case: Case, mode: str) -> None:
+    _, message = REFUSALS[case.name, mode]
+    with pytest.raises(GraphError, match=message):
+        make_project(flow=case.written(mode)).flow("flow", config=dict(case.config))
+
+
+@pytest.mark.parametrize("name", ASYNC_GENERATORS)
+def test_refuses_async_generators(make_project: MakeProject, name: str) -> None:
+    source = GENERATOR_IMPORTS + textwrap.dedent(ASYNC_GENERATORS[name])
+    with pytest.raises(GraphError, match="async generator"):
+        make_project(flow=source).flow("flow")
+
+
+def test_covers_every_decorator() -> None:
+    public = {
+        name
+        for name, value in vars(function_modifiers).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    covered = set().union(*(decorators_in(case.written(DEF)) for case in CASES))
+    assert public - NO_DECORATORS - covered == set()
+
+
+def test_every_refusal_is_of_a_case() -> None:
+    names = {case.name for case in CASES}
+    assert {name for name, _ in REFUSALS} | ASYNC_DRIVER_FAILS <= names
+
+
+# Awaitables and checks ----------------------------------------------------------------------
+
+
+AWAITABLES = """
+    import asyncio
+
+    class Later:
+        def __init__(self, value: int) -> None:
+            self.value = value
+
+        def __await__(self):
+            return asyncio.sleep(0, self.value).__await__()
+
+    async def _later(value: int) -> int:
+        return await Later(value)
+
+    def custom(x: int) -> int:
+        return Later(x)
+
+    def coroutine(custom: int) -> int:
+        return _later(custom + 1)
+
+    async def task(coroutine: int) -> int:
+        return await asyncio.create_task(_later(coroutine + 1))
+"""
+
+
+@everywhere
+async def test_awaits_any_awaitable(make_project: MakeProject, executor: str) -> None:
+    project = make_project(flow=AWAITABLES)
+    result = await project.run("flow", {"x": 1}, ["custom", "coroutine", "task"], executor=executor)
+    assert result == {"custom": 1, "coroutine": 2, "task": 3}
+
+
+def checked(kind: str, mode: str, importance: str) -> str:
+    validator_base = "AsyncDataValidator" if kind == "async def" else "DataValidator"
+    source = validator(validator_base, kind, importance)
+    return Case("", "check_output_custom", source, "").written(mode)
+
+
+@everywhere
+@def_and_async
+@pytest.mark.parametrize("mode", MODES)
+async def test_failed_check(make_project: MakeProject, kind: str, mode: str, executor: str) -> None:
+    project = make_project(flow=checked(kind, mode, "fail"))
+    assert await project.run("flow", {"x": 1}, "after", executor=executor) == {"after": 21}
+    with pytest.raises(NodeError, match="must be less than 100") as caught:
+        await project.run("flow", {"x": 99}, "after", executor=executor)
+    assert isinstance(caught.value.__cause__, DataValidationError)
+
+
+@local_and_threads
+@def_and_async
+@pytest.mark.parametrize("mode", MODES)
+async def test_failed_check_that_only_warns(
+    make_project: MakeProject,
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    mode: str,
+    executor: str,
+) -> None:
+    project = make_project(flow=checked(kind, mode, "warn"))
+    assert await project.run("flow", {"x": 99}, "after", executor=executor) == {"after": 1001}
+    assert "must be less than 100" in caplog.text
+
+
+# Materializers and caching ------------------------------------------------------------------
+
+
+MATERIALIZED = """
+    {kind} base(x: int, data: dict) -> int:
+        return x + data["n"]
+
+    {kind} result(base: int) -> dict:
+        return {{"base": base}}
+"""
+
+
+@everywhere
+@def_and_async
+async def test_materializers(
+    make_project: MakeProject, tmp_path: Path, kind: str, executor: str
+) -> None:
+    given, saved = tmp_path / "given.json", tmp_path / "saved.json"
+    given.write_text('{"n": 4}')
+    materializers = [
+        from_.json(target="data", path=str(given)),
+        to.json(id="saved", dependencies=["result"], path=str(saved)),
+    ]
+    project = make_project(flow=MATERIALIZED.format(kind=kind))
+    pipeline = Pipeline("flow", project, materializers=materializers)
+    result = await pipeline.run({"x": 1}, final_vars=["result", "saved"], executor=executor)
+    assert plain(result)["result"] == {"base": 5} == json.loads(saved.read_text())
+    assert result["saved"]["file_metadata"]["size"] == saved.stat().st_size
+
+
+@def_and_async
+async def test_materializers_of_a_run(make_project: MakeProject, tmp_path: Path, kind: str) -> None:
+    saved = tmp_path / "saved.json"
+    saver = to.json(id="saved", dependencies=["result"], path=str(saved))
+    project = make_project(flow=MATERIALIZED.format(kind=kind))
+    await project.run("flow", {"x": 1, "data": {"n": 4}}, materializers=[saver])
+    assert json.loads(saved.read_text()) == {"base": 5}
+
+
+CACHED = """
+    from pathlib import Path
+    from hamilton.function_modifiers import cache
+
+    def _told(log: str, node: str) -> None:
+        with Path(log).open("a") as file:
+            file.write(node + " ")
+
+    {kind} cached(x: int, log: str) -> int:
+        _told(log, "cached")
+        return x + 1
+
+    @cache(behavior="recompute")
+    {kind} again(cached: int, log: str) -> int:
+        _told(log, "again")
+        return cached * 10
+
+    {kind} after(again: int, log: str) -> int:
+        _told(log, "after")
+        return again + 1
+"""
+
+
+@local_and_threads
+@def_and_async
+@pytest.mark.parametrize("setting", ["true", "kept"])
+async def test_cached_nodes_are_not_executed_again(
+    make_project: MakeProject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    executor: str,
+    setting: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "log"
+    config = f"run: {{flow: {{dev: {{cache: {setting}}}}}}}"
+    for _ in range(2):
+        project = make_project(config, flow=CACHED.format(kind=kind))
+        inputs = {"x": 1, "log": str(log)}
+        assert await project.run("flow", inputs, "after", executor=executor) == {"after": 21}
+    assert log.read_text().split() == ["cached", "again", "after", "again"]
+    assert (tmp_path / ("kept" if setting == "kept" else ".hamilton_cache")).is_dir()

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 import fp_async
 from fp_async import executors
 from fp_async.errors import NodeError, RunTimeoutError
-from fp_async.execution import Execution, NodeEvent, Setup
+from fp_async.execution import Execution
+from fp_async.nodes import NodeEvent, Setup
 from fp_async.plan import NodeSpec, compile_plan
 from fp_async.threads import Threads, in_thread
 
@@ -237,6 +238,22 @@ async def test_a_node_that_raises_cancelled_error_fails_the_run():
     for node in (spec("odd", raises, is_async=True), spec("odd", raises_in_thread)):
         with pytest.raises(NodeError, match="CancelledError"):
             await execution([node], ["odd"]).run()
+
+
+async def test_a_node_that_cancels_its_own_task_fails_the_run():
+    async def fine():
+        await asyncio.sleep(0)
+
+    async def suicidal():
+        await asyncio.sleep(0)
+        asyncio.current_task().cancel()
+        await asyncio.sleep(0)
+
+    nodes = [spec("fine", fine, is_async=True), spec("suicidal", suicidal, is_async=True)]
+    with pytest.raises((NodeError, asyncio.CancelledError)):
+        async with asyncio.timeout(10):
+            await execution(nodes, ["fine", "suicidal"]).run()
+    asyncio.current_task().uncancel()
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), StopIteration("x"), GeneratorExit()])

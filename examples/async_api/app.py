@@ -20,7 +20,8 @@ HERE = Path(__file__).parent
 
 def show(event: NodeEvent) -> None:
     """What the application does with progress: log it, or push it to a browser."""
-    print(f"  {event.status:<9} {event.node} {event.error}".rstrip())
+    if event.status != "succeeded":
+        print(f"  {event.status:<8} {event.node} {event.error}".rstrip())
 
 
 async def warehouse_screen(

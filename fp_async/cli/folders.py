@@ -21,9 +21,9 @@ def init(name: str, base_dir: str | None, *, overwrite: bool) -> None:
     Writes conf/pipelines.yml, conf/scheduler.yml, conf/tracker.yml, conf/mqtt.yml, each with
     comments that explain it, and an empty pipelines/.
     """
-    from fp_async import project
+    from fp_async import api
 
-    created = project.init(Path(base_dir or ".") / name, overwrite=overwrite)
+    created = api.init(Path(base_dir or ".") / name, overwrite=overwrite)
     click.echo(f"created project {created.root}")
     step = "" if created.root == Path.cwd() else f"cd {name} && "
     click.echo(f"next: {step}flowerpower new my_flow && flowerpower run my_flow")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 if TYPE_CHECKING:
-    from fp_async.execution import NodeEvent
+    from fp_async.nodes import NodeEvent
 
 _MARKS = {"succeeded": "✓", "failed": "✗", "cancelled": "-", "retrying": "↻"}
 _STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "retrying": "yellow"}

@@ -1,0 +1,319 @@
+"""Calls single nodes: plainly, watched by hooks and events, or with everything around them.
+
+How a node is begun is chosen once for a run, as lightly as the run allows: a plain call, a call
+with sync hooks and events around it (`_observe`), or a coroutine that also does async hooks,
+timeout, retry and calls in another place (`_supervise`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import anyio
+
+from fp_async.config import NodePolicy
+from fp_async.errors import describe
+from fp_async.plan import Plan
+from fp_async.threads import Threads, in_thread
+
+_HOOK_GRACE = 5.0  # seconds that async hooks get to hear of a cancelled node
+
+log = logging.getLogger("fp_async")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEvent:
+    """Something that happened to a node, for progress displays.
+
+    `status` is started, succeeded, failed, cancelled or retrying; `seconds` since its start.
+    """
+
+    node: str
+    status: str
+    seconds: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What is called around every node, each with (node name, kwargs, ...).
+
+    Sync ones are called where the node runs: in its thread, or on the loop for a coroutine
+    function. `execute` replaces the call of the node itself.
+    """
+
+    before: Callable[[str, dict[str, Any]], None] | None = None
+    after: Callable[[str, dict[str, Any], Any, BaseException | None], None] | None = None
+    before_async: Callable[[str, dict[str, Any]], Awaitable[None]] | None = None
+    after_async: (
+        Callable[[str, dict[str, Any], Any, BaseException | None], Awaitable[None]] | None
+    ) = None
+    execute: Callable[[str, dict[str, Any]], Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How to execute: where sync nodes run, and what watches.
+
+    With `threads` None sync nodes run inline, on the loop. `remote`, where given, runs a sync
+    node elsewhere, from its name and kwargs.
+    """
+
+    threads: Threads | None = None
+    remote: Callable[[str, dict[str, Any]], Awaitable[Any]] | None = None
+    hooks: Hooks | None = None
+    progress: Callable[[NodeEvent], None] | None = None
+    policies: Mapping[str, NodePolicy] = field(default_factory=dict)
+
+
+class Caller:
+    """Begins the nodes of one run. `begin(slot)` gives a node's value, or what to await for it.
+
+    `to_thread` says which nodes threads may take by themselves; the others begin on the loop.
+    `straight` is true where every node is sync, inline and plainly called.
+    """
+
+    def __init__(self, plan: Plan, setup: Setup, values: list[Any]) -> None:
+        self._plan = plan
+        self._setup = setup
+        self._values = values
+        self._events: deque[NodeEvent] = deque()
+        self._flushing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.watched = setup.progress is not None
+        self.straight = False
+        self.to_thread = self._threaded()
+        self.begin = self._chosen()
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell where events are delivered."""
+        self._loop = loop
+
+    def kwargs(self, slot: int) -> dict[str, Any]:
+        """The arguments of a node whose inputs are there, by name, in the function's order."""
+        values = self._values
+        return {name: values[source] for name, source in self._plan.arguments[slot]}
+
+    # How ------------------------------------------------------------------------------------
+
+    def _threaded(self) -> tuple[bool, ...]:
+        """Which nodes threads take by themselves; the rest begins on the loop."""
+        plan, setup = self._plan, self._setup
+        if setup.threads is None or setup.remote is not None or self._awaits_hooks:
+            return (False,) * len(plan.names)
+        if not setup.policies:
+            return plan.is_sync
+        return tuple(
+            sync and name not in setup.policies
+            for sync, name in zip(plan.is_sync, plan.names, strict=True)
+        )
+
+    @property
+    def _awaits_hooks(self) -> bool:
+        hooks = self._setup.hooks
+        return hooks is not None and bool(hooks.before_async or hooks.after_async)
+
+    def _chosen(self) -> Callable[[int], Any]:
+        """How a node is begun: as lightly as hooks, events, policies and place allow."""
+        setup, call = self._setup, self._plain()
+        if self._awaits_hooks:
+            return self._supervise
+        begin = self._observe if setup.hooks or self.watched else call
+        if setup.remote is not None or not setup.policies.keys().isdisjoint(self._plan.names):
+            return partial(self._begin_special, begin)
+        self.straight = begin is call and setup.threads is None and not any(self._plan.is_async)
+        return begin
+
+    def _begin_special(self, begin: Callable[[int], Any], slot: int) -> Any:
+        plan, setup = self._plan, self._setup
+        away = setup.remote is not None and not plan.is_async[slot]
+        return (self._supervise if away or plan.names[slot] in setup.policies else begin)(slot)
+
+    def _plain(self) -> Callable[[int], Any]:
+        """The bare call, with all that it needs in its cells."""
+        values, calls, arguments = self._values, self._plan.calls, self._plan.arguments
+
+        def call(slot: int) -> Any:
+            named = arguments[slot]
+            if not named:
+                return calls[slot]()  # type: ignore[misc]
+            return calls[slot](**{name: values[source] for name, source in named})  # type: ignore[misc]
+
+        return call
+
+    # Calling a node -------------------------------------------------------------------------
+
+    def _execute(self, slot: int, kwargs: dict[str, Any]) -> Any:
+        hooks = self._setup.hooks
+        if hooks and hooks.execute:
+            return hooks.execute(self._plan.names[slot], kwargs)
+        return self._plan.calls[slot](**kwargs)  # type: ignore[misc]
+
+    def _observe(self, slot: int) -> Any:
+        """Call a node with sync hooks and events around it."""
+        watch = _Watch(self, slot)
+        watch.before()
+        try:
+            value = self._execute(slot, watch.kwargs)
+        except BaseException as error:
+            watch.after(None, error)
+            raise
+        if hasattr(type(value), "__await__"):
+            return _Rest(watch, value)
+        watch.after(value, None)
+        return value
+
+    async def _supervise(self, slot: int) -> Any:
+        """Call a node with everything around it: async hooks, timeout, retry, another place."""
+        watch = _Watch(self, slot)
+        hooks = self._setup.hooks or Hooks()
+        await self._aside(slot, watch.before)
+        if hooks.before_async:
+            await hooks.before_async(watch.name, watch.kwargs)
+        try:
+            value = await self._attempts(slot, watch)
+        except BaseException as error:
+            with anyio.move_on_after(_HOOK_GRACE, shield=True):
+                await self._aside(slot, partial(watch.after, None, error))
+                if hooks.after_async:
+                    await hooks.after_async(watch.name, watch.kwargs, None, error)
+            raise
+        await self._aside(slot, partial(watch.after, value, None))
+        if hooks.after_async:
+            await hooks.after_async(watch.name, watch.kwargs, value, None)
+        return value
+
+    async def _attempts(self, slot: int, watch: _Watch) -> Any:
+        policy = self._setup.policies.get(watch.name) or NodePolicy()
+        failures = 0
+        while True:
+            try:
+                return await self._attempt(slot, watch.kwargs, policy.timeout)
+            except Exception as error:
+                failures += 1
+                if policy.retry is None or not policy.retry.wants(error, failures):
+                    raise
+                if self.watched:
+                    self.emit(NodeEvent(watch.name, "retrying", watch.seconds, describe(error)))
+            await asyncio.sleep(policy.retry.delay(failures, random.random()))
+
+    async def _attempt(self, slot: int, kwargs: dict[str, Any], timeout: float | None) -> Any:
+        try:
+            async with asyncio.timeout(timeout) as scope:
+                if self._setup.remote is not None and not self._plan.is_async[slot]:
+                    return await self._setup.remote(self._plan.names[slot], kwargs)
+                value = await self._aside(slot, partial(self._execute, slot, kwargs))
+                return await value if hasattr(type(value), "__await__") else value
+        except TimeoutError:
+            if scope.expired():
+                raise TimeoutError(f"took longer than its timeout of {timeout:g} s") from None
+            raise
+
+    async def _aside(self, slot: int, function: Callable[[], Any]) -> Any:
+        """Call `function` where the node's own code runs: in a thread, or here.
+
+        Cancelling abandons the thread; what it still returns or raises is discarded.
+        """
+        if self._plan.is_async[slot] or self._setup.threads is None:
+            return function()
+        return await in_thread(self._setup.threads, function)
+
+    # Telling --------------------------------------------------------------------------------
+
+    def emit(self, event: NodeEvent) -> None:
+        """Queue an event for the progress callback, which is always called on the loop."""
+        self._events.append(event)
+        if not self._flushing:
+            self._flushing = True
+            self._schedule_flush()
+
+    def _schedule_flush(self) -> None:
+        try:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self.flush)
+        except RuntimeError:  # the loop is closed: an abandoned node outlived it
+            self._events.clear()
+
+    def flush(self) -> None:
+        """Deliver the events that are waiting."""
+        self._flushing = False
+        while self._events and self._setup.progress is not None:
+            event = self._events.popleft()
+            try:
+                self._setup.progress(event)
+            except Exception:
+                log.exception("the progress callback failed; the run goes on without events")
+                self._events.clear()
+                self.watched = False
+
+
+class _Watch:
+    """What is told about one node: sync hooks and events, before and after."""
+
+    __slots__ = ("_caller", "_hooks", "_started", "kwargs", "name")
+
+    def __init__(self, caller: Caller, slot: int) -> None:
+        self.name = caller._plan.names[slot]
+        self.kwargs = caller.kwargs(slot)
+        self._caller = caller
+        self._hooks = caller._setup.hooks
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    def before(self) -> None:
+        if self._caller.watched:
+            self._caller.emit(NodeEvent(self.name, "started"))
+        if self._hooks and self._hooks.before:
+            self._hooks.before(self.name, self.kwargs)
+
+    def after(self, value: Any, error: BaseException | None) -> None:
+        if self._caller.watched:
+            self._caller.emit(self._ended(error))
+        if self._hooks and self._hooks.after:
+            self._hooks.after(self.name, self.kwargs, value, error)
+
+    def _ended(self, error: BaseException | None) -> NodeEvent:
+        status, text = "succeeded", ""
+        if error is not None:
+            cut = isinstance(error, asyncio.CancelledError)
+            status, text = ("cancelled", "") if cut else ("failed", describe(error))
+        return NodeEvent(self.name, status, self.seconds, text)
+
+
+class _Rest:
+    """The rest of a watched node that gave an awaitable; can be closed without being awaited."""
+
+    __slots__ = ("_value", "_watch")
+
+    def __init__(self, watch: _Watch, value: Awaitable[Any]) -> None:
+        self._watch = watch
+        self._value = value
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        try:
+            result = yield from self._value.__await__()
+        except BaseException as error:
+            self._watch.after(None, error)
+            raise
+        self._watch.after(result, None)
+        return result
+
+    def close(self) -> None:
+        close(self._value)
+
+
+def close(value: Any) -> None:
+    """A coroutine that nobody will await says so to itself, not to the user."""
+    if hasattr(value, "close"):
+        value.close()

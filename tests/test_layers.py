@@ -1,0 +1,137 @@
+"""The arrows of DESIGN.md: who may import whom, and one importer for each dependency."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "fp_async"
+
+# A module may import modules of its own layer and of lower ones.
+LAYERS = [
+    {"errors"},
+    {"documents", "frames", "plan", "threads", "typed"},
+    {"config"},
+    {"params", "scaffold", "nodes", "child"},
+    {"modules", "hooks", "executors", "execution"},
+    {"dag"},
+    {"drivers", "flow"},
+    {"project", "checking", "pictures"},
+    {"api"},
+    {"pipeline", "scheduler"},
+    {"cli", "__main__"},
+]
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+# Child processes and PARAMS reach up, lazily, to what their own importers have loaded already.
+UPWARD = {("params", "dag"), ("child", "dag"), ("child", "modules"), ("flow", "dag")}
+
+IMPORTERS = {
+    "hamilton": {"dag", "drivers"},
+    "yaml": {"documents"},
+    "ruamel": {"scaffold"},
+    "rich": {"cli"},
+    "click": {"cli"},
+    "apscheduler": set(),
+    "aiosqlite": set(),
+    "aiomqtt": set(),
+}
+
+
+def sources(package: Path) -> list[Path]:
+    return sorted(package.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """`dag` for fp_async/dag.py, `cli` for everything in fp_async/cli/."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "fp_async":
+            names |= {f"fp_async.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", sources(PACKAGE), ids=lambda path: path.name)
+def test_imports_point_down(path):
+    name = name_of(path)
+    if name == "__init__":
+        return
+    for target in imported(path):
+        inner = target.removeprefix("fp_async.").partition(".")[0]
+        if not target.startswith("fp_async.") or inner not in LAYER:
+            continue
+        assert LAYER[inner] <= LAYER[name] or (name, inner) in UPWARD, f"{name} imports {inner}"
+
+
+def test_every_module_has_a_layer():
+    assert {name_of(path) for path in sources(PACKAGE)} - {"__init__"} <= LAYER.keys()
+
+
+@pytest.mark.parametrize("path", sources(PACKAGE), ids=lambda path: path.name)
+def test_one_importer_for_each_dependency(path):
+    for target in imported(path):
+        top = target.partition(".")[0]
+        assert name_of(path) in IMPORTERS.get(top, {name_of(path)}), f"{path.name} imports {top}"
+
+
+@pytest.mark.parametrize("path", sources(PACKAGE), ids=lambda path: path.name)
+def test_the_library_never_imports_the_agent(path):
+    assert not any(target.startswith("edge_agent") for target in imported(path))
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+HEAVY = {"hamilton", "pandas", "numpy", "sqlalchemy", "apscheduler"}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import fp_async",
+        "import fp_async.errors, fp_async.config, fp_async.params",
+        "from fp_async import run, Project, Pipeline",
+        "import fp_async.pipeline, fp_async.scheduler",
+        "import edge_agent",
+    ],
+)
+def test_importing_loads_nothing_heavy(statement):
+    assert not HEAVY & loaded_after(statement)
+
+
+def test_importing_the_package_costs_nothing():
+    assert not {"asyncio", "msgspec", "yaml", "anyio", "click"} & loaded_after("import fp_async")
+
+
+def test_help_loads_nothing_heavy():
+    statement = """
+import sys, os
+os._exit = lambda code: None
+sys.argv = ["flowerpower", "--help"]
+from fp_async.cli import main
+sys.stdout, real = open(os.devnull, "w"), sys.stdout
+main()
+sys.stdout = real
+"""
+    assert not (HEAVY | {"rich", "asyncio", "msgspec"}) & loaded_after(statement)
+
+
+@pytest.mark.parametrize("path", sources(PACKAGE), ids=lambda path: path.name)
+def test_modules_are_small(path):
+    assert len(path.read_text().splitlines()) <= 400
