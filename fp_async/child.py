@@ -41,6 +41,7 @@ class GraphSpec:
     modules: tuple[str, ...]
     params: bytes
     config: bytes
+    materializers: bytes
     allow_overrides: bool
     libraries: tuple[str, ...]  # whose Hamilton extensions the modules need
 
@@ -199,4 +200,10 @@ def _graph(spec: GraphSpec) -> Any:
     namespace = modules.Namespace(spec.folder, spec.flow, values, spec.package)
     loaded = [namespace.load(name) for name in spec.modules]
     config = pickle.loads(spec.config)  # noqa: S301
-    return dag.Graph(spec.flow, loaded, config, allow_overrides=spec.allow_overrides)
+    return dag.Graph(
+        spec.flow,
+        loaded,
+        config,
+        materializers=pickle.loads(spec.materializers),  # noqa: S301
+        allow_overrides=spec.allow_overrides,
+    )

@@ -12,6 +12,7 @@ import inspect
 import logging
 import os
 import re
+import traceback
 import typing
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import Any
 from fp_async.errors import FlowerPowerError, GraphError, InputError, UnknownNameError
 from fp_async.hooks import RunHooks
 from fp_async.plan import NodeSpec, Plan, compile_plan, find_cycle
+from fp_async.wrappers import is_async, layers, uses_early
 
 # Autoloading imports every data library that is installed (3 to 5 s, 300 MB); we load the
 # extensions of the libraries that a pipeline imports. Set before the import, as Hamilton asks.
@@ -137,6 +139,7 @@ class Graph:
             raise GraphError(f"pipeline '{flow}' has a cycle: {' -> '.join(cycle)}")
         special = (node.NodeType.EXPAND, node.NodeType.COLLECT)
         self._dynamic = {n for n, node_ in self.hamilton.items() if node_.node_role in special}
+        self._repeated = self._find_repeated()
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._told = not adapters
 
@@ -161,6 +164,12 @@ class Graph:
             names = [module.__name__.partition(".")[0] for module in self.modules]
             for name in names:
                 text = text.replace(f"{name}.", "")
+            if "pipe_output.transform_node.<locals>.async_function" in text:
+                text = (
+                    f"function '{_compiled(error)}' is an `async def`, which Hamilton's "
+                    "@pipe_output and @mutate cannot take; use `def`, or apply the steps with "
+                    "@pipe_input to the function that reads it"
+                )
             raise GraphError(f"cannot build the DAG of pipeline '{self.flow}': {text}") from error
         finally:
             _quiet.reset(token)
@@ -172,10 +181,17 @@ class Graph:
         )
         if node_.user_defined:
             return NodeSpec(node_.name, (), None)
-        if inspect.isasyncgenfunction(_innermost(node_.callable)):
+        if any(map(inspect.isasyncgenfunction, layers(node_.callable))):
             raise GraphError(
                 f"node '{node_.name}' of pipeline '{self.flow}' is an async generator; "
                 "return a list from an `async def`, or use a plain generator"
+            )
+        if uses_early(node_.callable):
+            raise GraphError(
+                f"node '{node_.name}' of pipeline '{self.flow}' is an `async def`, whose value a "
+                "decorator of Hamilton's uses before it can be awaited "
+                "(@parameterize_extract_columns; fill_with on top of @inject or @parameterize); "
+                "use `def`, or split it into two functions"
             )
         return NodeSpec(node_.name, parameters, node_.callable, is_async(node_.callable))
 
@@ -207,6 +223,18 @@ class Graph:
     def dynamic(self, names: Collection[str]) -> bool:
         """Whether one of the nodes is `Parallelizable` or `Collect`."""
         return bool(self._dynamic) and not self._dynamic.isdisjoint(names)
+
+    def _find_repeated(self) -> set[str]:
+        """The nodes that run once for each item, from a `Parallelizable` to its `Collect`."""
+        role = {name: self.hamilton[name].node_role for name in self._dynamic}
+        found: set[str] = set()
+        waiting = [name for name, kind in role.items() if kind is node.NodeType.EXPAND]
+        while waiting:
+            name = waiting.pop()
+            found.add(name)
+            readers = [reader.name for reader in self.hamilton[name].depended_on_by]
+            waiting += [n for n in readers if role.get(n) is not node.NodeType.COLLECT]
+        return found
 
     # Planning -------------------------------------------------------------------------------
 
@@ -241,6 +269,11 @@ class Graph:
         for name in wanted:
             if name not in known:
                 raise UnknownNameError("final variable", name, self.nodes, where=where)
+            if name in self._repeated:
+                raise InputError(
+                    f"'{name}'{where} has a value for each item of its Parallelizable, so it "
+                    "cannot be a final variable; ask for the node that collects them"
+                )
         for name in overrides:
             if name not in self.nodes:
                 raise UnknownNameError("override", name, self.nodes, where=where)
@@ -320,6 +353,14 @@ class Graph:
                 )
 
 
+def _compiled(error: BaseException) -> str:
+    """The name of the function that Hamilton was making nodes of when it raised `error`."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "resolve_nodes":
+            return str(frame.f_locals["fn"].__name__)
+    return "?"
+
+
 def type_name(kind: Any) -> str:
     """An annotation as a person would write it: `int`, `list[int]`, `DataFrame`."""
     if typing.get_origin(kind) is not None or not hasattr(kind, "__name__"):
@@ -334,20 +375,3 @@ def fits(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is typing.Annotated:
         kind = typing.get_args(kind)[0]
     return bool(htypes.check_input_type(kind, value))
-
-
-def is_async(function: Any) -> bool:
-    """Whether calling it gives a coroutine, seen through Hamilton's `@parameterize` wrapper."""
-    inner = _innermost(function)
-    return inspect.iscoroutinefunction(inner)
-
-
-def _innermost(function: Any) -> Any:
-    while isinstance(function, functools.partial):
-        function = function.func
-    if getattr(function, "__module__", "") != "hamilton.function_modifiers.expanders":
-        return function
-    for cell in getattr(function, "__closure__", None) or ():
-        if isinstance(cell.cell_contents, node.Node):
-            return _innermost(cell.cell_contents.callable)
-    return function

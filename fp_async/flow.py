@@ -220,8 +220,11 @@ class Flow:
             prefix = len(self.namespace.package) + 1
             try:
                 config = pickle.dumps(graph.config)
+                materializers = pickle.dumps(graph.materializers)
             except Exception as error:
-                raise InputError(f"config cannot be sent to a process: {error}") from error
+                raise InputError(
+                    f"config or materializers cannot be sent to a process: {error}"
+                ) from error
             self._child_spec = GraphSpec(
                 folder=self.folder,
                 flow=self.name,
@@ -229,6 +232,7 @@ class Flow:
                 modules=tuple(module.__name__[prefix:] for module in graph.modules),
                 params=pickle.dumps(self.params),
                 config=config,
+                materializers=materializers,
                 allow_overrides=graph.allow_overrides,
                 libraries=self._libraries,
             )

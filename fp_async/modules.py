@@ -24,7 +24,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from fp_async import frames
-from fp_async.errors import FlowerPowerError, PipelineImportError, describe
+from fp_async.errors import FlowerPowerError, GraphError, PipelineImportError, describe
 from fp_async.params import Params, provided
 
 PREFIX = "fp_pipelines_"
@@ -61,6 +61,8 @@ class Namespace:
         except FlowerPowerError:
             raise
         except (Exception, SystemExit) as error:
+            if "is not empty. Must have only one line" in str(error):
+                raise GraphError(_not_empty(name, error)) from frames.trim(error)
             line = frames.user_line(error, self.folder)
             text = describe(error).replace(f"{self.package}.", "")
             at = f"\n  at {line}" if line else ""
@@ -198,3 +200,11 @@ def _imports(path: Path) -> set[str]:
             names |= {node.module or ""} | {alias.name for alias in node.names if not node.module}
             names |= {alias.name for alias in node.names if node.module == path.parent.name}
     return {part for name in names for part in (name.partition(".")[0],) if part}
+
+
+def _not_empty(module: str, error: BaseException) -> str:
+    """Hamilton compares bytecode, and that of an empty `async def` differs."""
+    return (
+        f"cannot build the DAG of module '{module}': {error}; it cannot be an `async def` either, "
+        "but what @does calls instead of it may be one"
+    )

@@ -153,10 +153,11 @@ def _edit(text: str, change: Any) -> str:
         data = _load("{}")
         data.fa.set_block_style()
     _settle_comments(data, 0)
+    end = _detach(data, list(data)[-1]) if data else []
     change(data)
     out = io.StringIO()
     _yaml().dump(data, out)
-    return out.getvalue()
+    return out.getvalue() + "".join(f"{line}\n" for line in end)
 
 
 def _settle_comments(mapping: Any, column: int) -> None:

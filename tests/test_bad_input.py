@@ -1047,7 +1047,7 @@ FOLDERS = [
             ("duplicate key", "run:\n  flow:\n  flow:\n", ":3"),
             ("not UTF-8", b"run:\n  flow: \xff\n", "utf-8"),
             ("a list", "- run\n", "mapping"),
-            ("a list in a section", "run:\n  - flow\n", "run: expected object"),
+            ("a list in a section", "run:\n  - flow\n", "run: expected"),
             ("a folder in its place", FOLDER, "directory"),
         )
     ],

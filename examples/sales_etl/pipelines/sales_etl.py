@@ -104,7 +104,7 @@ def sales(
     Revenue is real even where nobody knows the customer: such orders stay, region 'Unknown'.
     """
     first, end = pd.Timestamp(since), pd.Timestamp(until) + pd.Timedelta(days=1)
-    in_period = priced_orders["ordered_at"].between(first, end, inclusive="right")
+    in_period = priced_orders["ordered_at"].between(first, end, inclusive="left")
     orders = priced_orders.assign(amount_eur=amount_eur)[amount_eur.notna() & in_period]
     joined = orders.merge(customers, on="customer_id", how="left", validate="many_to_one")
     return joined.assign(region=joined["region"].fillna(UNKNOWN_REGION))

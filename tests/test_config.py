@@ -1,0 +1,187 @@
+"""conf/*.yml: what is read, how environments lie over each other, what a mistake says."""
+
+from __future__ import annotations
+
+import datetime
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fp_async import config, documents
+from fp_async.config import PipelinesFile, Retry, RunSettings, run_settings
+from fp_async.errors import ConfigError, UnknownNameError
+
+
+def parse(text, **env):
+    return documents.parse(text, "conf/x.yml", env).data
+
+
+def pipelines(text, **env):
+    return documents.validate(documents.parse(text, "conf/pipelines.yml", env), PipelinesFile)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("on", "on"),
+        ("yes", "yes"),
+        ("true", True),
+        ("False", False),
+        ("010", 10),
+        ("0x1F", 31),
+        ("12:30", "12:30"),
+        ("1e3", 1000.0),
+        ("-.5", -0.5),
+        ("3.", 3.0),
+        ("-7", -7),
+        ("1_000", "1_000"),
+        ("2024-01-31", datetime.date(2024, 1, 31)),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ('"1"', "1"),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(text, value):
+    assert parse(f"a: {text}")["a"] == value
+
+
+@given(st.dictionaries(st.text(st.characters(codec="ascii", categories=["L"]), min_size=1), st.integers()))
+def test_what_pyyaml_writes_is_read(data):
+    assert parse(yaml.safe_dump(data)) == data
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("${PORT}", 1883),
+        ('"${PORT}"', "1883"),
+        ("${NONE:-1884}", 1884),
+        ("${NONE:-}", None),
+        ("${EMPTY:-x}", "x"),
+        ("mqtt://${HOST}:${PORT}/", "mqtt://localhost:1883/"),
+        ("$${PORT}", "${PORT}"),
+        ("$PORT", "$PORT"),
+    ],
+)
+def test_variables(text, value):
+    assert parse(f"a: {text}", PORT="1883", HOST="localhost", EMPTY="")["a"] == value
+
+
+def test_an_unset_variable_names_file_line_and_key():
+    with pytest.raises(ConfigError, match=r"conf/x.yml:2: a.b: .*NOPE is not set"):
+        parse("a:\n  b: ${NOPE}")
+
+
+def test_environments_overlay_dev():
+    file = pipelines(
+        """
+        run:
+          flow:
+            dev:
+              inputs: {a: 1, b: 2}
+              final_vars: [x, y]
+              config: {mode: fast}
+              nodes: {n: {timeout: 5}}
+              timeout: 10
+              with_tracker: true
+            prod:
+              inputs: {b: 3, c: 4, a: null}
+              final_vars: [x]
+              config: {size: 1}
+              nodes: {m: {timeout: 1}}
+              with_tracker: false
+            empty:
+        """
+    )
+    prod = run_settings(file, "flow", "prod")
+    assert prod.inputs == {"a": 1, "b": 3, "c": 4}
+    assert prod.final_vars == ["x"]
+    assert prod.config == {"mode": "fast", "size": 1}
+    assert prod.nodes is not None
+    assert prod.nodes.keys() == {"n", "m"}
+    assert (prod.timeout, prod.with_tracker) == (10, False)
+    assert run_settings(file, "flow", "empty") == run_settings(file, "flow", "dev")
+    assert run_settings(file, "other", "dev") == RunSettings()
+
+
+def test_an_unknown_environment_lists_those_of_the_pipeline():
+    file = pipelines("run: {flow: {dev: , prod: , staging: }}")
+    with pytest.raises(UnknownNameError, match="'prd'.*did you mean 'prod'.*dev, prod, staging"):
+        run_settings(file, "flow", "prd")
+
+
+@pytest.mark.parametrize("file", config.FILES)
+def test_an_empty_or_absent_file_means_the_defaults(tmp_path, file):
+    assert config.read(tmp_path, file) == config.FILES[file]()
+    (tmp_path / "conf").mkdir()
+    for text in ("", "# only a comment\n", "{}"):
+        (tmp_path / "conf" / file).write_text(text)
+        assert config.read(tmp_path, file) == config.FILES[file]()
+
+
+def test_the_documents_own_configuration_is_accepted():
+    file = pipelines(
+        """
+        params:
+          my_flow:
+            add_int_col:
+              col_name: foo
+              values: bar
+        run:
+          my_flow:
+            dev:
+              inputs:
+                data_path: path/to/data.csv
+                fs_profile:
+                fs_prtocol: local
+              final_vars:
+                [
+                    add_int_col,
+                    final_df
+                ]
+              with_tracker: false
+        """
+    )
+    settings = run_settings(file, "my_flow", "dev")
+    assert settings.final_vars == ["add_int_col", "final_df"]
+    assert config.given(settings.inputs) == {"data_path": "path/to/data.csv", "fs_prtocol": "local"}
+
+
+def test_tracker_tags_take_any_scalar(tmp_path):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "tracker.yml").write_text(
+        "username: me@example.com\napi_key:\npipeline:\n  my_flow:\n    project_id: 1\n"
+        "    tags: {environment: dev, version: 1.0, on: true, n: 3}\n    dag_name: my_flow_123\n"
+    )
+    tracked = config.read(tmp_path, "tracker.yml").pipeline["my_flow"]
+    assert tracked.tags == {"environment": "dev", "version": 1.0, "on": True, "n": 3}
+
+
+def test_schemas_describe_every_key():
+    schemas = config.schema()
+    assert schemas.keys() == config.FILES.keys()
+    assert "RunSettings" in schemas["pipelines.yml"]["$defs"]
+    properties = schemas["pipelines.yml"]["$defs"]["RunSettings"]["properties"]
+    assert properties.keys() == set(RunSettings.__struct_fields__)
+    msgspec.json.encode(schemas)
+
+
+def test_every_struct_refuses_unknown_keys():
+    structs = [kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
+    for struct in structs:
+        if struct is not msgspec.Struct:
+            assert struct.__struct_config__.forbid_unknown_fields, struct
+            assert struct.__struct_config__.frozen, struct
+
+
+def test_retry_waits_longer_each_time_within_its_bounds():
+    retry = Retry(max_attempts=5, backoff=1.0, max_backoff=3.0, jitter=0.5, on=["OSError"])
+    assert [retry.delay(n, 0.5) for n in (1, 2, 3, 4)] == [1.0, 2.0, 3.0, 3.0]
+    assert retry.delay(1, 0.0) == 0.5
+    assert retry.wants(ConnectionError(), 4)
+    assert not retry.wants(ConnectionError(), 5)
+    assert not retry.wants(ValueError(), 1)

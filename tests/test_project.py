@@ -1,0 +1,275 @@
+"""Projects on disk: created, extended, reduced, found; and what `check` says of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+import fp_async
+from fp_async import Project
+from fp_async.errors import (
+    AlreadyExistsError,
+    NotAvailableError,
+    ProjectNotFoundError,
+    UnknownNameError,
+    UsageError,
+)
+from fp_async.scaffold import _edit
+
+
+def test_a_new_pipeline_runs_at_once(tmp_path, monkeypatch):
+    project = fp_async.init(tmp_path / "shop")
+    monkeypatch.chdir(project.root)
+    path = fp_async.new("my_flow")
+    assert path == project.root / "pipelines" / "my_flow.py"
+    assert fp_async.list() == ["my_flow"]
+    assert asyncio.run(fp_async.run("my_flow")) == {"total": 110}
+    assert asyncio.run(fp_async.run("my_flow", environment="prod")) == {"total": 10100}
+    assert fp_async.check().problems == []
+    assert fp_async.delete("my_flow")
+    assert fp_async.list() == []
+
+
+def test_init_writes_every_file_and_overwrites_none(tmp_path):
+    root = fp_async.init(tmp_path).root
+    names = {"mqtt.yml", "pipelines.yml", "scheduler.yml", "tracker.yml"}
+    assert {path.name for path in (root / "conf").iterdir()} == names
+    assert (root / "pipelines").is_dir()
+    with pytest.raises(AlreadyExistsError, match="--overwrite"):
+        fp_async.init(tmp_path)
+    (root / "conf" / "pipelines.yml").unlink()
+    (root / "conf" / "tracker.yml").write_text("username: me\n")
+    fp_async.init(tmp_path)
+    assert (root / "conf" / "tracker.yml").read_text() == "username: me\n"
+    fp_async.init(tmp_path, overwrite=True)
+    assert "username: me\n" != (root / "conf" / "tracker.yml").read_text()
+
+
+def test_a_second_new_keeps_the_first_ones_entries(tmp_path):
+    project = fp_async.init(tmp_path)
+    project.new("one")
+    conf = project.root / "conf" / "pipelines.yml"
+    conf.write_text(conf.read_text().replace("factor: 2", "factor: 7  # seven"))
+    project.new("two")
+    assert "factor: 7  # seven" in conf.read_text()
+    assert project.list() == ["one", "two"]
+    assert asyncio.run(project.run("one")) == {"total": 385}
+
+
+def test_new_refuses_and_overwrites(tmp_path):
+    project = fp_async.init(tmp_path)
+    path = project.new("flow")
+    path.write_text("def mine() -> int:\n    return 1\n")
+    with pytest.raises(AlreadyExistsError, match="'flow' exists already"):
+        project.new("flow")
+    assert "mine" in path.read_text()
+    project.new("flow", overwrite=True)
+    assert "mine" not in path.read_text()
+    for bad in ("my-flow", "1st", "class", "a b", "../x"):
+        with pytest.raises(UsageError, match="cannot be a pipeline's name"):
+            project.new(bad)
+
+
+def test_new_keeps_entries_written_before_the_pipeline(tmp_path):
+    project = fp_async.init(tmp_path)
+    conf = project.root / "conf" / "pipelines.yml"
+    conf.write_text("run:\n  flow:\n    dev:\n      inputs: {count: 4}\n")
+    project.new("flow")
+    assert asyncio.run(project.run("flow", params={"scaled": {"factor": 1}})) == {"total": 10}
+
+
+COMMENTED = """\
+# top
+params:
+  # about a
+  a:
+    fn:
+      x: 1  # eol
+      l:
+        - 1
+        - 2   # two
+
+  # about b
+  b:
+    fn: {y: "2"}
+
+# about run
+run:   # here
+  a:
+    dev:
+      inputs:
+        p: 'q'
+  # b runs
+  b:
+    dev:
+      final_vars: [z]
+# the end
+"""
+
+
+def test_editing_nothing_changes_nothing():
+    assert _edit(COMMENTED, lambda data: None) == COMMENTED
+
+
+def test_new_and_delete_leave_every_other_line(tmp_path):
+    project = fp_async.init(tmp_path)
+    conf = project.root / "conf" / "pipelines.yml"
+    conf.write_text(COMMENTED)
+    project.new("c")
+    with_c = conf.read_text().splitlines()
+    lines = iter(with_c)
+    assert all(line in lines for line in COMMENTED.splitlines())
+    project.delete("c")
+    assert conf.read_text() == COMMENTED
+    project.delete("a")
+    kept = conf.read_text()
+    for comment in ("# top", "# about b", "# about run", "# here", "# b runs", "# the end"):
+        assert comment in kept
+    assert "x: 1" not in kept
+
+
+def test_delete_removes_tracker_entries_too(tmp_path):
+    project = fp_async.init(tmp_path)
+    project.new("flow")
+    tracker = project.root / "conf" / "tracker.yml"
+    tracker.write_text("username: me\npipeline:\n  flow: {project_id: 1}\n  other: {project_id: 2}\n")
+    project.delete("flow")
+    assert tracker.read_text() == "username: me\npipeline:\n  other: {project_id: 2}\n"
+    with pytest.raises(UnknownNameError, match="unknown pipeline 'flow'"):
+        project.delete("flow")
+
+
+def test_writes_keep_permissions_and_leave_no_temporary_file(tmp_path):
+    project = fp_async.init(tmp_path)
+    conf = project.root / "conf" / "pipelines.yml"
+    conf.chmod(0o640)
+    project.new("flow")
+    assert conf.stat().st_mode & 0o777 == 0o640
+    assert {path.name for path in conf.parent.iterdir()} == {
+        "mqtt.yml",
+        "pipelines.yml",
+        "scheduler.yml",
+        "tracker.yml",
+    }
+
+
+def test_a_project_is_found_from_below_but_not_from_a_given_path(tmp_path, monkeypatch):
+    root = fp_async.init(tmp_path / "p").root
+    below = root / "pipelines" / "deep"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    assert Project().root == root
+    with pytest.raises(ProjectNotFoundError, match="flowerpower init"):
+        Project(tmp_path)
+
+
+async def test_a_held_project_ends_its_children(make_project):
+    import psutil
+
+    source = "import os\ndef pid() -> int:\n    return os.getpid()\n"
+    async with make_project(flow=source) as project:
+        pids = {(await project.run("flow", executor="processpool"))["pid"] for _ in range(3)}
+        assert len(pids) == 1  # kept warm
+        assert pids != {os.getpid()}
+        assert all(psutil.pid_exists(pid) for pid in pids)
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("name", ["run_job", "add_job", "schedule"])
+async def test_what_is_not_there_yet_says_so(make_project, name):
+    project = make_project(flow="def a() -> int:\n    return 1\n")
+    with pytest.raises(NotAvailableError, match=f"{name}: .*not in this version yet"):
+        await getattr(project, name)("flow")
+
+
+def messages(report, level):
+    return [f"{p.where}: {p.message}" for p in report.problems if p.level == level]
+
+
+def test_check_warns_of_what_a_run_would_tolerate(make_project):
+    project = make_project(
+        """
+        params:
+          flow:
+            scaled: {factor: bar, unknown: 1}
+            nothing: {x: 1}
+          ghost: {f: {x: 1}}
+        run:
+          flow:
+            dev:
+              inputs: {fs_prtocol: local, x: 1}
+        """,
+        flow="""
+        def scaled(x: int, factor: int = 1, fs_protocol: str = "local") -> int:
+            return x * factor
+        def other(needed: float) -> float:
+            return needed
+        """,
+    )
+    warnings = messages(project.check(), "warning")
+    assert project.check().errors == []
+    for fragment in (
+        "run.flow.dev: pipeline 'flow' needs inputs that were not given:\n  needed: float",
+        "run.flow.dev.inputs.fs_prtocol: no node reads this input; did you mean 'fs_protocol'",
+        "params.flow.scaled.factor: the function says int, the value is str",
+        "params.flow.scaled.unknown: no such argument",
+        "params.flow.nothing: the pipeline has no such function",
+        "params.ghost: there is no pipelines/ghost.py",
+    ):
+        assert any(fragment in warning for warning in warnings), fragment
+    assert len(warnings) == 6
+
+
+def test_check_reports_errors_of_every_pipeline_and_environment(make_project):
+    project = make_project(
+        """
+        run:
+          good: {dev: {executor: threads}, prod: {executor: local, final_vars: [b]}}
+        """,
+        good="def a() -> int:\n    return 1\n",
+        broken="import no_such_library\n",
+        cyclic="def a(b: int) -> int:\n    return b\ndef b(a: int) -> int:\n    return a\n",
+    )
+    errors = messages(project.check(), "error")
+    assert any("run.good.dev: unknown executor 'threads'" in error for error in errors)
+    assert any("run.good.prod: unknown final variable 'b'" in error for error in errors)
+    assert any("No module named 'no_such_library'" in error for error in errors)
+    assert any("has a cycle: a -> b -> a" in error for error in errors)
+
+
+async def test_executors_by_name_settings_and_configuration(make_project):
+    from fp_async import ExecutorSettings
+
+    source = "import threading\ndef thread() -> str:\n    return threading.current_thread().name\n"
+    project = make_project("run: {flow: {dev: {executor: local}}}", flow=source)
+    assert (await project.run("flow"))["thread"] == "MainThread"
+    assert (await project.run("flow", executor="threadpool"))["thread"] == "fp-node"
+    few = ExecutorSettings(type="threadpool", max_workers=2)
+    assert (await project.run("flow", executor=few))["thread"] == "fp-node"
+
+
+async def test_inputs_overrides_and_final_vars(make_project):
+    project = make_project(
+        "run: {flow: {dev: {inputs: {x: 1, path: data.csv, unused: 1}, final_vars: [b]}}}",
+        flow="""
+        from pathlib import Path
+        def a(x: int, y: int = 10) -> int:
+            return x + y
+        def b(a: int) -> int:
+            return a * 2
+        def suffix(path: Path) -> str:
+            return path.suffix
+        """,
+    )
+    assert await project.run("flow") == {"b": 22}
+    assert await project.run("flow", {"x": 5, "y": 0}) == {"b": 10}
+    assert await project.run("flow", overrides={"a": 100}) == {"b": 200}
+    assert await project.run("flow", final_vars=["suffix", "x", "b"]) == {
+        "suffix": ".csv",
+        "x": 1,
+        "b": 22,
+    }
+    assert list(await project.run("flow", final_vars=["b", "x", "suffix"])) == ["b", "x", "suffix"]
+    assert await project.run("flow", {"x": 2.0} | {"x": 2}, final_vars="a") == {"a": 12}
