@@ -106,7 +106,8 @@ def _from_text(text: str, kind: Any) -> Any:
 def _readings(text: str, kind: Any) -> list[Any]:
     """What a text may mean: JSON first for containers, the text itself first for the rest."""
     guess = _guess(text)
-    items = [item.strip() for item in text.split(",")]
+    inner = text[1:-1] if text[:1] in _OPENING and text[-1:] in _CLOSING else text
+    items = [_unquote(item.strip()) for item in _split(inner)] if inner.strip() else []
     container = typing.get_origin(kind) in (list, tuple, set, frozenset, dict)
     return [guess, text, items] if container else [text, guess]
 

@@ -259,6 +259,27 @@ async def test_sales_through_the_api(year: Sales) -> None:
     assert result["data_quality"] == year.quality
 
 
+async def test_sales_counts_an_order_once_and_on_its_day(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(SALES / "data", folder)
+    (folder / "orders.csv").write_text(
+        "order_id,ordered_at,customer_id,quantity,unit_price,currency\n"
+        "O1,2025-01-01T00:00:00,C001,1,10.00,EUR\n"
+        "O2,2025-01-31T23:59:59,C001,1,3.00,EUR\n"
+        "O3,2025-02-01T00:00:00,C001,1,500.00,EUR\n"
+        "O2,2025-01-31T23:59:59,C001,1,4.50,eur\n"
+        "O4,2025-01-15T12:00:00,C999,2,1.00,\n"
+    )
+    january = {**sales_inputs(folder), "until": date(2025, 1, 31)}
+    result = await Project(SALES).run("sales_etl", january, ["revenue_by_region", "data_quality"])
+    region = next(row["region"] for row in rows_of(folder / "customers.csv"))
+    assert result["revenue_by_region"].values.tolist() == [
+        [region, "2025-01", 2, 14.5],
+        ["Unknown", "2025-01", 1, 2.0],
+    ]
+    assert result["data_quality"] == {"rows": 5, "replaced": 1}
+
+
 async def test_sales_refuses_a_broken_export(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     shutil.copytree(SALES / "data", folder)
@@ -551,6 +572,21 @@ def test_sensor_window_raises_alarms(environment: str) -> None:
         ("boiler-1", "high"),
         ("return-line", "low"),
     ]
+
+
+async def test_sensor_window_tells_a_glitch_from_a_rise(tmp_path: Path) -> None:
+    values = [50.0, 51.0, 50.0, 120.0, 50.0, 51.0, 90.0, 91.0, 92.0, 91.0, 90.0]
+    lines = [f"2025-03-03T06:00:{i:02d}Z,boiler-1,{v}" for i, v in enumerate(values)]
+    path = tmp_path / "readings.csv"
+    path.write_text("\n".join(["timestamp,sensor,value", *reversed(lines)]) + "\n")
+    result = await Project(SENSOR).run("sensor_window", {"readings_path": str(path)})
+    (window,) = result["windows"]
+    assert (window["count"], window["min"], window["max"]) == (10, 50.0, 92.0)
+    assert result["skipped"] == {"lines": 11, "unreadable": 0, "glitches": 1}
+
+    path.write_text("\n".join(["timestamp,sensor,value", *lines[::2], *lines[1::2]]) + "\n")
+    again = await Project(SENSOR).run("sensor_window", {"readings_path": str(path)})
+    assert again == result
 
 
 async def test_sensor_window_on_a_file_of_one_line(tmp_path: Path) -> None:

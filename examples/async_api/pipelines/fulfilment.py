@@ -41,7 +41,7 @@ async def promotions(api_url: str, patience: float) -> list[Row] | None:
     try:
         async with asyncio.timeout(patience):
             return await get_json(f"{api_url}/promotions")
-    except (ApiError, OSError, TimeoutError):
+    except (ApiError, OSError):  # a TimeoutError is an OSError
         return None
 
 
