@@ -25,6 +25,7 @@ from fp_async import frames
 from fp_async.errors import FlowerPowerError
 
 _LENGTH = struct.Struct(">Q")
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
     "from fp_async.child import main; main()"
@@ -147,6 +148,7 @@ def _unpack(answer: bytes) -> Any:
 def main() -> None:
     """Serve requests until stdin closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which kills us
+    _die_with_parent()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what nodes print must not end up among the frames
     requests = os.fdopen(os.dup(0), "rb")
@@ -156,6 +158,14 @@ def main() -> None:
         answers.write(_LENGTH.pack(len(answer)))
         answers.write(answer)
         answers.flush()
+
+
+def _die_with_parent() -> None:
+    """Have Linux kill this process when its parent dies, even in the middle of a node."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _read_frame(stream: BinaryIO) -> bytes | None:

@@ -50,21 +50,23 @@ def create_project(root: Path, *, overwrite: bool = False) -> list[Path]:
 def create_pipeline(root: Path, name: str, *, overwrite: bool = False) -> Path:
     """Write `pipelines/<name>.py` and merge its entries into `conf/pipelines.yml`.
 
-    Entries that exist are kept; `overwrite` replaces file and entries. Raises
+    Entries that exist are kept, and a file that is still as it was written is no obstacle, so
+    that a second call does no harm; `overwrite` replaces file and entries. Raises
     AlreadyExistsError, UsageError for a name that is no Python identifier, FileAccessError.
     """
     if not name.isidentifier() or keyword.iskeyword(name):
         raise UsageError(f"'{name}' cannot be a pipeline's name: use letters, digits and _")
     path = root / "pipelines" / f"{name}.py"
-    if path.exists() and not overwrite:
-        raise AlreadyExistsError(f"pipeline '{name}' exists already; --overwrite replaces it")
+    source = _template("pipeline.py.txt").format(name=name)
     conf = root / "conf" / "pipelines.yml"
     with _file_errors(root):
+        if path.exists() and not overwrite and path.read_text(encoding="utf-8") != source:
+            raise AlreadyExistsError(f"pipeline '{name}' exists already; --overwrite replaces it")
         path.parent.mkdir(exist_ok=True)
         conf.parent.mkdir(exist_ok=True)
         text = conf.read_text(encoding="utf-8") if conf.exists() else _template("pipelines.yml")
         merged = _edit(text, lambda data: _add_entries(data, name, overwrite))
-        _replace(path, _template("pipeline.py.txt").format(name=name))
+        _replace(path, source)
         _replace(conf, merged)
     return path
 
