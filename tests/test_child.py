@@ -84,9 +84,21 @@ async def test_sync_nodes_run_in_children_and_coroutines_here(project):
 async def test_what_a_node_prints_goes_to_stderr(make_project, tmp_path):
     root = make_project(flow=SOURCE).root
     done = subprocess.run(
-        [sys.executable, "-m", "fp_async", "run", "flow", "-q", "--final-vars", "shouting",
-         "--executor", "processpool"],
-        cwd=root, capture_output=True, text=True,
+        [
+            sys.executable,
+            "-m",
+            "fp_async",
+            "run",
+            "flow",
+            "-q",
+            "--final-vars",
+            "shouting",
+            "--executor",
+            "processpool",
+        ],
+        cwd=root,
+        capture_output=True,
+        text=True,
     )
     assert done.stdout == "shouting  1\n"
     assert "to stdout" in done.stderr

@@ -66,7 +66,10 @@ def test_help_teaches(shop):
         assert re.search(rf"^  {command} +\w", text, re.MULTILINE)
         assert "Usage:" in flowerpower(command, "--help", cwd=shop).stdout
     assert "Exit codes" in text
-    assert flowerpower("--version", cwd=shop).stdout == f"flowerpower, version {fp_async.__version__}\n"
+    assert (
+        flowerpower("--version", cwd=shop).stdout
+        == f"flowerpower, version {fp_async.__version__}\n"
+    )
 
 
 def test_shell_completion(shop):
@@ -116,7 +119,14 @@ def test_base_dir(shop, tmp_path):
 
 def test_json_output_of_several_variables_in_order(shop):
     done = flowerpower(
-        "run", "my_flow", "--inputs", "count=2", "--final-vars", "total,scaled", "--output", "json",
+        "run",
+        "my_flow",
+        "--inputs",
+        "count=2",
+        "--final-vars",
+        "total,scaled",
+        "--output",
+        "json",
         cwd=shop,
     )
     assert json.loads(done.stdout) == {"total": 6, "scaled": [2, 4]}
@@ -159,8 +169,16 @@ def test_output_to_a_file(shop, tmp_path, variable, ending):
     pd = pytest.importorskip("pandas")
     file = tmp_path / f"out.{ending}"
     done = flowerpower(
-        "run", "table", "--inputs", "rows=3", "--final-vars", variable, "--output", file,
-        cwd=shop, check=False,
+        "run",
+        "table",
+        "--inputs",
+        "rows=3",
+        "--final-vars",
+        variable,
+        "--output",
+        file,
+        cwd=shop,
+        check=False,
     )
     if (variable, ending) == ("records", "parquet"):
         assert done.returncode == 2
@@ -230,7 +248,10 @@ def test_the_tree_shows_results_inputs_and_repeats():
         nodes = {
             name: NodeSpec(name, tuple((p, True) for p in parents), call)
             for name, parents, call in (
-                ("i", (), None), ("a", ("i",), int), ("b", ("a",), int), ("c", ("a", "b"), int)
+                ("i", (), None),
+                ("a", ("i",), int),
+                ("b", ("a",), int),
+                ("c", ("a", "b"), int),
             )
         }
         leaves = ["c"]
@@ -291,7 +312,10 @@ def test_delete_asks_on_a_terminal(tmp_path):
     master, terminal = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "fp_async", "delete", "b"],
-        cwd=tmp_path, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=tmp_path,
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     os.write(master, b"n\n")
     process.communicate(timeout=30)
@@ -300,7 +324,10 @@ def test_delete_asks_on_a_terminal(tmp_path):
     os.write(master, b"y\n")
     process = subprocess.Popen(
         [sys.executable, "-m", "fp_async", "delete", "b"],
-        cwd=tmp_path, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=tmp_path,
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     process.communicate(timeout=30)
     assert process.returncode == 0

@@ -49,7 +49,11 @@ def test_scalars_are_those_of_yaml_1_2(text, value):
     assert parse(f"a: {text}")["a"] == value
 
 
-@given(st.dictionaries(st.text(st.characters(codec="ascii", categories=["L"]), min_size=1), st.integers()))
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec="ascii", categories=["L"]), min_size=1), st.integers()
+    )
+)
 def test_what_pyyaml_writes_is_read(data):
     assert parse(yaml.safe_dump(data)) == data
 
@@ -171,7 +175,11 @@ def test_schemas_describe_every_key():
 
 
 def test_every_struct_refuses_unknown_keys():
-    structs = [kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
+    structs = [
+        kind
+        for kind in vars(config).values()
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+    ]
     for struct in structs:
         if struct is not msgspec.Struct:
             assert struct.__struct_config__.forbid_unknown_fields, struct

@@ -28,8 +28,13 @@ ENV = {
 
 def run(command, cwd):
     return subprocess.run(
-        command, cwd=cwd, env=ENV, text=True, timeout=120,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command,
+        cwd=cwd,
+        env=ENV,
+        text=True,
+        timeout=120,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-PIPELINE = '''
+PIPELINE = """
 from hamilton.function_modifiers import parameterize
 import pandas as pd
 from fp_async import load_params
@@ -32,7 +32,7 @@ def add_int_col(df: pd.DataFrame, col_name: str, values:int) -> pd.DataFrame:
 
 def final_df(add_int_col: pd.DataFrame) -> pd.DataFrame:
     return add_int_col.tail(1)
-'''
+"""
 
 CONFIG = """
 params:

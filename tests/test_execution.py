@@ -278,7 +278,10 @@ async def test_nodes_see_the_callers_context():
         return variable.get()
 
     nodes = [spec("loop", on_loop, is_async=True), spec("thread", variable.get)]
-    assert await execution(nodes, ["loop", "thread"]).run() == {"loop": "inside", "thread": "inside"}
+    assert await execution(nodes, ["loop", "thread"]).run() == {
+        "loop": "inside",
+        "thread": "inside",
+    }
 
 
 async def test_a_chain_of_sync_nodes_takes_one_hop():
@@ -295,7 +298,9 @@ async def test_a_chain_of_sync_nodes_takes_one_hop():
 @pytest.mark.parametrize("setup", [Setup(), Setup(Threads())], ids=["local", "threads"])
 async def test_five_thousand_nodes_deep_and_wide(setup):
     deep = [spec("n0", lambda: 0)]
-    deep += [spec(f"n{i}", lambda i=i, **kw: kw[f"n{i - 1}"] + 1, f"n{i - 1}") for i in range(1, 5000)]
+    deep += [
+        spec(f"n{i}", lambda i=i, **kw: kw[f"n{i - 1}"] + 1, f"n{i - 1}") for i in range(1, 5000)
+    ]
     assert await execution(deep, ["n4999"], setup).run() == {"n4999": 4999}
     wide = [spec(f"n{i}", lambda: 1) for i in range(5000)]
     wide.append(spec("total", lambda **kw: sum(kw.values()), *[node.name for node in wide]))

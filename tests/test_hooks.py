@@ -42,9 +42,7 @@ class Recorder(
     def pre_node_execute(self, *, run_id, node_, kwargs, task_id=None):
         self.told.append(("before", node_.name, dict(kwargs)))
 
-    def post_node_execute(
-        self, *, run_id, node_, kwargs, success, error, result, task_id=None
-    ):
+    def post_node_execute(self, *, run_id, node_, kwargs, success, error, result, task_id=None):
         self.errors.append(error)
         self.told.append(("after", node_.name, dict(kwargs), success, result))
 

@@ -42,7 +42,9 @@ async def test_two_projects_with_the_same_names(make_project):
     ],
 )
 async def test_ways_to_import_a_sibling(make_project, statement):
-    project = make_project(flow=f"{statement}\ndef a() -> int:\n    return helpers.VALUE\n", helpers="VALUE = 7\n")
+    project = make_project(
+        flow=f"{statement}\ndef a() -> int:\n    return helpers.VALUE\n", helpers="VALUE = 7\n"
+    )
     folder = project.root / "pipelines" / "package"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
@@ -59,7 +61,9 @@ async def test_a_sibling_imported_late_is_still_the_projects_own(make_project):
 
 
 async def test_a_pipeline_named_like_an_installed_package_can_import_it(make_project):
-    project = make_project(msgspec="import msgspec\ndef a() -> str:\n    return msgspec.json.encode(1).decode()\n")
+    project = make_project(
+        msgspec="import msgspec\ndef a() -> str:\n    return msgspec.json.encode(1).decode()\n"
+    )
     assert await project.run("msgspec") == {"a": "1"}
 
 
@@ -171,7 +175,9 @@ async def test_a_missing_params_entry_is_a_clear_error(make_project):
         await project.run("flow")
     (project.root / "conf" / "pipelines.yml").write_text("params: {flow: {scaled: {factr: 1}}}")
     project.reload()
-    with pytest.raises((MissingParameterError, NodeError, fp_async.GraphError, PipelineImportError)):
+    with pytest.raises(
+        (MissingParameterError, NodeError, fp_async.GraphError, PipelineImportError)
+    ):
         await project.run("flow", {"x": 1})
 
 

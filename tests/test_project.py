@@ -134,7 +134,9 @@ def test_delete_removes_tracker_entries_too(tmp_path):
     project = fp_async.init(tmp_path)
     project.new("flow")
     tracker = project.root / "conf" / "tracker.yml"
-    tracker.write_text("username: me\npipeline:\n  flow: {project_id: 1}\n  other: {project_id: 2}\n")
+    tracker.write_text(
+        "username: me\npipeline:\n  flow: {project_id: 1}\n  other: {project_id: 2}\n"
+    )
     project.delete("flow")
     assert tracker.read_text() == "username: me\npipeline:\n  other: {project_id: 2}\n"
     with pytest.raises(UnknownNameError, match="unknown pipeline 'flow'"):

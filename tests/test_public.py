@@ -32,11 +32,17 @@ def test_unknown_names_are_attribute_errors():
 def test_errors_are_all_exported():
     from fp_async import errors
 
-    kinds = {name for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, Exception)}
+    kinds = {
+        name
+        for name, kind in vars(errors).items()
+        if inspect.isclass(kind) and issubclass(kind, Exception)
+    }
     assert kinds <= set(fp_async.__all__)
 
 
-@pytest.mark.parametrize(("module", "name"), [(m, n) for m, names in DOCUMENT.items() for n in names])
+@pytest.mark.parametrize(
+    ("module", "name"), [(m, n) for m, names in DOCUMENT.items() for n in names]
+)
 def test_every_name_of_the_document_can_be_imported(module, name):
     assert callable(getattr(importlib.import_module(module), name))
 
