@@ -35,6 +35,7 @@ if _TYPE_CHECKING:
     from fp_async.errors import MissingParameterError as MissingParameterError
     from fp_async.errors import NodeCrashedError as NodeCrashedError
     from fp_async.errors import NodeError as NodeError
+    from fp_async.errors import NodeTimeoutError as NodeTimeoutError
     from fp_async.errors import NotAvailableError as NotAvailableError
     from fp_async.errors import PipelineImportError as PipelineImportError
     from fp_async.errors import ProjectNotFoundError as ProjectNotFoundError
@@ -76,6 +77,7 @@ _HOMES = {
         "MissingParameterError",
         "NodeCrashedError",
         "NodeError",
+        "NodeTimeoutError",
         "NotAvailableError",
         "PipelineImportError",
         "ProjectNotFoundError",

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fp_async import frames
-from fp_async.errors import FlowerPowerError
+from fp_async.errors import FlowerPowerError, describe
 
 _LENGTH = struct.Struct(">Q")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -197,7 +197,7 @@ def _portable(error: BaseException) -> bytes:
         data = pickle.dumps(error)
         pickle.loads(data)  # noqa: S301
     except Exception:
-        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+        return pickle.dumps(RuntimeError(describe(error)))
     return data
 
 

@@ -160,7 +160,8 @@ def read(root: Path, file: str, env: Mapping[str, str] | None = None) -> Any:
     except FileNotFoundError:
         return FILES[file]()
     except (OSError, UnicodeDecodeError) as error:
-        raise FileAccessError(f"cannot read conf/{file}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise FileAccessError(f"cannot read conf/{file}: {reason}") from error
     document = documents.parse(text, f"conf/{file}", os.environ if env is None else env)
     return documents.validate(document, FILES[file])
 

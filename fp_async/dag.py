@@ -60,6 +60,7 @@ EXTENSIONS = {
     "yaml": ("yaml",),
 }
 
+_REPR = re.compile(r"<(function \w+) at 0x\w+>")
 _QUALIFIER = re.compile(r"\b(?:[A-Za-z_]\w*\.)+")
 _quiet: ContextVar[bool] = ContextVar("fp_async_quiet", default=False)
 
@@ -133,6 +134,8 @@ class Graph:
         self.function_graph = built.graph
         self.adapter_set = built.adapter
         self.hamilton: dict[str, Any] = built.graph.nodes
+        if not any(not n.user_defined for n in self.hamilton.values()):
+            raise GraphError(f"pipeline '{flow}' has no functions that could be nodes")
         self.nodes = {name: self._spec(node_) for name, node_ in self.hamilton.items()}
         cycle = find_cycle(self.nodes)
         if cycle:
@@ -161,6 +164,12 @@ class Graph:
         except Exception as error:
             advert = str(error).find("If you believe they are equivalent")
             text = (str(error)[:advert] if advert > 0 else str(error)).strip()
+            text = _REPR.sub(r"\1", text)
+            text = text.partition(" In case you want to override")[0]
+            if text.startswith("Cannot define function"):
+                text += "; module_overrides: true lets the later module's replace the earlier"
+            if isinstance(error, NameError):
+                text += f" (in the annotations of {self._unresolved()})"
             names = [module.__name__.partition(".")[0] for module in self.modules]
             for name in names:
                 text = text.replace(f"{name}.", "")
@@ -173,6 +182,16 @@ class Graph:
             raise GraphError(f"cannot build the DAG of pipeline '{self.flow}': {text}") from error
         finally:
             _quiet.reset(token)
+
+    def _unresolved(self) -> str:
+        names = []
+        for function in (f for m in self.modules for f in vars(m).values()):
+            if inspect.isfunction(function):
+                try:
+                    typing.get_type_hints(function)
+                except NameError:
+                    names.append(function.__name__)
+        return ", ".join(names)
 
     def _spec(self, node_: Any) -> NodeSpec:
         parameters = tuple(

@@ -7,7 +7,7 @@ turns the data into a msgspec Struct. This module is the only importer of PyYAML
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -42,10 +42,13 @@ def parse(text: str, name: str, env: Mapping[str, str]) -> Document:
     try:
         root = loader.get_single_node()
         if root is not None:
-            _Preparation(document, env, loader.resolve).visit(root, ())
+            _Preparation(document, env, loader).visit(root, ())
         data = None if root is None else loader.construct_document(root)
     except yaml.YAMLError as error:
-        raise _syntax_error(name, error) from error
+        raise _syntax_error(name, text, error) from error
+    except RecursionError as error:
+        hint = "nested too deeply, or an alias (*name) stands inside its own anchor (&name)"
+        raise ConfigError(f"{name}: {hint}") from error
     finally:
         loader.dispose()
     return Document(name, {} if data is None else data, document.lines)
@@ -78,11 +81,17 @@ for _tag, _pattern, _first in (
     )
 
 
-def _syntax_error(name: str, error: yaml.YAMLError) -> ConfigError:
+def _syntax_error(name: str, text: str, error: yaml.YAMLError) -> ConfigError:
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return ConfigError(f"{name}:{line}: not valid YAML: {error.reason}")
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error)
-    at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-    return ConfigError(f"{name}{at}: not valid YAML: {problem}")
+    if mark is None:
+        return ConfigError(f"{name}: not valid YAML: {problem}")
+    before = "".join(text.splitlines()[mark.line : mark.line + 1])[: mark.column + 1]
+    tab = " (a tab? YAML is indented with spaces)" if "\t" in before else ""
+    return ConfigError(f"{name}:{mark.line + 1}:{mark.column + 1}: not valid YAML: {problem}{tab}")
 
 
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -91,25 +100,34 @@ _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 class _Preparation:
     """Records lines, refuses duplicate keys and puts variables in, before anything is built."""
 
-    def __init__(
-        self, document: Document, env: Mapping[str, str], resolve: Callable[..., str]
-    ) -> None:
+    def __init__(self, document: Document, env: Mapping[str, str], loader: Any) -> None:
         self._document = document
         self._env = env
-        self._resolve = resolve
+        self._loader = loader
 
     def visit(self, node: yaml.Node, path: KeyPath) -> None:
-        if isinstance(node, yaml.ScalarNode) and "${" in node.value:
-            node.value = self._interpolate(node.value, path)
-            if not node.style:  # unquoted: 1883 from a variable is a number again
-                node.tag = self._resolve(yaml.ScalarNode, node.value, (True, False))
+        if isinstance(node, yaml.ScalarNode):
+            self._visit_scalar(node, path)
         elif isinstance(node, yaml.SequenceNode):
             for index, item in enumerate(node.value):
                 self._document.lines[(*path, index)] = _line(item)
                 self.visit(item, (*path, index))
         elif isinstance(node, yaml.MappingNode):
             for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
+                    key.tag = "tag:yaml.org,2002:str"  # every key is a name: 1, true, 2024-01-01
                 self._enter(key, value, (*path, str(key.value)))
+
+    def _visit_scalar(self, node: yaml.ScalarNode, path: KeyPath) -> None:
+        if "${" in node.value:
+            node.value = self._interpolate(node.value, path)
+            if not node.style:  # unquoted: 1883 from a variable is a number again
+                node.tag = self._loader.resolve(yaml.ScalarNode, node.value, (True, False))
+        if node.tag.endswith(":timestamp"):  # the only form whose value may still be wrong
+            try:
+                self._loader.construct_object(node)
+            except ValueError as error:
+                raise self._document.error(path, f"{node.value}: {error}") from error
 
     def _enter(self, key: yaml.Node, value: yaml.Node, path: KeyPath) -> None:
         if path in self._document.lines:
@@ -159,6 +177,9 @@ def _explain(message: str, data: Any, struct: Any) -> tuple[KeyPath, str]:
     if unknown:
         valid = _fields_at(struct, path)
         return (*path, unknown[1]), f"unknown key{suggestion(unknown[1], valid)}"
+    if problem.startswith("Invalid enum value"):
+        wrong = str(_at(data, path))
+        return path, f"unknown value '{wrong}'{suggestion(wrong, _values_at(struct, path))}"
     return path, problem[0].lower() + problem[1:].replace("`", "")
 
 
@@ -199,11 +220,20 @@ def _fails(data: Any, struct: Any) -> bool:
 
 def _fields_at(struct: Any, path: KeyPath) -> list[str]:
     """The keys that are valid at `path`, read from msgspec's own description of the type."""
+    info = _struct_of(_info_at(struct, path))
+    return [field.encode_name for field in getattr(info, "fields", ())]
+
+
+def _values_at(struct: Any, path: KeyPath) -> list[str]:
+    """The values that are valid at `path`, where there is a list of them."""
+    return [str(value) for value in getattr(_info_at(struct, path), "values", ())]
+
+
+def _info_at(struct: Any, path: KeyPath) -> Any:
     info = msgspec.inspect.type_info(struct)
     for part in path:
         info = _step_into(info, part)
-    info = _struct_of(info)
-    return [field.encode_name for field in getattr(info, "fields", ())]
+    return info
 
 
 def _step_into(info: Any, part: str | int) -> Any:

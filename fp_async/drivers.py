@@ -50,7 +50,10 @@ class _Memory:
 
     def remember(self, told: Mapping[str, Any]) -> None:
         if told["error"] is not None and self.failed is None:
-            self.failed = (told["node_"].name, dict(told["kwargs"]), told["error"])
+            error: BaseException = told["error"]
+            if isinstance(error, StopError):
+                error = error.carried
+            self.failed = (told["node_"].name, dict(told["kwargs"]), error)
 
 
 class Witness(_Memory, BasePostNodeExecute):
@@ -88,6 +91,9 @@ async def run_async_driver(
     if graph.allow_overrides:
         builder = builder.allow_module_overrides()
     driver = await builder.with_adapters(*graph.adapters, witness).build()
+    for node in driver.graph.nodes.values():
+        if not node.user_defined:
+            node._callable = _told(node.callable)
     try:
         result: dict[str, Any] = await driver.execute(
             list(final_vars), overrides=dict(overrides), inputs=dict(inputs)
@@ -95,6 +101,32 @@ async def run_async_driver(
     except Exception as error:
         raise _error(witness, error, fail) from error.__cause__
     return result
+
+
+class StopError(Exception):
+    """Carries past Hamilton what a node raised that is no Exception: it only handles those."""
+
+    def __init__(self, carried: BaseException) -> None:
+        super().__init__(repr(carried))
+        self.carried = carried
+
+
+def _told(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A node for the AsyncDriver: what it hides is awaited, what it raises is told."""
+
+    async def told(**kwargs: Any) -> Any:
+        try:
+            value = call(**kwargs)
+            return await value if hasattr(type(value), "__await__") else value
+        except BaseException as error:
+            task = asyncio.current_task()
+            if isinstance(error, Exception | KeyboardInterrupt | GeneratorExit):
+                raise
+            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                raise
+            raise StopError(error) from error
+
+    return told
 
 
 class BlockingGraph:
@@ -222,8 +254,13 @@ async def _await(value: Any) -> Any:
 
 def _call_and_wait(call: Callable[..., Any], /, **kwargs: Any) -> Any:
     _bridge.get().check()
-    value = call(**kwargs)
-    return _bridge.get().wait(value) if hasattr(type(value), "__await__") else value
+    try:
+        value = call(**kwargs)
+        return _bridge.get().wait(value) if hasattr(type(value), "__await__") else value
+    except (Exception, concurrent.futures.CancelledError):
+        raise
+    except BaseException as error:  # Hamilton only tells hooks of an Exception
+        raise StopError(error) from error
 
 
 class _WaitingExecutor(TaskExecutor):

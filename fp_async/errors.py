@@ -110,8 +110,14 @@ class NodeCrashedError(NodeError):
     """The child process that ran a node died (killed, out of memory, hard crash)."""
 
 
+class NodeTimeoutError(NodeError):
+    """A node took longer than its own timeout."""
+
+    exit_code = 124
+
+
 class RunTimeoutError(FlowerPowerError, TimeoutError):
-    """A run or a node took longer than its timeout; `running` names the nodes it was in."""
+    """A run took longer than its timeout; `running` names the nodes it left behind."""
 
     exit_code = 124
 
@@ -141,5 +147,8 @@ def suggestion(name: str, valid: Iterable[str], *, at_most: int = 12) -> str:
 
 def describe(error: BaseException) -> str:
     """`ValueError: text`, in one line where the text is one line."""
-    text = str(error)
+    try:
+        text = str(error)
+    except Exception:  # an exception class of the user's, with a mistake in its __str__
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

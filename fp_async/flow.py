@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import pickle
 from collections.abc import Callable, Collection, Mapping
@@ -17,15 +18,17 @@ from fp_async import executors, frames
 from fp_async.child import ChildDiedError, Children, GraphSpec, RemoteTracebackError
 from fp_async.config import ExecutorSettings, RunSettings, given
 from fp_async.errors import (
+    FileAccessError,
     InputError,
     NodeCrashedError,
     NodeError,
+    NodeTimeoutError,
     RunTimeoutError,
     UnknownNameError,
     UsageError,
 )
 from fp_async.execution import Execution
-from fp_async.nodes import NodeEvent, Setup
+from fp_async.nodes import AttemptTimeoutError, NodeEvent, Setup
 from fp_async.threads import in_thread
 from fp_async.typed import coerce
 
@@ -78,6 +81,12 @@ class Flow:
                 raise UnknownNameError("node", node, graph.nodes, where=f" in run.{name}.*.nodes")
         self._blocking: Any = None
         self._child_spec: GraphSpec | None = None
+
+    @property
+    def functions(self) -> list[str]:
+        """The names of the functions of its modules."""
+        modules = self.graph.modules
+        return [n for m in modules for n, f in vars(m).items() if inspect.isfunction(f)]
 
     def coerced(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs as they come from text or YAML, with the types that the annotations say."""
@@ -197,7 +206,10 @@ class Flow:
                 "remote adapter), which has neither executor 'hamilton' nor node retry or timeout"
             )
         if self._blocking is None:
-            self._blocking = drivers.BlockingGraph(self.graph, self.settings.cache)
+            try:
+                self._blocking = drivers.BlockingGraph(self.graph, self.settings.cache)
+            except OSError as error:
+                raise FileAccessError(f"cannot use cache: {error}") from error
         local = request.executor.type == "local"
         threads = None if local else executors.threads(request.executor.max_workers)
         return await self._blocking.run(finals, inputs, request.overrides, self._fail, threads)
@@ -209,7 +221,11 @@ class Flow:
         inputs = {name: type(value).__name__ for name, value in kwargs.items()}
         cause = error.__cause__
         line = cause.line if isinstance(cause, RemoteTracebackError) else ""
-        kind = NodeCrashedError if isinstance(error, ChildDiedError) else NodeError
+        kind = NodeError
+        if isinstance(error, ChildDiedError):
+            kind = NodeCrashedError
+        elif isinstance(error, AttemptTimeoutError):
+            kind = NodeTimeoutError
         failure = kind(self.name, node, error, inputs, line or frames.user_line(error, self.folder))
         failure.__cause__ = frames.trim(error)
         return failure

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import linecache
 import os
 from pathlib import Path
 from types import TracebackType
 
 _OURS = str(Path(__file__).resolve().parent) + os.sep
+_IMPORTLIB = str(Path(importlib.__file__).parent) + os.sep
 _HAMILTON = f"{os.sep}hamilton{os.sep}"
 
 
@@ -51,4 +53,4 @@ def _format(file: str, line: int, folder: Path) -> str:
 
 
 def _is_machinery(file: str) -> bool:
-    return file.startswith((_OURS, "<frozen importlib")) or _HAMILTON in file
+    return file.startswith((_OURS, "<frozen importlib", _IMPORTLIB)) or _HAMILTON in file

@@ -60,7 +60,9 @@ class Namespace:
                 return importlib.import_module(f"{self.package}.{name}")
         except FlowerPowerError:
             raise
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             if "is not empty. Must have only one line" in str(error):
                 raise GraphError(_not_empty(name, error)) from frames.trim(error)
             line = frames.user_line(error, self.folder)
@@ -167,6 +169,14 @@ def stamp(path: Path) -> tuple[int, int]:
     except OSError:
         return (0, 0)
     return (status.st_mtime_ns, status.st_size)
+
+
+def exists(folder: Path, name: str) -> bool:
+    """Whether `folder` has a module or a package of this name."""
+    base = folder.joinpath(*name.split("."))
+    return name.replace(".", "").isidentifier() and (
+        base.with_name(f"{base.name}.py").is_file() or base.is_dir()
+    )
 
 
 def libraries(folder: Path, modules: Sequence[str]) -> set[str]:

@@ -29,6 +29,10 @@ _HOOK_GRACE = 5.0  # seconds that async hooks get to hear of a cancelled node
 log = logging.getLogger("fp_async")
 
 
+class AttemptTimeoutError(TimeoutError):
+    """A node took longer than its own timeout."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeEvent:
     """Something that happened to a node, for progress displays.
@@ -214,7 +218,9 @@ class Caller:
                 return await value if hasattr(type(value), "__await__") else value
         except TimeoutError:
             if scope.expired():
-                raise TimeoutError(f"took longer than its timeout of {timeout:g} s") from None
+                raise AttemptTimeoutError(
+                    f"took longer than its timeout of {timeout:g} s"
+                ) from None
             raise
 
     async def _aside(self, slot: int, function: Callable[[], Any]) -> Any:

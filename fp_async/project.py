@@ -213,6 +213,10 @@ class Project:
         settings = configs.run_settings(self.configuration, name, environment)
         folder = self.root / "pipelines"
         names = settings.modules or [name]
+        for module in names:
+            if not modules.exists(folder, module):
+                where = f" in {folder} (run.{name}.{environment}.modules)"
+                raise UnknownNameError("module", module, self.list(), where=where)
         libraries = modules.libraries(folder, names)
         dag.load_extensions(libraries)
         namespace = modules.Namespace(folder, name, PipelineParams(name, values))

@@ -1,30 +1,26 @@
 """Creates projects and pipelines on disk, and takes pipelines away again.
 
-Configuration files are edited with a round-trip parser: comments, order and everything else in
-them stays. Files are replaced in one step, so that a crash leaves the old or the new one. This
-module is the only importer of ruamel.yaml.
+Everything is read, checked and written beside the files before the first of them is replaced, so
+that a mistake, a full disk or a crash leaves the old files or the new ones.
 """
 
 from __future__ import annotations
 
-import io
 import keyword
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from fp_async import editing
 from fp_async.config import FILES
-from fp_async.errors import (
-    AlreadyExistsError,
-    ConfigError,
-    FileAccessError,
-    UnknownNameError,
-    UsageError,
-)
+from fp_async.errors import AlreadyExistsError, FileAccessError, UnknownNameError, UsageError
+
+# The sections in which a pipeline has entries.
+_SECTIONS = {"pipelines.yml": ("params", "run"), "tracker.yml": ("pipeline",)}
 
 
 def create_project(root: Path, *, overwrite: bool = False) -> list[Path]:
@@ -36,15 +32,13 @@ def create_project(root: Path, *, overwrite: bool = False) -> list[Path]:
     conf = root / "conf"
     if (conf / "pipelines.yml").exists() and not overwrite:
         raise AlreadyExistsError(f"{root} is a project already; --overwrite resets its conf/*.yml")
-    written = []
     with _file_errors(root):
         conf.mkdir(parents=True, exist_ok=True)
         (root / "pipelines").mkdir(exist_ok=True)
-        for name in FILES:
-            if overwrite or not (conf / name).exists():
-                _replace(conf / name, _template(name))
-                written.append(conf / name)
-    return written
+        missing = [name for name in FILES if overwrite or not (conf / name).exists()]
+        with _replaced({conf / name: _template(name) for name in missing}):
+            pass
+    return [conf / name for name in missing]
 
 
 def create_pipeline(root: Path, name: str, *, overwrite: bool = False) -> Path:
@@ -54,46 +48,48 @@ def create_pipeline(root: Path, name: str, *, overwrite: bool = False) -> Path:
     that a second call does no harm; `overwrite` replaces file and entries. Raises
     AlreadyExistsError, UsageError for a name that is no Python identifier, FileAccessError.
     """
-    if not name.isidentifier() or keyword.iskeyword(name):
-        raise UsageError(f"'{name}' cannot be a pipeline's name: use letters, digits and _")
-    path = root / "pipelines" / f"{name}.py"
+    if not name.isidentifier() or name.startswith("_") or keyword.iskeyword(name):
+        raise UsageError(
+            f"'{name}' cannot be a pipeline's name: use letters, digits and _, a letter first"
+        )
+    path, conf = root / "pipelines" / f"{name}.py", root / "conf" / "pipelines.yml"
     source = _template("pipeline.py.txt").format(name=name)
-    conf = root / "conf" / "pipelines.yml"
+    entries = editing.load(_template("entries.yml").format(name=name), "entries.yml")
     with _file_errors(root):
-        if path.exists() and not overwrite and path.read_text(encoding="utf-8") != source:
+        if path.exists() and not overwrite and path.read_bytes() != source.encode():
             raise AlreadyExistsError(f"pipeline '{name}' exists already; --overwrite replaces it")
+        text = _read(conf) if conf.exists() else _template("pipelines.yml")
+        change = _Addition(name, entries, overwrite=overwrite)
+        merged = editing.edit(text, f"conf/{conf.name}", change)
         path.parent.mkdir(exist_ok=True)
         conf.parent.mkdir(exist_ok=True)
-        text = conf.read_text(encoding="utf-8") if conf.exists() else _template("pipelines.yml")
-        merged = _edit(text, lambda data: _add_entries(data, name, overwrite))
-        _replace(path, source)
-        _replace(conf, merged)
+        with _replaced({path: source, conf: merged}):
+            pass
     return path
 
 
 def delete_pipeline(root: Path, name: str) -> list[Path]:
     """Remove the pipeline's file and its entries in `conf/*.yml`; returns what changed.
 
-    Raises UnknownNameError where there is neither.
+    Raises UnknownNameError where there is neither, UsageError for a pipeline that is a folder.
     """
-    changed = []
+    module = root / "pipelines" / f"{name}.py"
     with _file_errors(root):
-        for file, sections in (
-            ("pipelines.yml", ("params", "run")),
-            ("tracker.yml", ("pipeline",)),
-        ):
-            path = root / "conf" / file
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-            if text and any(name in _section(text, section) for section in sections):
-                _replace(path, _edit(text, lambda data, s=sections: _drop_entries(data, s, name)))
-                changed.append(path)
-        module = root / "pipelines" / f"{name}.py"
-        if module.exists():
-            module.unlink()
-            changed.append(module)
-    if not changed:
-        raise UnknownNameError("pipeline", name, pipeline_names(root))
-    return changed
+        names = pipeline_names(root)
+        if name in names and not module.exists():
+            raise UsageError(f"pipelines/{name}/ is a folder; remove it yourself")
+        texts = {
+            path: text
+            for file, sections in _SECTIONS.items()
+            if (path := root / "conf" / file).exists()
+            if (text := _without(path, sections, name)) is not None
+        }
+        if not texts and name not in names:
+            raise UnknownNameError("pipeline", name, names)
+        with _replaced(texts):
+            if name in names:
+                module.unlink()
+    return [*texts, *([module] if name in names else [])]
 
 
 def pipeline_names(root: Path) -> list[str]:
@@ -104,112 +100,70 @@ def pipeline_names(root: Path) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
+class _Addition:
+    """Adds a pipeline's entries to those that are there."""
+
+    def __init__(self, name: str, entries: Any, *, overwrite: bool) -> None:
+        self._name = name
+        self._entries = entries
+        self._overwrite = overwrite
+
+    def __call__(self, data: Any) -> None:
+        for section in _SECTIONS["pipelines.yml"]:
+            if data.get(section) is None:
+                data[section] = {}
+            if self._overwrite or data[section].get(self._name) is None:
+                data[section][self._name] = self._entries[section][self._name]
+
+
+def _without(path: Path, sections: tuple[str, ...], name: str) -> str | None:
+    """The file's text without the entries of a pipeline; None if it has none."""
+    text, shown = _read(path), f"conf/{path.name}"
+    data = editing.load(text, shown) or {}
+    if not any(name in (data.get(section) or {}) for section in sections):
+        return None
+
+    def drop(data: Any) -> None:
+        for section in sections:
+            if (data.get(section) or {}).pop(name, None) is not None and not data[section]:
+                data[section] = None
+
+    return editing.edit(text, shown, drop)
+
+
 def _template(name: str) -> str:
     return (files("fp_async") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _add_entries(data: Any, name: str, overwrite: bool) -> None:
-    entries = _load(_template("entries.yml").format(name=name))
-    for section in ("params", "run"):
-        if data.get(section) is None:
-            data[section] = {}
-        if overwrite or data[section].get(name) is None:
-            data[section][name] = entries[section][name]
-
-
-def _drop_entries(data: Any, sections: tuple[str, ...], name: str) -> None:
-    for section in sections:
-        if (data.get(section) or {}).pop(name, None) is not None and not data[section]:
-            data[section] = None
-
-
-def _section(text: str, section: str) -> Any:
-    return (_load(text) or {}).get(section) or {}
-
-
-def _yaml() -> Any:
-    from ruamel.yaml import YAML
-
-    yaml = YAML(typ="rt")
-    yaml.preserve_quotes = True
-    yaml.width = 4096  # never fold the user's long lines
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.representer.add_representer(
-        type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "")
-    )
-    return yaml
-
-
-def _load(text: str) -> Any:
-    from ruamel.yaml.error import YAMLError
-
+def _read(path: Path) -> str:
     try:
-        return _yaml().load(text)
-    except YAMLError as error:
-        raise ConfigError(f"not valid YAML, left as it is: {error}") from error
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FileAccessError(f"cannot read conf/{path.name}: {error}") from error
 
 
-def _edit(text: str, change: Any) -> str:
-    data = _load(text)
-    if data is None:
-        data = _load("{}")
-        data.fa.set_block_style()
-    _settle_comments(data, 0)
-    end = _detach(data, list(data)[-1]) if data else []
-    change(data)
-    out = io.StringIO()
-    _yaml().dump(data, out)
-    return out.getvalue() + "".join(f"{line}\n" for line in end)
+@contextmanager
+def _replaced(texts: dict[Path, str]) -> Iterator[None]:
+    """Write all the files, or none where one of them or the block fails."""
+    with ExitStack() as stack:
+        staged = {path: stack.enter_context(_staged(path, text)) for path, text in texts.items()}
+        yield
+        for path, temporary in staged.items():
+            temporary.replace(path)
 
 
-def _settle_comments(mapping: Any, column: int) -> None:
-    """Give comments that stand before a key to that key.
-
-    ruamel hangs them on the last value before, where they would move or vanish with it.
-    """
-    from ruamel.yaml.comments import CommentedMap
-    from ruamel.yaml.error import CommentMark
-    from ruamel.yaml.tokens import CommentToken
-
-    keys = list(mapping)
-    for key, following in zip(keys, [*keys[1:], None], strict=True):
-        value = mapping[key]
-        if isinstance(value, CommentedMap) and not value.fa.flow_style():
-            _settle_comments(value, column + 2)
-        lines = _detach(mapping, key) if following is not None else []
-        if lines:
-            tokens = [CommentToken(f"{line}\n", CommentMark(column), None) for line in lines]
-            mapping.ca.items.setdefault(following, [None, None, None, None])[1] = tokens
-
-
-def _detach(container: Any, key: Any) -> list[str]:
-    """Take the comment lines below the last value under `key`; its own line's comment stays."""
-    value = container[key]
-    if hasattr(value, "ca") and value and not value.fa.flow_style():
-        return _detach(value, list(value)[-1] if hasattr(value, "keys") else len(value) - 1)
-    place = 2 if hasattr(container, "keys") else 0
-    token = (container.ca.items.get(key) or [None] * 4)[place]
-    if token is None or "\n" not in token.value:
-        return []
-    own, _, below = token.value.partition("\n")
-    token.value = f"{own}\n"
-    if not own.strip():
-        container.ca.items[key][place] = None
-    return [line.strip() for line in below.rstrip("\n").split("\n")] if below.strip() else []
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file in one step, keeping the permissions of the one it replaces."""
+@contextmanager
+def _staged(path: Path, text: str) -> Iterator[Path]:
+    """The text in a temporary file beside `path`, with the permissions that `path` has."""
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
-        Path(temporary).chmod(mode)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        Path(name).chmod(mode)
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -51,7 +51,7 @@ def _read(path: Path, option: str) -> bytes:
 def _json_object(data: bytes, option: str, what: str) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{option}: {what} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{option}: {what} must be a JSON object of names and values")

@@ -719,7 +719,7 @@ INPUTS = [
     call(
         "--output: csv of two variables",
         "run flow --final-vars doubled,total --output out.csv",
-        "--output out.csv holds one value",
+        "--output out.csv: a table holds one value",
         "doubled, total",
     ),
     flow(

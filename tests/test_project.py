@@ -9,6 +9,7 @@ import pytest
 
 import fp_async
 from fp_async import Project
+from fp_async.editing import edit
 from fp_async.errors import (
     AlreadyExistsError,
     NotAvailableError,
@@ -16,7 +17,6 @@ from fp_async.errors import (
     UnknownNameError,
     UsageError,
 )
-from fp_async.scaffold import _edit
 
 
 def test_a_new_pipeline_runs_at_once(tmp_path, monkeypatch):
@@ -110,7 +110,7 @@ run:   # here
 
 
 def test_editing_nothing_changes_nothing():
-    assert _edit(COMMENTED, lambda data: None) == COMMENTED
+    assert edit(COMMENTED, "x.yml", lambda data: None) == COMMENTED
 
 
 def test_new_and_delete_leave_every_other_line(tmp_path):

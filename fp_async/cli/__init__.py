@@ -87,11 +87,9 @@ def cli() -> None:
 def main() -> NoReturn:
     """The console script: errors become one message on stderr and an exit code."""
     try:
-        cli.main(standalone_mode=False)
+        code = cli.main(prog_name="flowerpower", standalone_mode=False)
     except FlowerPowerError as error:
         fail(str(error), error.exit_code)
-    except click.exceptions.Exit as error:
-        _leave(error.exit_code)
     except click.ClickException as error:
         error.show()
         _leave(error.exit_code)
@@ -100,7 +98,9 @@ def main() -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `| head` has had enough
         _leave(0)
-    _leave(0)
+    except OSError as error:  # stdout is full or gone
+        fail(f"cannot write the output: {error.strerror or error}", 2)
+    _leave(code if isinstance(code, int) else 0)  # click returns the code of an Exit
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import click
 import msgspec
 
-from fp_async.errors import FileAccessError, UsageError
+from fp_async.errors import FileAccessError, UsageError, describe
 
 _SHOWN_ROWS = 10
 
@@ -37,7 +38,7 @@ def echo_table(rows: Sequence[Mapping[str, Any]]) -> None:
 def show_result(result: Any, output: str) -> None:
     """Print a run's result as `output`: table, json, or into a FILE.{csv,parquet,json}."""
     if output == "table":
-        _echo_values(result)
+        _echo_values(result if isinstance(result, Mapping) else {"": result})
     elif output == "json":
         echo_json(result)
     else:
@@ -57,12 +58,13 @@ def check_output(output: str) -> None:
 
 
 def _echo_values(result: Any) -> None:
-    if not isinstance(result, Mapping):
-        click.echo(_text(result))
-        return
     width = max((len(name) for name in result), default=0)
     for name, value in result.items():
-        text = _text(value)
+        try:
+            text = _text(value)
+            text.encode()  # a lone surrogate cannot be printed
+        except Exception as error:
+            raise UsageError(f"cannot print '{name}': {describe(error)}") from error
         gap = "\n" if "\n" in text else " " * (width - len(name) + 2)
         click.echo(f"{click.style(name, bold=True)}{gap}{text}")
 
@@ -90,7 +92,7 @@ def _is_records(value: Any) -> bool:
 def _json(value: Any) -> bytes:
     try:
         return msgspec.json.encode(value, enc_hook=_plain)
-    except (TypeError, OverflowError, NotImplementedError) as error:
+    except (TypeError, ValueError, OverflowError, NotImplementedError, RecursionError) as error:
         raise UsageError(f"--output json: {error}; choose --final-vars or a FILE.csv") from error
 
 
@@ -113,45 +115,55 @@ def _plain(value: Any) -> Any:
 
 
 def _write(result: Any, path: Path) -> None:
+    """Write beside the file and replace it in one step: what breaks off leaves nothing."""
+    part = path.with_name(f".{path.name}.part")
     try:
-        _WRITERS[path.suffix](result, path)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "Is a directory")
+        _WRITERS[path.suffix](result, part)
+        part.replace(path)
     except OSError as error:
         raise FileAccessError(f"cannot write {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UsageError(f"--output {path}: {error}") from error
+    finally:
+        part.unlink(missing_ok=True)
     click.echo(f"wrote {path}", err=True)
 
 
-def _write_json(result: Any, path: Path) -> None:
-    path.write_bytes(msgspec.json.format(_json(result), indent=2) + b"\n")
+def _write_json(result: Any, part: Path) -> None:
+    part.write_bytes(msgspec.json.format(_json(result), indent=2) + b"\n")
 
 
-def _write_csv(result: Any, path: Path) -> None:
-    value = _only(result, path)
+def _write_csv(result: Any, part: Path) -> None:
+    value = _only(result)
     if hasattr(value, "to_csv"):  # pandas; its default index says nothing
-        value.to_csv(path, index=not _has_plain_index(value))
+        value.to_csv(part, index=not _has_plain_index(value))
     elif hasattr(value, "write_csv"):  # polars
-        value.write_csv(path)
+        value.write_csv(part)
     elif _is_records(value):
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(value[0]))
+        with part.open("w", newline="", encoding="utf-8") as file:
+            columns = dict.fromkeys(name for row in value for name in row)
+            writer = csv.DictWriter(file, fieldnames=list(columns))
             writer.writeheader()
             writer.writerows(value)
     else:
-        raise _not_tabular(value, path)
+        raise _not_tabular(value)
 
 
-def _write_parquet(result: Any, path: Path) -> None:
-    value = _only(result, path)
+def _write_parquet(result: Any, part: Path) -> None:
+    value = _only(result)
+    if hasattr(value, "to_frame") and not hasattr(value, "columns"):
+        value = value.to_frame()  # a series
     try:
-        if hasattr(value, "to_frame") and not hasattr(value, "columns"):
-            value = value.to_frame()  # a series
         if hasattr(value, "write_parquet"):
-            value.write_parquet(path)
+            value.write_parquet(part)
         elif hasattr(value, "to_parquet"):
-            value.to_parquet(path)
+            value.to_parquet(part)
         else:
-            raise _not_tabular(value, path)
+            raise _not_tabular(value)
     except ImportError as error:
-        raise UsageError(f"--output {path}: parquet needs pyarrow: pip install pyarrow") from error
+        raise UsageError("--output: parquet needs pyarrow: pip install pyarrow") from error
 
 
 def _has_plain_index(frame: Any) -> bool:
@@ -159,18 +171,16 @@ def _has_plain_index(frame: Any) -> bool:
     return type(index).__name__ == "RangeIndex" and index.name is None
 
 
-def _only(result: Any, path: Path) -> Any:
+def _only(result: Any) -> Any:
     if not isinstance(result, Mapping):
         return result
     if len(result) != 1:
-        names = ", ".join(result)
-        raise UsageError(f"--output {path} holds one value; choose one --final-vars of: {names}")
+        raise ValueError(f"a table holds one value; choose one --final-vars of: {', '.join(result)}")
     return next(iter(result.values()))
 
 
-def _not_tabular(value: Any, path: Path) -> UsageError:
-    kind = type(value).__name__
-    return UsageError(f"--output {path}: a value of type {kind} is no table; use json")
+def _not_tabular(value: Any) -> ValueError:
+    return ValueError(f"a value of type {type(value).__name__} is no table; use json")
 
 
 _WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".json": _write_json}

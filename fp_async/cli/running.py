@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
+import math
 import sys
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import click
 
-from fp_async.cli import base_dir, fail
+from fp_async.cli import base_dir
+from fp_async.cli.loop import run_until_signalled
 from fp_async.config import DEFAULT_ENVIRONMENT
-from fp_async.errors import NodeError, UsageError
+from fp_async.errors import NodeError, UnknownNameError, UsageError
 from fp_async.typed import coerce, parse_assignments
+
+
+class Seconds(click.FloatRange):
+    """A time that is more than nothing, and a number."""
+
+    def __init__(self) -> None:
+        super().__init__(0, min_open=True)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return seconds
 
 
 def run_options(function: Callable[..., Any]) -> Any:
@@ -44,7 +59,7 @@ def run_options(function: Callable[..., Any]) -> Any:
         click.option(
             "--with-tracker/--no-tracker", default=None, help="Report to the Hamilton UI."
         ),
-        click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS"),
+        click.option("--timeout", type=Seconds(), metavar="SECONDS"),
     )
     decorated: Any = base_dir(function)
     for option in reversed(options):
@@ -79,7 +94,7 @@ def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options:
 
     check_output(output)
     try:
-        result = _asyncio_run(_run(name, quiet=quiet, **options))
+        result = run_until_signalled(_run(name, quiet=quiet, **options))
     except NodeError as error:
         if with_traceback and error.__cause__ is not None:
             click.echo("".join(traceback.format_exception(error.__cause__)), err=True)
@@ -110,6 +125,8 @@ async def _run(
         config = {key: coerce(value, Any) for key, value in assigned(config_, "--config").items()}
         given = assigned(inputs, "--inputs")
         flow = project.flow(name, environment=environment, config=config, params=params)
+        for function in params.keys() - flow.functions:
+            raise UnknownNameError("function", function, flow.functions, where=" in --param")
         options: dict[str, Any] = {
             "inputs": flow.coerced(given),
             "final_vars": [v.strip() for text in final_vars for v in text.split(",") if v.strip()],
@@ -148,26 +165,3 @@ def _params(texts: tuple[str, ...], known: Any) -> dict[str, dict[str, Any]]:
         kind = Any if present is None or isinstance(value, dict) else type(present)
         result.setdefault(function, {})[argument] = coerce(value, kind)
     return result
-
-
-def _asyncio_run(main: Coroutine[Any, Any, Any]) -> Any:
-    """`asyncio.run`, with SIGTERM cancelling like Ctrl-C does."""
-    terminated = False
-
-    async def body() -> Any:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("no task")
-
-        def terminate() -> None:
-            nonlocal terminated
-            terminated = True
-            task.cancel()
-
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
-        return await main
-
-    try:
-        return asyncio.run(body())
-    except asyncio.CancelledError:
-        fail("terminated" if terminated else "cancelled", 143 if terminated else 1)

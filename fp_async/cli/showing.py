@@ -9,7 +9,7 @@ import click
 
 from fp_async.cli import base_dir
 from fp_async.config import DEFAULT_ENVIRONMENT
-from fp_async.errors import FileAccessError, UsageError
+from fp_async.errors import FileAccessError, UsageError, suggestion
 
 
 @click.command()
@@ -35,7 +35,10 @@ def show(
     """
     from fp_async.project import Project
 
-    form = form or _ENDINGS.get(file.suffix if file else "", "tree")
+    ending = file.suffix if file else ""
+    if form is None and ending and ending not in _ENDINGS:
+        raise UsageError(f"-o {file}: unknown ending{suggestion(ending, _ENDINGS)}")
+    form = form or _ENDINGS.get(ending, "tree")
     picture = Project(base_dir).show(name, form, environment)
     if file is None and isinstance(picture, bytes):
         if sys.stdout.isatty():
