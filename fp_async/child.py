@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 from fp_async import frames
 from fp_async.errors import FlowerPowerError, describe
+from fp_async.nodes import awaitable
 
 _LENGTH = struct.Struct(">Q")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -178,7 +179,7 @@ def _answer(request: bytes) -> bytes:
     try:
         graph = _graph(spec)
         value = graph.nodes[node].call(**pickle.loads(arguments))  # noqa: S301
-        if hasattr(type(value), "__await__"):
+        if awaitable(value):
             value = asyncio.run(_await(value))
         return _dump((value, None), f"its value ({type(value).__name__}) cannot leave its process")
     except BaseException as error:

@@ -34,6 +34,7 @@ from hamilton.lifecycle.base import BasePostNodeExecute, BasePostNodeExecuteAsyn
 from fp_async.dag import Graph, quietly
 from fp_async.errors import UsageError
 from fp_async.hooks import RunHooks
+from fp_async.nodes import awaitable
 from fp_async.threads import Threads, in_thread
 
 Fail = Callable[[str, dict[str, Any], BaseException], Exception]
@@ -117,7 +118,7 @@ def _told(call: Callable[..., Any]) -> Callable[..., Any]:
     async def told(**kwargs: Any) -> Any:
         try:
             value = call(**kwargs)
-            return await value if hasattr(type(value), "__await__") else value
+            return await value if awaitable(value) else value
         except BaseException as error:
             task = asyncio.current_task()
             if isinstance(error, Exception | KeyboardInterrupt | GeneratorExit):
@@ -256,7 +257,7 @@ def _call_and_wait(call: Callable[..., Any], /, **kwargs: Any) -> Any:
     _bridge.get().check()
     try:
         value = call(**kwargs)
-        return _bridge.get().wait(value) if hasattr(type(value), "__await__") else value
+        return _bridge.get().wait(value) if awaitable(value) else value
     except (Exception, concurrent.futures.CancelledError):
         raise
     except BaseException as error:  # Hamilton only tells hooks of an Exception

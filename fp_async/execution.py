@@ -4,13 +4,15 @@ Two queues hold what may start now. `_ready` (coroutine functions, and inline sy
 emptied by walkers on the event loop, `_queued` (sync nodes) by drainers in worker threads; both
 go on with whatever they have just made ready, so that a chain of nodes costs one task or one
 thread hop. A walker or drainer that is about to be busy while more is ready recruits another
-one first. Trivial nodes are finished before the recruit wakes up, slow ones run side by side.
+one first; trivial nodes are finished before the recruit begins, slow ones run side by side. In
+its first moments a run keeps to one thread, because waking a second one costs more than many
+trivial nodes; a timer on the loop, or the drainer between two nodes, sees that they are not.
 
 Tasks belong to an `asyncio.TaskGroup` (anyio's costs 15 us a task here against 4); the walker
 that the caller's own task runs is the only one in most runs.
 
-Loop and threads share the queues (deques: their operations are atomic) and the counters, which
-`_lock` guards. What has one reader or waits for one node needs neither (see `plan.Plan`).
+Loop and threads share the queues (deques) and counts (`_completer`), whose operations are atomic;
+`_lock` guards the rest, which is touched when a thread begins, fails or hands something over.
 """
 
 from __future__ import annotations
@@ -18,15 +20,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from fp_async.nodes import Caller, Setup, close
+from fp_async.nodes import PLAIN, Caller, Setup, close
 from fp_async.plan import Plan
 
 _NOTHING = -1
+_TRIVIAL = 0.0002  # seconds within which one thread is faster alone: waking another costs 50 us
 
 
 class Execution:
@@ -44,9 +48,7 @@ class Execution:
         self._fail = fail
         self._values = [given[name] for name in plan.names[: plan.given]]
         self._values += [None] * (len(plan.names) - plan.given)
-        self._waiting = list(plan.waiting)
-        self._uses = list(plan.uses)
-        self._unfinished = plan.sinks
+        self._unfinished = bool(plan.order)
         self._ready: deque[int] = deque()
         self._queued: deque[int] = deque()
         self._handed: deque[tuple[int, Awaitable[Any]]] = deque()  # from threads to the loop
@@ -54,6 +56,7 @@ class Execution:
         self._lock = threading.Lock()
         self._recruits = 0  # walkers created that have not begun
         self._hires = 0  # drainers submitted that have not begun
+        self._eager_at = 0.0  # from when on drainers recruit others
         self._stopped = False  # start nothing any more
         self._closing = False  # the task group takes no more tasks
         self._error: BaseException | None = None
@@ -82,8 +85,11 @@ class Execution:
         self._context = contextvars.copy_context()
         self._leader = asyncio.current_task()
         self._finished: asyncio.Future[None] = self._loop.create_future()
-        for slot in self._plan.roots:
-            self._enqueue(slot)
+        if self._caller.all_to_thread:
+            self._queued.extend(self._plan.roots)
+        else:
+            for slot in self._plan.roots:
+                self._enqueue(slot)
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 await self._lead()
@@ -116,7 +122,7 @@ class Execution:
                 kwargs = {name: values[source] for name, source in arguments[slot]}
                 value = calls[slot](**kwargs)  # type: ignore[misc]
                 del kwargs
-                if hasattr(type(value), "__await__"):
+                if type(value) not in PLAIN and hasattr(type(value), "__await__"):
                     value = await value
                 values[slot] = value
                 del value
@@ -129,15 +135,27 @@ class Execution:
         return self._results()
 
     async def _lead(self) -> None:
+        watch: asyncio.TimerHandle | None = None
         try:
             if self._queued:
                 self._hire()
+                self._eager_at = time.perf_counter() + _TRIVIAL
+                watch = self._loop.call_later(_TRIVIAL, self._reinforce)
             await self._walk()
             if self._unfinished:
                 await self._finished
         except BaseException:
             self._stopped = self._closing = True
             raise
+        finally:
+            if watch is not None:
+                watch.cancel()
+
+    def _reinforce(self) -> None:
+        """The nodes are not trivial: have more threads."""
+        self._eager_at = 0.0
+        if self._queued and not self._hires and not self._stopped:
+            self._hire()
 
     # Deciding what is next ------------------------------------------------------------------
 
@@ -150,41 +168,39 @@ class Execution:
             self._ready.append(slot)
 
     def _completer(self) -> Callable[[int, Any], None]:
-        """The function called after every node, with all that it needs in its cells."""
+        """The function called after every node, with all that it needs in its cells.
+
+        What loop and threads count together are lists of tokens: `pop` is atomic, and gives True
+        to the last who comes, and to nobody else.
+        """
         plan, values, queued = self._plan, self._values, self._queued
         to_thread, enqueue = self._caller.to_thread, self._enqueue
-        sole_uses, follows, counted = plan.sole_uses, plan.follows, plan.counted
+        sole_uses, shared_uses, sinks = plan.sole_uses, plan.shared_uses, plan.sinks
+        follows, joins = plan.follows, plan.joins
+        waiting = {slot: _tokens(number) for slot, number in plan.waiting}
+        uses = {slot: _tokens(number) for slot, number in plan.uses}
+        left = _tokens(sum(sinks))
 
         def complete(slot: int, value: Any) -> None:
             """Store a value, drop those it was the last to use, enqueue what waited for it."""
             values[slot] = value
             for source in sole_uses[slot]:
                 values[source] = None
+            for source in shared_uses[slot]:
+                if uses[source].pop():
+                    values[source] = None
             for dependent in follows[slot]:
                 if to_thread[dependent]:
                     queued.append(dependent)
                 else:
                     enqueue(dependent)
-            if counted[slot]:
-                with self._lock:
-                    self._count(slot)
+            for dependent in joins[slot]:
+                if waiting[dependent].pop():
+                    enqueue(dependent)
+            if sinks[slot] and left.pop():
+                self._unfinished = False
 
         return complete
-
-    def _count(self, slot: int) -> None:
-        """The part of completing a node that other threads may be at too."""
-        plan, uses, waiting = self._plan, self._uses, self._waiting
-        for source in plan.shared_uses[slot]:
-            uses[source] -= 1
-            if not uses[source]:
-                self._values[source] = None
-        joins = plan.joins[slot]
-        for dependent in joins:
-            waiting[dependent] -= 1
-            if not waiting[dependent]:
-                self._enqueue(dependent)
-        if not joins and not plan.follows[slot]:
-            self._unfinished -= 1
 
     def _failed(self, slot: int, error: BaseException) -> BaseException:
         """Remember the first error as a NodeError; later ones are its consequences."""
@@ -206,7 +222,7 @@ class Execution:
                 if ready and self._recruits < 2:
                     self._recruit()
                 value = begin(slot)
-                if hasattr(type(value), "__await__"):
+                if type(value) not in PLAIN and hasattr(type(value), "__await__"):
                     value = await value
                 complete(slot, value)
                 del value
@@ -300,10 +316,10 @@ class Execution:
                     slot = place.slot = queued.popleft()
                 except IndexError:  # another thread was faster
                     return
-                if queued and not self._hires:
+                if queued and not self._hires and time.perf_counter() > self._eager_at:
                     self._hire()
                 value = begin(slot)
-                if hasattr(type(value), "__await__"):
+                if type(value) not in PLAIN and hasattr(type(value), "__await__"):
                     self._hand_over(slot, value)
                     return
                 complete(slot, value)
@@ -339,6 +355,10 @@ class Execution:
             self._loop.call_soon_threadsafe(function)
         except RuntimeError:
             self._stopped = True  # the loop is closed: an abandoned node outlived it
+
+
+def _tokens(number: int) -> list[bool]:
+    return [True] + [False] * (number - 1)
 
 
 class _Place:

@@ -82,7 +82,8 @@ class Caller:
     """Begins the nodes of one run. `begin(slot)` gives a node's value, or what to await for it.
 
     `to_thread` says which nodes threads may take by themselves; the others begin on the loop.
-    `straight` is true where every node is sync, inline and plainly called.
+    `straight` is true where every node is sync, inline and plainly called, `all_to_thread` where
+    threads may take every node.
     """
 
     def __init__(self, plan: Plan, setup: Setup, values: list[Any]) -> None:
@@ -93,7 +94,7 @@ class Caller:
         self._flushing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.watched = setup.progress is not None
-        self.straight = False
+        self.straight = self.all_to_thread = False
         self.to_thread = self._threaded()
         self.begin = self._chosen()
 
@@ -114,6 +115,7 @@ class Caller:
         if setup.threads is None or setup.remote is not None or self._awaits_hooks:
             return (False,) * len(plan.names)
         if not setup.policies:
+            self.all_to_thread = plan.all_sync
             return plan.is_sync
         return tuple(
             sync and name not in setup.policies
@@ -133,7 +135,7 @@ class Caller:
         begin = self._observe if setup.hooks or self.watched else call
         if setup.remote is not None or not setup.policies.keys().isdisjoint(self._plan.names):
             return partial(self._begin_special, begin)
-        self.straight = begin is call and setup.threads is None and not any(self._plan.is_async)
+        self.straight = begin is call and setup.threads is None and self._plan.all_sync
         return begin
 
     def _begin_special(self, begin: Callable[[int], Any], slot: int) -> Any:
@@ -149,6 +151,9 @@ class Caller:
             named = arguments[slot]
             if not named:
                 return calls[slot]()  # type: ignore[misc]
+            if len(named) == 1:  # a comprehension costs as much as the rest of this
+                ((name, source),) = named
+                return calls[slot](**{name: values[source]})  # type: ignore[misc]
             return calls[slot](**{name: values[source] for name, source in named})  # type: ignore[misc]
 
         return call
@@ -170,7 +175,7 @@ class Caller:
         except BaseException as error:
             watch.after(None, error)
             raise
-        if hasattr(type(value), "__await__"):
+        if awaitable(value):
             return _Rest(watch, value)
         watch.after(value, None)
         return value
@@ -215,7 +220,7 @@ class Caller:
                 if self._setup.remote is not None and not self._plan.is_async[slot]:
                     return await self._setup.remote(self._plan.names[slot], kwargs)
                 value = await self._aside(slot, partial(self._execute, slot, kwargs))
-                return await value if hasattr(type(value), "__await__") else value
+                return await value if awaitable(value) else value
         except TimeoutError:
             if scope.expired():
                 raise AttemptTimeoutError(
@@ -317,6 +322,16 @@ class _Rest:
 
     def close(self) -> None:
         close(self._value)
+
+
+# Values of these types are not awaitable: seen at once, without a look-up that fails.
+PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple, set})
+
+
+def awaitable(value: Any) -> bool:
+    """Whether a node's value has to be awaited."""
+    kind = type(value)
+    return kind not in PLAIN and hasattr(kind, "__await__")
 
 
 def close(value: Any) -> None:

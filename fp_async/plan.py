@@ -31,20 +31,20 @@ class Plan:
     calls: tuple[Callable[..., Any] | None, ...]
     is_async: tuple[bool, ...]
     is_sync: tuple[bool, ...]
+    all_sync: bool
     arguments: tuple[tuple[tuple[str, int], ...], ...]
     order: tuple[int, ...]  # the computed slots, each after all that it reads
     last_uses: tuple[tuple[int, ...], ...]  # in that order, the slots nobody reads afterwards
-    # When the order is not known beforehand. Most slots have one reader and wait for one other:
-    # they need no counting, and in threads no lock.
+    # When the order is not known beforehand. Most slots have one reader and wait for one other,
+    # and need no counting.
     follows: tuple[tuple[int, ...], ...]  # those that wait for this slot alone
     joins: tuple[tuple[int, ...], ...]  # those that wait for others too ...
-    waiting: tuple[int, ...]  # ... and for how many
+    waiting: tuple[tuple[int, int], ...]  # ... and for how many: (slot, number) of every join
     sole_uses: tuple[tuple[int, ...], ...]  # what this slot alone reads
     shared_uses: tuple[tuple[int, ...], ...]  # what it reads beside others ...
-    uses: tuple[int, ...]  # ... and how many do; a final variable has one more
-    counted: tuple[bool, ...]  # whether completing a slot touches a count
+    uses: tuple[tuple[int, int], ...]  # ... and how many do; one more for a final variable
     roots: tuple[int, ...]  # computed slots that wait for nothing
-    sinks: int  # computed slots that nobody waits for: the run ends when they have
+    sinks: tuple[bool, ...]  # whether nobody waits for a slot: the run ends when these have
     finals: tuple[tuple[str, int], ...]
     missing: tuple[str, ...]  # required inputs that nobody gives
     unused: tuple[str, ...]  # given names that no needed node reads
@@ -84,6 +84,7 @@ def compile_plan(
         calls=tuple(nodes[name].call if name in nodes else None for name in names),
         is_async=is_async,
         is_sync=tuple(not flag for flag in is_async),
+        all_sync=not any(is_async),
         arguments=arguments,
         order=order,
         last_uses=_last_uses(sources, order, kept),
@@ -92,16 +93,12 @@ def compile_plan(
             for index, slots in enumerate(dependents)
         ),
         joins=tuple(tuple(slots) for slots in joins),
-        waiting=tuple(waiting),
+        waiting=tuple((index, number) for index, number in enumerate(waiting) if number > 1),
         sole_uses=tuple(tuple(s for s in slots if uses[s] == 1) for slots in sources),
         shared_uses=shared_uses,
-        uses=tuple(uses),
-        counted=tuple(
-            bool(shared_uses[index] or joins[index] or not slots)
-            for index, slots in enumerate(dependents)
-        ),
+        uses=tuple((index, number) for index, number in enumerate(uses) if number > 1),
         roots=tuple(index for index in order if not waiting[index]),
-        sinks=sum(not dependents[index] for index in order),
+        sinks=tuple(index >= first and not slots for index, slots in enumerate(dependents)),
         finals=finals,
         missing=tuple(missing),
         unused=tuple(sorted(provided - set(read))),

@@ -175,7 +175,9 @@ def _only(result: Any) -> Any:
     if not isinstance(result, Mapping):
         return result
     if len(result) != 1:
-        raise ValueError(f"a table holds one value; choose one --final-vars of: {', '.join(result)}")
+        raise ValueError(
+            f"a table holds one value; choose one --final-vars of: {', '.join(result)}"
+        )
     return next(iter(result.values()))
 
 
