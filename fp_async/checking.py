@@ -97,20 +97,22 @@ def _check_flow(flow: Flow, where: str) -> Iterator[Problem]:
 def _check_params(flow: Flow) -> Iterator[Problem]:
     for function, values in flow.params.items():
         where = f"params.{flow.name}.{function}"
-        found = [vars(m)[function] for m in flow.graph.modules if function in vars(m)]
-        if not found:
-            yield Problem("warning", where, "the pipeline has no such function")
+        if function not in flow.functions:
+            text = f"the pipeline has no such function{suggestion(function, flow.functions)}"
+            yield Problem("warning", where, text)
             continue
-        hints = _hints(found[0])
+        read = flow.namespace.params[function]
+        hints = _hints(flow, function)
         for argument, value in config.given(values).items():
-            yield from _check_param(f"{where}.{argument}", argument, value, hints)
+            if argument in hints or not read.was_read(argument):
+                yield from _check_param(f"{where}.{argument}", argument, value, hints)
 
 
-def _hints(function: Any) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(function)
-    except (NameError, TypeError):
-        return {}
+def _hints(flow: Flow, function: str) -> dict[str, Any]:
+    for module in flow.graph.modules:
+        if function in vars(module):
+            return typing.get_type_hints(vars(module)[function])
+    return {}
 
 
 def _check_param(

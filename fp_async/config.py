@@ -171,8 +171,8 @@ def schema() -> dict[str, Any]:
     return {name: msgspec.json.schema(struct) for name, struct in FILES.items()}
 
 
-# What an environment adds to instead of replacing.
-_MERGED = ("inputs", "config", "params", "nodes")
+# What an environment adds to, by name, instead of replacing it; parameters by function and name.
+_MERGED = {"inputs": 1, "config": 1, "params": 2, "nodes": 1}
 
 
 def run_settings(file: PipelinesFile, pipeline: str, environment: str) -> RunSettings:
@@ -198,17 +198,18 @@ def _overlay(base: RunSettings, over: RunSettings) -> RunSettings:
         below, above = getattr(base, name), getattr(over, name)
         if above is None:
             continue
-        changes[name] = merged(below or {}, above) if name in _MERGED else above
+        depth = _MERGED.get(name)
+        changes[name] = merged(below or {}, above, depth) if depth else above
     return msgspec.structs.replace(base, **changes)
 
 
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two mappings laid over each other, nested ones too; a null above changes nothing."""
+def merged(below: Mapping[str, Any], above: Mapping[str, Any], depth: int = 1) -> dict[str, Any]:
+    """Two mappings laid over each other, `depth` levels deep; a null above changes nothing."""
     result = dict(below)
     for key, value in above.items():
         lower = result.get(key)
-        if isinstance(value, Mapping) and isinstance(lower, Mapping):
-            result[key] = merged(lower, value)
+        if depth > 1 and isinstance(value, Mapping) and isinstance(lower, Mapping):
+            result[key] = merged(lower, value, depth - 1)
         elif value is not None:
             result[key] = value
         else:

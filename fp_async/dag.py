@@ -12,14 +12,15 @@ import inspect
 import logging
 import os
 import re
-import traceback
 import typing
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
+from fp_async.build_errors import explain
 from fp_async.errors import FlowerPowerError, GraphError, InputError, UnknownNameError
 from fp_async.hooks import RunHooks
 from fp_async.plan import NodeSpec, Plan, compile_plan, find_cycle
@@ -60,17 +61,15 @@ EXTENSIONS = {
     "yaml": ("yaml",),
 }
 
-_REPR = re.compile(r"<(function \w+) at 0x\w+>")
 _QUALIFIER = re.compile(r"\b(?:[A-Za-z_]\w*\.)+")
 _quiet: ContextVar[bool] = ContextVar("fp_async_quiet", default=False)
 
 
 class _Silence(logging.Filter):
-    """Drops what Hamilton logs while we drive it: we raise the same, and without the advert."""
+    """Drops the errors that Hamilton logs while we drive it: we raise the same, without adverts."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        del record
-        return not _quiet.get()
+        return not (_quiet.get() and record.levelno >= logging.ERROR)
 
 
 for _name in (
@@ -79,13 +78,19 @@ for _name in (
     "execution.graph_functions",
     "execution.executors",
     "function_modifiers.base",
+    "data_quality.base",
 ):
     logging.getLogger(f"hamilton.{_name}").addFilter(_Silence())
 
 
-def quietly() -> None:
-    """From here on, in this context (a task, a thread's context), Hamilton logs no errors."""
-    _quiet.set(True)
+@contextmanager
+def quietly() -> Iterator[None]:
+    """In this block, and in the tasks and threads begun in it, Hamilton logs no errors."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
 
 
 def literal(value: Any) -> Any:
@@ -130,7 +135,7 @@ class Graph:
         self.adapters = tuple(adapters)
         self.materializers = tuple(materializers)
         self.allow_overrides = allow_overrides
-        built = self._guarded(lambda: self.builder().build())
+        built = self._build()
         self.function_graph = built.graph
         self.adapter_set = built.adapter
         self.hamilton: dict[str, Any] = built.graph.nodes
@@ -155,43 +160,15 @@ class Graph:
             builder = builder.with_materializers(*self.materializers)
         return builder.allow_module_overrides() if self.allow_overrides else builder
 
-    def _guarded(self, build: Callable[[], Any]) -> Any:
-        token = _quiet.set(True)
+    def _build(self) -> Any:
         try:
-            return build()
+            with quietly():
+                return self.builder().build()
         except FlowerPowerError:
             raise
         except Exception as error:
-            advert = str(error).find("If you believe they are equivalent")
-            text = (str(error)[:advert] if advert > 0 else str(error)).strip()
-            text = _REPR.sub(r"\1", text)
-            text = text.partition(" In case you want to override")[0]
-            if text.startswith("Cannot define function"):
-                text += "; module_overrides: true lets the later module's replace the earlier"
-            if isinstance(error, NameError):
-                text += f" (in the annotations of {self._unresolved()})"
-            names = [module.__name__.partition(".")[0] for module in self.modules]
-            for name in names:
-                text = text.replace(f"{name}.", "")
-            if "pipe_output.transform_node.<locals>.async_function" in text:
-                text = (
-                    f"function '{_compiled(error)}' is an `async def`, which Hamilton's "
-                    "@pipe_output and @mutate cannot take; use `def`, or apply the steps with "
-                    "@pipe_input to the function that reads it"
-                )
+            text = explain(error, self.modules)
             raise GraphError(f"cannot build the DAG of pipeline '{self.flow}': {text}") from error
-        finally:
-            _quiet.reset(token)
-
-    def _unresolved(self) -> str:
-        names = []
-        for function in (f for m in self.modules for f in vars(m).values()):
-            if inspect.isfunction(function):
-                try:
-                    typing.get_type_hints(function)
-                except NameError:
-                    names.append(function.__name__)
-        return ", ".join(names)
 
     def _spec(self, node_: Any) -> NodeSpec:
         parameters = tuple(
@@ -254,6 +231,8 @@ class Graph:
             readers = [reader.name for reader in self.hamilton[name].depended_on_by]
             waiting += [n for n in readers if role.get(n) is not node.NodeType.COLLECT]
         return found
+
+    quietly = staticmethod(quietly)
 
     # Planning -------------------------------------------------------------------------------
 
@@ -328,7 +307,7 @@ class Graph:
     def check_types(self, inputs: Mapping[str, Any], names: Iterable[str]) -> None:
         """Compare the inputs `names` with the annotations of the functions that read them."""
         wrong = [
-            f"  {name}: expected {self.type_name(name)}, got {type(inputs[name]).__name__}"
+            f"  {name}: expected {self.type_name(name)}, got {_shown(inputs[name])}"
             for name in names
             if name in inputs and name in self.hamilton and not self._fits(name, inputs[name])
         ]
@@ -372,12 +351,14 @@ class Graph:
                 )
 
 
-def _compiled(error: BaseException) -> str:
-    """The name of the function that Hamilton was making nodes of when it raised `error`."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "resolve_nodes":
-            return str(frame.f_locals["fn"].__name__)
-    return "?"
+def _shown(value: Any) -> str:
+    """A value's type, and the value where it is short text or a number."""
+    kind = type(value).__name__
+    return (
+        f"{kind} {value!r}"
+        if isinstance(value, str | int | float) and len(repr(value)) < 60
+        else kind
+    )
 
 
 def type_name(kind: Any) -> str:

@@ -31,7 +31,7 @@ from hamilton.execution.grouping import GroupByRepeatableBlocks
 from hamilton.execution.state import TaskState
 from hamilton.lifecycle.base import BasePostNodeExecute, BasePostNodeExecuteAsync
 
-from fp_async.dag import Graph, quietly
+from fp_async.dag import Graph
 from fp_async.errors import UsageError
 from fp_async.hooks import RunHooks
 from fp_async.nodes import awaitable
@@ -86,7 +86,6 @@ async def run_async_driver(
     """Run through Hamilton's `AsyncDriver`: sync functions block the loop, as they do there."""
     if graph.materializers:
         raise UsageError("executor 'hamilton' cannot materialize; use another executor")
-    quietly()
     witness = AsyncWitness()
     builder = async_driver.Builder().with_modules(*graph.modules).with_config(graph.config)
     if graph.allow_overrides:
@@ -167,7 +166,6 @@ class BlockingGraph:
         executor = self._executor(adapters, bridge, threads)
 
         def work() -> Any:
-            quietly()
             _bridge.set(bridge)
             return _execute(hooks, executor, self.function_graph, final_vars, inputs, overrides)
 

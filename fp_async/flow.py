@@ -84,9 +84,10 @@ class Flow:
 
     @property
     def functions(self) -> list[str]:
-        """The names of the functions of its modules."""
+        """What parameters may be for: the modules' functions, and what they ask `PARAMS` for."""
         modules = self.graph.modules
-        return [n for m in modules for n, f in vars(m).items() if inspect.isfunction(f)]
+        names = [n for m in modules for n, f in vars(m).items() if inspect.isfunction(f)]
+        return list(dict.fromkeys([*names, *self.namespace.params.read()]))
 
     def coerced(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs as they come from text or YAML, with the types that the annotations say."""
@@ -109,6 +110,10 @@ class Flow:
         abandons sync nodes in threads, naming them in the log. Raises InputError and
         UnknownNameError before anything has started, then NodeError and RunTimeoutError.
         """
+        with self.graph.quietly():
+            return await self._run(request, children)
+
+    async def _run(self, request: Request, children: Children | None) -> Any:
         plan = self.plan(request)
         hooks = self.graph.hooks()
         values = {**self.graph.config, **self.configured, **request.inputs, **request.overrides}

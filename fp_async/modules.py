@@ -45,7 +45,7 @@ class Namespace:
         self.flow = flow
         self.package = package or f"{PREFIX}{flow}_{next(_numbers)}"
         self.files: dict[Path, tuple[int, int]] = {}
-        self._params = params
+        self.params = params
         self._builtins = {**vars(builtins), "__import__": self._import}
         _namespaces[self.package] = self
         _install_finder()
@@ -56,7 +56,7 @@ class Namespace:
         Raises PipelineImportError, with the user's own line, whatever the module's code raised.
         """
         try:
-            with _lock, provided(self._params):
+            with _lock, provided(self.params):
                 return importlib.import_module(f"{self.package}.{name}")
         except FlowerPowerError:
             raise
@@ -109,7 +109,7 @@ class Namespace:
         local = self._sibling(name, globals or {}) if level == 0 else None
         if local is None:
             return builtins.__import__(name, globals, locals, fromlist or (), level)
-        with _lock, provided(self._params):
+        with _lock, provided(self.params):
             module = builtins.__import__(local, globals, locals, fromlist or (), 0)
         if fromlist or name.partition(".")[0] == self.folder.name:
             return module

@@ -23,6 +23,7 @@ class FunctionParams:
     """The parameters of one function: unpacks for `@parameterize`, attributes give the values."""
 
     def __init__(self, flow: str, function: str, values: Mapping[str, Any]) -> None:
+        self._read: set[str] = set()
         self._flow = flow
         self._function = function
         self._values = dict(values)
@@ -41,11 +42,16 @@ class FunctionParams:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        self._read.add(name)
         try:
             return self._values[name]
         except KeyError:
             where = f"params.{self._flow}.{self._function}.{name}"
             raise _missing(where, name, self._values) from None
+
+    def was_read(self, name: str) -> bool:
+        """Whether the module has asked for this value by name."""
+        return name in self._read
 
     def __repr__(self) -> str:
         return f"PARAMS.{self._function}({self._values})"
@@ -55,6 +61,7 @@ class Params:
     """The parameters of one pipeline; `PARAMS.<function>` and `PARAMS["<function>"]`."""
 
     def __init__(self, flow: str, functions: Mapping[str, Mapping[str, Any] | None]) -> None:
+        self._read: set[str] = set()
         self._flow = flow
         self._functions = {
             name: FunctionParams(flow, name, config.given(values))
@@ -64,6 +71,7 @@ class Params:
     def __getattr__(self, name: str) -> FunctionParams:
         if name.startswith("__"):
             raise AttributeError(name)
+        self._read.add(name)
         try:
             return self._functions[name]
         except KeyError:
@@ -71,6 +79,10 @@ class Params:
 
     def __getitem__(self, name: str) -> FunctionParams:
         return self.__getattr__(name)
+
+    def read(self) -> set[str]:
+        """The entries that the modules have asked for."""
+        return set(self._read)
 
     def __contains__(self, name: object) -> bool:
         return name in self._functions
@@ -121,4 +133,5 @@ def resolve(
     """Parameters of `flow`: the file's, overlaid by the environment's, then by the call's."""
     base = (file.params or {}).get(flow) or {}
     settings = config.run_settings(file, flow, environment)
-    return Params(flow, config.merged(config.merged(base, settings.params or {}), override or {}))
+    over = config.merged(base, settings.params or {}, 2)
+    return Params(flow, config.merged(over, override or {}, 2))

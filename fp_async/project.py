@@ -209,7 +209,7 @@ class Project:
         from fp_async import dag, modules
         from fp_async.params import Params as PipelineParams
 
-        values = configs.merged(self.parameters(name, environment), extra_params)
+        values = configs.merged(self.parameters(name, environment), extra_params, 2)
         settings = configs.run_settings(self.configuration, name, environment)
         folder = self.root / "pipelines"
         names = settings.modules or [name]
@@ -235,15 +235,18 @@ class Project:
         self._require(name)
         base = (self.configuration.params or {}).get(name) or {}
         over = configs.run_settings(self.configuration, name, environment).params or {}
-        return configs.merged(base, over)
+        return configs.merged(base, over, 2)
 
-    def planned(self, flow: Flow, **options: Any) -> builtins.list[str]:
-        """The nodes that a run with these options would compute; raises as `run` would."""
+    def planned(self, flow: Flow, **options: Any) -> tuple[builtins.list[str], builtins.list[str]]:
+        """The nodes that a run with these options would compute, and the final ones among them.
+
+        Raises as `run` would.
+        """
         defaults = dict.fromkeys(
             ("inputs", "final_vars", "overrides", "executor", "timeout", "progress")
         )
         plan = flow.plan(self._request(flow, **{**defaults, **options}))
-        return [*plan.names[plan.given :]]
+        return [*plan.names[plan.given :]], [name for name, _ in plan.finals]
 
     def _require(self, name: str) -> None:
         names = self.list()

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "fp_async"
 # A module may import modules of its own layer and of lower ones.
 LAYERS = [
     {"errors"},
-    {"documents", "frames", "plan", "threads", "typed", "wrappers"},
+    {"build_errors", "documents", "frames", "plan", "threads", "typed", "wrappers"},
     {"config"},
     {"editing", "nodes", "child", "params"},
     {"modules", "hooks", "executors", "execution", "scaffold"},

@@ -57,6 +57,13 @@ def check_output(output: str) -> None:
         raise FileAccessError(f"--output {output}: there is no folder {path.parent}")
 
 
+def check_count(output: str, final_vars: Sequence[str]) -> None:
+    """Refuse to write several values into a table, before anything runs."""
+    if Path(output).suffix in (".csv", ".parquet") and len(final_vars) > 1:
+        names = ", ".join(final_vars)
+        raise UsageError(f"--output {output}: a table holds one value; choose one of: {names}")
+
+
 def _echo_values(result: Any) -> None:
     width = max((len(name) for name in result), default=0)
     for name, value in result.items():

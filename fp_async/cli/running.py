@@ -94,7 +94,7 @@ def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options:
 
     check_output(output)
     try:
-        result = run_until_signalled(_run(name, quiet=quiet, **options))
+        result = run_until_signalled(_run(name, output=output, quiet=quiet, **options))
     except NodeError as error:
         if with_traceback and error.__cause__ is not None:
             click.echo("".join(traceback.format_exception(error.__cause__)), err=True)
@@ -105,6 +105,7 @@ def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options:
 async def _run(
     name: str,
     *,
+    output: str,
     quiet: bool,
     base_dir: str | None,
     inputs: tuple[str, ...],
@@ -117,6 +118,7 @@ async def _run(
     timeout: float | None,
 ) -> Any:
     from fp_async.cli.live import Progress
+    from fp_async.cli.output import check_count
     from fp_async.project import Project
 
     async with Project(base_dir) as project:
@@ -133,7 +135,8 @@ async def _run(
             "executor": executor,
             "timeout": timeout,
         }
-        nodes = project.planned(flow, **options)
+        nodes, finals = project.planned(flow, **options)
+        check_count(output, finals)
         with nullcontext() if quiet else Progress(f"{name} [{environment}]", nodes) as progress:
             return await project.run(
                 name,

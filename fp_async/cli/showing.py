@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -45,10 +46,18 @@ def show(
             raise UsageError(f"{form} is not for a terminal; write it to a file: -o {name}.{form}")
         sys.stdout.buffer.write(picture)
     elif file is None:
-        click.echo(picture)
+        click.echo(_fitted(str(picture)) if form == "tree" else picture)
     else:
         _write(file, picture if isinstance(picture, bytes) else f"{picture}\n".encode())
         click.echo(f"wrote {file}", err=True)
+
+
+def _fitted(text: str) -> str:
+    """Lines cut at the terminal's width; whole in a pipe."""
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n".join(x if len(x) <= width else f"{x[: width - 1]}…" for x in text.splitlines())
 
 
 _ENDINGS = {".svg": "svg", ".png": "png", ".dot": "dot", ".mmd": "mermaid", ".txt": "tree"}

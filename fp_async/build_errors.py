@@ -1,0 +1,55 @@
+"""What Hamilton's errors mean when it builds a graph, in words about the user's functions."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import traceback
+import typing
+from collections.abc import Sequence
+from types import ModuleType
+
+# Where Hamilton's messages turn to advice of its own.
+_ADVICE = ("If you believe they are equivalent", " In case you want to override")
+_ADDRESS = re.compile(r"<(function \w+) at 0x\w+>")
+
+
+def explain(error: Exception, modules: Sequence[ModuleType]) -> str:
+    """The error's message without advert, addresses and our packages' names, and with a way out."""
+    text = str(error)
+    for advice in _ADVICE:
+        text = text.partition(advice)[0].strip()
+    text = _ADDRESS.sub(r"\1", text)
+    for module in modules:
+        text = text.replace(f"{module.__name__.partition('.')[0]}.", "")
+    if text.startswith("Cannot define function"):
+        text += "; module_overrides: true lets the later module's replace the earlier"
+    if isinstance(error, NameError):
+        text += f" (in the annotations of {', '.join(_unresolved(modules))})"
+    if "pipe_output.transform_node.<locals>.async_function" in text:
+        return (
+            f"function '{_compiled(error)}' is an `async def`, which Hamilton's @pipe_output and "
+            "@mutate cannot take; use `def`, or apply the steps with @pipe_input to the function "
+            "that reads it"
+        )
+    return text
+
+
+def _unresolved(modules: Sequence[ModuleType]) -> list[str]:
+    """The functions with an annotation that names nothing."""
+    names = []
+    for function in (member for module in modules for member in vars(module).values()):
+        if inspect.isfunction(function):
+            try:
+                typing.get_type_hints(function)
+            except NameError:
+                names.append(function.__name__)
+    return names
+
+
+def _compiled(error: BaseException) -> str:
+    """The name of the function that Hamilton was making nodes of when it raised `error`."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "resolve_nodes":
+            return str(frame.f_locals["fn"].__name__)
+    return "?"
