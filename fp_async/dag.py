@@ -14,8 +14,7 @@ import os
 import re
 import typing
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
@@ -83,14 +82,16 @@ for _name in (
     logging.getLogger(f"hamilton.{_name}").addFilter(_Silence())
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
+class Quiet:
     """In this block, and in the tasks and threads begun in it, Hamilton logs no errors."""
-    token = _quiet.set(True)
-    try:
-        yield
-    finally:
-        _quiet.reset(token)
+
+    __slots__ = ("_token",)
+
+    def __enter__(self) -> None:
+        self._token = _quiet.set(True)
+
+    def __exit__(self, *_: object) -> None:
+        _quiet.reset(self._token)
 
 
 def literal(value: Any) -> Any:
@@ -162,7 +163,7 @@ class Graph:
 
     def _build(self) -> Any:
         try:
-            with quietly():
+            with Quiet():
                 return self.builder().build()
         except FlowerPowerError:
             raise
@@ -232,7 +233,7 @@ class Graph:
             waiting += [n for n in readers if role.get(n) is not node.NodeType.COLLECT]
         return found
 
-    quietly = staticmethod(quietly)
+    quietly = Quiet
 
     # Planning -------------------------------------------------------------------------------
 

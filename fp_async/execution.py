@@ -141,7 +141,8 @@ class Execution:
                 self._hire()
                 self._eager_at = time.perf_counter() + _TRIVIAL
                 watch = self._loop.call_later(_TRIVIAL, self._reinforce)
-            await self._walk()
+            if self._ready:
+                await self._walk()
             if self._unfinished:
                 await self._finished
         except BaseException:
@@ -167,7 +168,7 @@ class Execution:
         else:
             self._ready.append(slot)
 
-    def _completer(self) -> Callable[[int, Any], None]:
+    def _completer(self) -> Callable[[int, Any], None]:  # noqa: C901 - one call a node, no more
         """The function called after every node, with all that it needs in its cells.
 
         What loop and threads count together are lists of tokens: `pop` is atomic, and gives True
@@ -175,29 +176,33 @@ class Execution:
         """
         plan, values, queued = self._plan, self._values, self._queued
         to_thread, enqueue = self._caller.to_thread, self._enqueue
-        sole_uses, shared_uses, sinks = plan.sole_uses, plan.shared_uses, plan.sinks
-        follows, joins = plan.follows, plan.joins
+        effects = plan.effects
         waiting = {slot: _tokens(number) for slot, number in plan.waiting}
         uses = {slot: _tokens(number) for slot, number in plan.uses}
-        left = _tokens(sum(sinks))
+        left = _tokens(plan.sinks)
 
-        def complete(slot: int, value: Any) -> None:
+        def complete(slot: int, value: Any) -> None:  # noqa: C901, PLR0912
             """Store a value, drop those it was the last to use, enqueue what waited for it."""
             values[slot] = value
-            for source in sole_uses[slot]:
-                values[source] = None
-            for source in shared_uses[slot]:
-                if uses[source].pop():
+            sole_uses, shared_uses, follows, joins = effects[slot]
+            if sole_uses:
+                for source in sole_uses:
                     values[source] = None
-            for dependent in follows[slot]:
-                if to_thread[dependent]:
-                    queued.append(dependent)
-                else:
-                    enqueue(dependent)
-            for dependent in joins[slot]:
-                if waiting[dependent].pop():
-                    enqueue(dependent)
-            if sinks[slot] and left.pop():
+            if shared_uses:
+                for source in shared_uses:
+                    if uses[source].pop():
+                        values[source] = None
+            if follows:
+                for dependent in follows:
+                    if to_thread[dependent]:
+                        queued.append(dependent)
+                    else:
+                        enqueue(dependent)
+            if joins:
+                for dependent in joins:
+                    if waiting[dependent].pop():
+                        enqueue(dependent)
+            elif not follows and left.pop():
                 self._unfinished = False
 
         return complete
@@ -307,7 +312,7 @@ class Execution:
         """Take queued nodes until there is none, and go on with what each one makes ready."""
         with self._lock:
             self._hires -= 1
-        queued, ready, place = self._queued, self._ready, _Place()
+        queued, ready, place, done = self._queued, self._ready, _Place(), False
         begin, complete = self._begin, self._complete
         self._places.add(place)
         try:
@@ -324,7 +329,10 @@ class Execution:
                     return
                 complete(slot, value)
                 del value
-                if (ready or not self._unfinished) and not self._waking:
+                if not self._unfinished:
+                    done = True
+                    return
+                if ready and not self._waking:
                     self._waking = True
                     self._on_loop(self._woken)
         except BaseException as error:  # sys.exit() in a node must not end a thread silently
@@ -335,6 +343,8 @@ class Execution:
                 self._on_loop(self._woken)
         finally:
             self._places.discard(place)
+            if done:  # last of all: the loop and this thread share one interpreter lock
+                self._on_loop(self._woken)
 
     def _hand_over(self, slot: int, value: Awaitable[Any]) -> None:
         with self._lock:

@@ -7,12 +7,12 @@ import inspect
 import logging
 import pickle
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import msgspec
 
 from fp_async import executors, frames
 from fp_async.child import ChildDiedError, Children, GraphSpec, RemoteTracebackError
@@ -43,8 +43,7 @@ Progress = Callable[[NodeEvent], None]
 _HOOK_GRACE = 5.0  # seconds that hooks get to hear that a run was cancelled
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What one run asks for, on top of the pipeline's settings."""
 
     inputs: Mapping[str, Any]

@@ -13,11 +13,11 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import anyio
+import msgspec
 
 from fp_async.config import NodePolicy
 from fp_async.errors import describe
@@ -33,8 +33,7 @@ class AttemptTimeoutError(TimeoutError):
     """A node took longer than its own timeout."""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeEvent:
+class NodeEvent(msgspec.Struct, frozen=True):
     """Something that happened to a node, for progress displays.
 
     `status` is started, succeeded, failed, cancelled or retrying; `seconds` since its start.
@@ -46,8 +45,7 @@ class NodeEvent:
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Hooks:
+class Hooks(msgspec.Struct, frozen=True):
     """What is called around every node, each with (node name, kwargs, ...).
 
     Sync ones are called where the node runs: in its thread, or on the loop for a coroutine
@@ -63,8 +61,7 @@ class Hooks:
     execute: Callable[[str, dict[str, Any]], Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Setup:
+class Setup(msgspec.Struct, frozen=True):
     """How to execute: where sync nodes run, and what watches.
 
     With `threads` None sync nodes run inline, on the loop. `remote`, where given, runs a sync
@@ -75,7 +72,7 @@ class Setup:
     remote: Callable[[str, dict[str, Any]], Awaitable[Any]] | None = None
     hooks: Hooks | None = None
     progress: Callable[[NodeEvent], None] | None = None
-    policies: Mapping[str, NodePolicy] = field(default_factory=dict)
+    policies: Mapping[str, NodePolicy] = {}
 
 
 class Caller:

@@ -37,14 +37,13 @@ class Plan:
     last_uses: tuple[tuple[int, ...], ...]  # in that order, the slots nobody reads afterwards
     # When the order is not known beforehand. Most slots have one reader and wait for one other,
     # and need no counting.
-    follows: tuple[tuple[int, ...], ...]  # those that wait for this slot alone
-    joins: tuple[tuple[int, ...], ...]  # those that wait for others too ...
-    waiting: tuple[tuple[int, int], ...]  # ... and for how many: (slot, number) of every join
-    sole_uses: tuple[tuple[int, ...], ...]  # what this slot alone reads
-    shared_uses: tuple[tuple[int, ...], ...]  # what it reads beside others ...
-    uses: tuple[tuple[int, int], ...]  # ... and how many do; one more for a final variable
+    # Of every slot: what it alone reads, what it reads beside others, which slots wait for it
+    # alone, and which wait for others too.
+    effects: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...]
+    waiting: tuple[tuple[int, int], ...]  # (slot, for how many it waits) of every join
+    uses: tuple[tuple[int, int], ...]  # (slot, how many read it); one more for a final variable
     roots: tuple[int, ...]  # computed slots that wait for nothing
-    sinks: tuple[bool, ...]  # whether nobody waits for a slot: the run ends when these have
+    sinks: int  # how many slots nobody waits for: the run ends when these have
     finals: tuple[tuple[str, int], ...]
     missing: tuple[str, ...]  # required inputs that nobody gives
     unused: tuple[str, ...]  # given names that no needed node reads
@@ -72,11 +71,6 @@ def compile_plan(
     kept = {index for _, index in finals}
     uses = [len(readers) + (index in kept) for index, readers in enumerate(dependents)]
     order = _topological(dependents, waiting, first)
-    shared_uses = tuple(tuple(s for s in slots if uses[s] > 1) for slots in sources)
-    joins = [
-        [d for d in slots if waiting[d] > 1 and index >= first]
-        for index, slots in enumerate(dependents)
-    ]
     is_async = tuple(name in nodes and nodes[name].is_async for name in names)
     return Plan(
         names=names,
@@ -88,17 +82,19 @@ def compile_plan(
         arguments=arguments,
         order=order,
         last_uses=_last_uses(sources, order, kept),
-        follows=tuple(
-            tuple(d for d in slots if waiting[d] == 1) if index >= first else ()
+        effects=tuple(
+            (
+                tuple(s for s in sources[index] if uses[s] == 1),
+                tuple(s for s in sources[index] if uses[s] > 1),
+                tuple(d for d in slots if waiting[d] == 1) if index >= first else (),
+                tuple(d for d in slots if waiting[d] > 1) if index >= first else (),
+            )
             for index, slots in enumerate(dependents)
         ),
-        joins=tuple(tuple(slots) for slots in joins),
         waiting=tuple((index, number) for index, number in enumerate(waiting) if number > 1),
-        sole_uses=tuple(tuple(s for s in slots if uses[s] == 1) for slots in sources),
-        shared_uses=shared_uses,
         uses=tuple((index, number) for index, number in enumerate(uses) if number > 1),
         roots=tuple(index for index in order if not waiting[index]),
-        sinks=tuple(index >= first and not slots for index, slots in enumerate(dependents)),
+        sinks=sum(not dependents[index] for index in order),
         finals=finals,
         missing=tuple(missing),
         unused=tuple(sorted(provided - set(read))),
