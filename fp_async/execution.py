@@ -4,15 +4,17 @@ Two queues hold what may start now. `_ready` (coroutine functions, and inline sy
 emptied by walkers on the event loop, `_queued` (sync nodes) by drainers in worker threads; both
 go on with whatever they have just made ready, so that a chain of nodes costs one task or one
 thread hop. A walker or drainer that is about to be busy while more is ready recruits another
-one first; trivial nodes are finished before the recruit begins, slow ones run side by side. In
-its first moments a run keeps to one thread, because waking a second one costs more than many
-trivial nodes; a timer on the loop, or the drainer between two nodes, sees that they are not.
+one first; trivial nodes are finished before the recruit begins, slow ones run side by side.
+
+Waking a second thread costs more than a hundred trivial nodes. So where all nodes are sync, one
+thread takes them in the plan's order, without queue or counts, until a timer on the loop finds
+that they are not trivial and shares out what it has not begun.
 
 Tasks belong to an `asyncio.TaskGroup` (anyio's costs 15 us a task here against 4); the walker
 that the caller's own task runs is the only one in most runs.
 
-Loop and threads share the queues (deques) and counts (`_completer`), whose operations are atomic;
-`_lock` guards the rest, which is touched when a thread begins, fails or hands something over.
+Loop and threads share a `Schedule`, whose operations are atomic; `_lock` guards the rest, which is
+touched when a thread begins, fails, hands something over, or is no longer alone.
 """
 
 from __future__ import annotations
@@ -20,17 +22,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from fp_async.nodes import PLAIN, Caller, Setup, close
+from fp_async.nodes import PLAIN, Caller, Setup, awaitable, close
 from fp_async.plan import Plan
+from fp_async.schedule import Schedule
 
 _NOTHING = -1
-_TRIVIAL = 0.0002  # seconds within which one thread is faster alone: waking another costs 50 us
+_TRIVIAL = 0.0002  # seconds within which one thread is faster alone
 
 
 class Execution:
@@ -46,24 +48,21 @@ class Execution:
         self._plan = plan
         self._threads = setup.threads
         self._fail = fail
-        self._values = [given[name] for name in plan.names[: plan.given]]
-        self._values += [None] * (len(plan.names) - plan.given)
-        self._unfinished = bool(plan.order)
-        self._ready: deque[int] = deque()
-        self._queued: deque[int] = deque()
+        values = [given[name] for name in plan.names[: plan.given]]
+        values += [None] * (len(plan.names) - plan.given)
+        self._caller = caller = Caller(plan, setup, values)
+        alone = caller.all_to_thread and caller.plain
+        self._schedule = Schedule(plan, values, caller.to_thread, alone=alone)
+        self._begin = caller.begin
         self._handed: deque[tuple[int, Awaitable[Any]]] = deque()  # from threads to the loop
         self._places: set[_Place] = set()
         self._lock = threading.Lock()
         self._recruits = 0  # walkers created that have not begun
         self._hires = 0  # drainers submitted that have not begun
-        self._eager_at = 0.0  # from when on drainers recruit others
         self._stopped = False  # start nothing any more
         self._closing = False  # the task group takes no more tasks
         self._error: BaseException | None = None
         self._waking = False  # _woken is on its way to the loop
-        self._caller = Caller(plan, setup, self._values)
-        self._begin = self._caller.begin
-        self._complete = self._completer()
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -85,11 +84,6 @@ class Execution:
         self._context = contextvars.copy_context()
         self._leader = asyncio.current_task()
         self._finished: asyncio.Future[None] = self._loop.create_future()
-        if self._caller.all_to_thread:
-            self._queued.extend(self._plan.roots)
-        else:
-            for slot in self._plan.roots:
-                self._enqueue(slot)
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 await self._lead()
@@ -100,7 +94,7 @@ class Execution:
             self._end()
         if self._error is not None:
             raise self._error
-        return self._results()
+        return self._schedule.results()
 
     def _end(self) -> None:
         with self._lock:
@@ -109,41 +103,33 @@ class Execution:
                 close(self._handed.popleft()[1])
         self._caller.flush()
 
-    def _results(self) -> dict[str, Any]:
-        return {name: self._values[slot] for name, slot in self._plan.finals}
-
     async def _run_straight(self) -> dict[str, Any]:
         """All nodes are sync and inline: one pass, with nothing to decide or to count."""
-        plan, values = self._plan, self._values
-        calls, arguments, last_uses = plan.calls, plan.arguments, plan.last_uses
-        slot = _NOTHING
+        begin, advance, slot = self._begin, self._schedule.advance, _NOTHING
         try:
-            for slot in plan.order:
-                kwargs = {name: values[source] for name, source in arguments[slot]}
-                value = calls[slot](**kwargs)  # type: ignore[misc]
-                del kwargs
+            for slot in self._plan.order:
+                value = begin(slot)
                 if type(value) not in PLAIN and hasattr(type(value), "__await__"):
                     value = await value
-                values[slot] = value
+                advance(slot, value)
                 del value
-                for source in last_uses[slot]:
-                    values[source] = None
         except BaseException as error:
             if _is_cut(error):
                 raise
             raise self._failed(slot, error)  # noqa: B904 - its cause is set, and trimmed
-        return self._results()
+        return self._schedule.results()
 
     async def _lead(self) -> None:
         watch: asyncio.TimerHandle | None = None
         try:
-            if self._queued:
-                self._hire()
-                self._eager_at = time.perf_counter() + _TRIVIAL
+            if self._schedule.alone:
                 watch = self._loop.call_later(_TRIVIAL, self._reinforce)
-            if self._ready:
+                self._submit(self._drain_alone)
+            elif self._schedule.queued:
+                self._hire()
+            if self._schedule.ready:
                 await self._walk()
-            if self._unfinished:
+            if self._schedule.unfinished:
                 await self._finished
         except BaseException:
             self._stopped = self._closing = True
@@ -154,58 +140,10 @@ class Execution:
 
     def _reinforce(self) -> None:
         """The nodes are not trivial: have more threads."""
-        self._eager_at = 0.0
-        if self._queued and not self._hires and not self._stopped:
+        with self._lock:
+            self._schedule.share()
+        if self._schedule.queued and not self._hires and not self._stopped:
             self._hire()
-
-    # Deciding what is next ------------------------------------------------------------------
-
-    def _enqueue(self, slot: int) -> None:
-        if self._caller.to_thread[slot]:
-            self._queued.append(slot)
-        elif self._plan.is_async[slot]:
-            self._ready.appendleft(slot)  # what waits starts before what computes inline
-        else:
-            self._ready.append(slot)
-
-    def _completer(self) -> Callable[[int, Any], None]:  # noqa: C901 - one call a node, no more
-        """The function called after every node, with all that it needs in its cells.
-
-        What loop and threads count together are lists of tokens: `pop` is atomic, and gives True
-        to the last who comes, and to nobody else.
-        """
-        plan, values, queued = self._plan, self._values, self._queued
-        to_thread, enqueue = self._caller.to_thread, self._enqueue
-        effects = plan.effects
-        waiting = {slot: _tokens(number) for slot, number in plan.waiting}
-        uses = {slot: _tokens(number) for slot, number in plan.uses}
-        left = _tokens(plan.sinks)
-
-        def complete(slot: int, value: Any) -> None:  # noqa: C901, PLR0912
-            """Store a value, drop those it was the last to use, enqueue what waited for it."""
-            values[slot] = value
-            sole_uses, shared_uses, follows, joins = effects[slot]
-            if sole_uses:
-                for source in sole_uses:
-                    values[source] = None
-            if shared_uses:
-                for source in shared_uses:
-                    if uses[source].pop():
-                        values[source] = None
-            if follows:
-                for dependent in follows:
-                    if to_thread[dependent]:
-                        queued.append(dependent)
-                    else:
-                        enqueue(dependent)
-            if joins:
-                for dependent in joins:
-                    if waiting[dependent].pop():
-                        enqueue(dependent)
-            elif not follows and left.pop():
-                self._unfinished = False
-
-        return complete
 
     def _failed(self, slot: int, error: BaseException) -> BaseException:
         """Remember the first error as a NodeError; later ones are its consequences."""
@@ -218,8 +156,8 @@ class Execution:
 
     async def _walk(self) -> None:
         """Take ready nodes until there is none, and go on with what each one makes ready."""
-        ready, place = self._ready, _Place()
-        begin, complete = self._begin, self._complete
+        ready, place = self._schedule.ready, _Place()
+        begin, complete = self._begin, self._schedule.complete
         self._places.add(place)
         try:
             while ready and not self._stopped:
@@ -231,7 +169,7 @@ class Execution:
                     value = await value
                 complete(slot, value)
                 del value
-                if self._queued and not self._hires:
+                if self._schedule.queued and not self._hires:
                     self._hire()
         except BaseException as error:
             self._give_up(place.slot, error)
@@ -255,9 +193,9 @@ class Execution:
             raise
         finally:
             self._places.discard(place)
-        self._complete(slot, result)
+        self._schedule.complete(slot, result)
         del result, value
-        if self._queued and not self._hires:
+        if self._schedule.queued and not self._hires:
             self._hire()
         await self._walk()
 
@@ -274,7 +212,7 @@ class Execution:
                 raise self._failed(slot, error)
 
     def _check_end(self) -> None:
-        if not self._unfinished and not self._finished.done():
+        if not self._schedule.unfinished and not self._finished.done():
             self._finished.set_result(None)
 
     def _recruit(self) -> None:
@@ -292,7 +230,7 @@ class Execution:
             return
         if self._error is not None:
             self._tasks.create_task(self._abort(self._error))
-        elif self._ready and not self._recruits and not self._stopped:
+        elif self._schedule.ready and not self._recruits and not self._stopped:
             self._recruit()
         else:
             self._check_end()
@@ -302,18 +240,73 @@ class Execution:
 
     # In worker threads ----------------------------------------------------------------------
 
-    def _hire(self) -> None:
+    def _submit(self, drain: Callable[[], None]) -> None:
         assert self._threads is not None
+        self._threads.submit(partial(self._context.copy().run, drain))
+
+    def _hire(self) -> None:
         with self._lock:
             self._hires += 1
-        self._threads.submit(partial(self._context.copy().run, self._drain))
+        self._submit(self._drain)
+
+    def _drain_alone(self) -> None:
+        """Take all nodes in the plan's order, as long as nobody shares them out."""
+        schedule, begin, lock, place = self._schedule, self._begin, self._lock, _Place()
+        self._places.add(place)
+        slot, value = _NOTHING, None
+        try:
+            for slot in self._plan.order:
+                place.slot = slot
+                value = begin(slot)
+                with lock:
+                    if not schedule.alone or self._stopped:
+                        break
+                    if type(value) not in PLAIN and hasattr(type(value), "__await__"):
+                        schedule.share()
+                        break
+                    schedule.advance(slot, value)
+                value = None  # or it would live on while the next node runs
+            else:
+                schedule.unfinished = False
+        except BaseException as error:
+            self._fail_from_thread(slot, error)
+            return
+        finally:
+            self._places.discard(place)
+        if not schedule.unfinished:
+            self._on_loop(self._woken)
+        elif not self._stopped:
+            self._go_on(slot, value)
+
+    def _go_on(self, slot: int, value: Any) -> None:
+        """Be one of several drainers from here on; `slot` has just been computed."""
+        if awaitable(value):
+            self._hand_over(slot, value)
+        else:
+            self._schedule.complete(slot, value)
+            self._wake_if_needed()
+        with self._lock:
+            self._hires += 1
+        self._drain()
+
+    def _wake_if_needed(self) -> None:
+        if (self._schedule.ready or not self._schedule.unfinished) and not self._waking:
+            self._waking = True
+            self._on_loop(self._woken)
+
+    def _fail_from_thread(self, slot: int, error: BaseException) -> None:
+        with self._lock:
+            stopped = self._stopped
+            self._failed(slot, error)
+        if not stopped:
+            self._on_loop(self._woken)
 
     def _drain(self) -> None:
         """Take queued nodes until there is none, and go on with what each one makes ready."""
         with self._lock:
             self._hires -= 1
-        queued, ready, place, done = self._queued, self._ready, _Place(), False
-        begin, complete = self._begin, self._complete
+        queued, ready, place, done = self._schedule.queued, self._schedule.ready, _Place(), False
+        begin, complete = self._begin, self._schedule.complete
         self._places.add(place)
         try:
             while not self._stopped:
@@ -321,7 +314,7 @@ class Execution:
                     slot = place.slot = queued.popleft()
                 except IndexError:  # another thread was faster
                     return
-                if queued and not self._hires and time.perf_counter() > self._eager_at:
+                if queued and not self._hires:
                     self._hire()
                 value = begin(slot)
                 if type(value) not in PLAIN and hasattr(type(value), "__await__"):
@@ -329,18 +322,13 @@ class Execution:
                     return
                 complete(slot, value)
                 del value
-                if not self._unfinished:
+                if not self._schedule.unfinished:
                     done = True
                     return
-                if ready and not self._waking:
-                    self._waking = True
-                    self._on_loop(self._woken)
+                if ready:
+                    self._wake_if_needed()
         except BaseException as error:  # sys.exit() in a node must not end a thread silently
-            with self._lock:
-                stopped = self._stopped
-                self._failed(place.slot, error)
-            if not stopped:
-                self._on_loop(self._woken)
+            self._fail_from_thread(place.slot, error)
         finally:
             self._places.discard(place)
             if done:  # last of all: the loop and this thread share one interpreter lock
@@ -353,7 +341,7 @@ class Execution:
                 return
             self._handed.append((slot, value))
         self._on_loop(self._take_over)
-        if self._queued and not self._hires:
+        if self._schedule.queued and not self._hires:
             self._hire()
 
     def _take_over(self) -> None:
@@ -365,10 +353,6 @@ class Execution:
             self._loop.call_soon_threadsafe(function)
         except RuntimeError:
             self._stopped = True  # the loop is closed: an abandoned node outlived it
-
-
-def _tokens(number: int) -> list[bool]:
-    return [True] + [False] * (number - 1)
 
 
 class _Place:

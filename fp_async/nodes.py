@@ -79,8 +79,8 @@ class Caller:
     """Begins the nodes of one run. `begin(slot)` gives a node's value, or what to await for it.
 
     `to_thread` says which nodes threads may take by themselves; the others begin on the loop.
-    `straight` is true where every node is sync, inline and plainly called, `all_to_thread` where
-    threads may take every node.
+    `plain` is true where every node is merely called, `all_to_thread` where threads may take every
+    node, `straight` where every node is sync, inline and merely called.
     """
 
     def __init__(self, plan: Plan, setup: Setup, values: list[Any]) -> None:
@@ -91,7 +91,7 @@ class Caller:
         self._flushing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.watched = setup.progress is not None
-        self.straight = self.all_to_thread = False
+        self.straight = self.plain = self.all_to_thread = False
         self.to_thread = self._threaded()
         self.begin = self._chosen()
 
@@ -132,7 +132,8 @@ class Caller:
         begin = self._observe if setup.hooks or self.watched else call
         if setup.remote is not None or not setup.policies.keys().isdisjoint(self._plan.names):
             return partial(self._begin_special, begin)
-        self.straight = begin is call and setup.threads is None and self._plan.all_sync
+        self.plain = begin is call
+        self.straight = self.plain and setup.threads is None and self._plan.all_sync
         return begin
 
     def _begin_special(self, begin: Callable[[int], Any], slot: int) -> Any:
