@@ -277,9 +277,11 @@ class Execution:
             self._on_loop(self._woken)
         elif not self._stopped:
             self._go_on(slot, value)
+            del value
+            self._drain()
 
     def _go_on(self, slot: int, value: Any) -> None:
-        """Be one of several drainers from here on; `slot` has just been computed."""
+        """From here on this thread is one of several drainers; `slot` has just been computed."""
         if awaitable(value):
             self._hand_over(slot, value)
         else:
@@ -287,7 +289,6 @@ class Execution:
             self._wake_if_needed()
         with self._lock:
             self._hires += 1
-        self._drain()
 
     def _wake_if_needed(self) -> None:
         if (self._schedule.ready or not self._schedule.unfinished) and not self._waking:
