@@ -13,7 +13,7 @@ that they are not trivial and shares out what it has not begun.
 Tasks belong to an `asyncio.TaskGroup` (anyio's costs 15 us a task here against 4); the walker
 that the caller's own task runs is the only one in most runs.
 
-Loop and threads share a `Schedule`, whose operations are atomic; `_lock` guards the rest, which is
+Loop and threads share a `Frontier`, whose operations are atomic; `_lock` guards the rest, which is
 touched when a thread begins, fails, hands something over, or is no longer alone.
 """
 
@@ -27,9 +27,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
+from fp_async.frontier import Frontier
 from fp_async.nodes import PLAIN, Caller, Setup, awaitable, close
 from fp_async.plan import Plan
-from fp_async.schedule import Schedule
 
 _NOTHING = -1
 _TRIVIAL = 0.0002  # seconds within which one thread is faster alone
@@ -52,7 +52,7 @@ class Execution:
         values += [None] * (len(plan.names) - plan.given)
         self._caller = caller = Caller(plan, setup, values)
         alone = caller.all_to_thread and caller.plain
-        self._schedule = Schedule(plan, values, caller.to_thread, alone=alone)
+        self._frontier = Frontier(plan, values, caller.to_thread, alone=alone)
         self._begin = caller.begin
         self._handed: deque[tuple[int, Awaitable[Any]]] = deque()  # from threads to the loop
         self._places: set[_Place] = set()
@@ -94,7 +94,7 @@ class Execution:
             self._end()
         if self._error is not None:
             raise self._error
-        return self._schedule.results()
+        return self._frontier.results()
 
     def _end(self) -> None:
         with self._lock:
@@ -105,7 +105,7 @@ class Execution:
 
     async def _run_straight(self) -> dict[str, Any]:
         """All nodes are sync and inline: one pass, with nothing to decide or to count."""
-        begin, advance, slot = self._begin, self._schedule.advance, _NOTHING
+        begin, advance, slot = self._begin, self._frontier.advance, _NOTHING
         try:
             for slot in self._plan.order:
                 value = begin(slot)
@@ -117,19 +117,19 @@ class Execution:
             if _is_cut(error):
                 raise
             raise self._failed(slot, error)  # noqa: B904 - its cause is set, and trimmed
-        return self._schedule.results()
+        return self._frontier.results()
 
     async def _lead(self) -> None:
         watch: asyncio.TimerHandle | None = None
         try:
-            if self._schedule.alone:
+            if self._frontier.alone:
                 watch = self._loop.call_later(_TRIVIAL, self._reinforce)
                 self._submit(self._drain_alone)
-            elif self._schedule.queued:
+            elif self._frontier.queued:
                 self._hire()
-            if self._schedule.ready:
+            if self._frontier.ready:
                 await self._walk()
-            if self._schedule.unfinished:
+            if self._frontier.unfinished:
                 await self._finished
         except BaseException:
             self._stopped = self._closing = True
@@ -141,8 +141,8 @@ class Execution:
     def _reinforce(self) -> None:
         """The nodes are not trivial: have more threads."""
         with self._lock:
-            self._schedule.share()
-        if self._schedule.queued and not self._hires and not self._stopped:
+            self._frontier.share()
+        if self._frontier.queued and not self._hires and not self._stopped:
             self._hire()
 
     def _failed(self, slot: int, error: BaseException) -> BaseException:
@@ -156,8 +156,8 @@ class Execution:
 
     async def _walk(self) -> None:
         """Take ready nodes until there is none, and go on with what each one makes ready."""
-        ready, place = self._schedule.ready, _Place()
-        begin, complete = self._begin, self._schedule.complete
+        ready, place = self._frontier.ready, _Place()
+        begin, complete = self._begin, self._frontier.complete
         self._places.add(place)
         try:
             while ready and not self._stopped:
@@ -169,7 +169,7 @@ class Execution:
                     value = await value
                 complete(slot, value)
                 del value
-                if self._schedule.queued and not self._hires:
+                if self._frontier.queued and not self._hires:
                     self._hire()
         except BaseException as error:
             self._give_up(place.slot, error)
@@ -193,9 +193,9 @@ class Execution:
             raise
         finally:
             self._places.discard(place)
-        self._schedule.complete(slot, result)
+        self._frontier.complete(slot, result)
         del result, value
-        if self._schedule.queued and not self._hires:
+        if self._frontier.queued and not self._hires:
             self._hire()
         await self._walk()
 
@@ -212,7 +212,7 @@ class Execution:
                 raise self._failed(slot, error)
 
     def _check_end(self) -> None:
-        if not self._schedule.unfinished and not self._finished.done():
+        if not self._frontier.unfinished and not self._finished.done():
             self._finished.set_result(None)
 
     def _recruit(self) -> None:
@@ -230,7 +230,7 @@ class Execution:
             return
         if self._error is not None:
             self._tasks.create_task(self._abort(self._error))
-        elif self._schedule.ready and not self._recruits and not self._stopped:
+        elif self._frontier.ready and not self._recruits and not self._stopped:
             self._recruit()
         else:
             self._check_end()
@@ -251,7 +251,7 @@ class Execution:
 
     def _drain_alone(self) -> None:
         """Take all nodes in the plan's order, as long as nobody shares them out."""
-        schedule, begin, lock, place = self._schedule, self._begin, self._lock, _Place()
+        frontier, begin, lock, place = self._frontier, self._begin, self._lock, _Place()
         self._places.add(place)
         slot, value = _NOTHING, None
         try:
@@ -259,21 +259,21 @@ class Execution:
                 place.slot = slot
                 value = begin(slot)
                 with lock:
-                    if not schedule.alone or self._stopped:
+                    if not frontier.alone or self._stopped:
                         break
                     if type(value) not in PLAIN and hasattr(type(value), "__await__"):
-                        schedule.share()
+                        frontier.share()
                         break
-                    schedule.advance(slot, value)
+                    frontier.advance(slot, value)
                 value = None  # or it would live on while the next node runs
             else:
-                schedule.unfinished = False
+                frontier.unfinished = False
         except BaseException as error:
             self._fail_from_thread(slot, error)
             return
         finally:
             self._places.discard(place)
-        if not schedule.unfinished:
+        if not frontier.unfinished:
             self._on_loop(self._woken)
         elif not self._stopped:
             self._go_on(slot, value)
@@ -285,13 +285,13 @@ class Execution:
         if awaitable(value):
             self._hand_over(slot, value)
         else:
-            self._schedule.complete(slot, value)
+            self._frontier.complete(slot, value)
             self._wake_if_needed()
         with self._lock:
             self._hires += 1
 
     def _wake_if_needed(self) -> None:
-        if (self._schedule.ready or not self._schedule.unfinished) and not self._waking:
+        if (self._frontier.ready or not self._frontier.unfinished) and not self._waking:
             self._waking = True
             self._on_loop(self._woken)
 
@@ -306,8 +306,8 @@ class Execution:
         """Take queued nodes until there is none, and go on with what each one makes ready."""
         with self._lock:
             self._hires -= 1
-        queued, ready, place, done = self._schedule.queued, self._schedule.ready, _Place(), False
-        begin, complete = self._begin, self._schedule.complete
+        queued, ready, place, done = self._frontier.queued, self._frontier.ready, _Place(), False
+        begin, complete = self._begin, self._frontier.complete
         self._places.add(place)
         try:
             while not self._stopped:
@@ -323,7 +323,7 @@ class Execution:
                     return
                 complete(slot, value)
                 del value
-                if not self._schedule.unfinished:
+                if not self._frontier.unfinished:
                     done = True
                     return
                 if ready:
@@ -342,7 +342,7 @@ class Execution:
                 return
             self._handed.append((slot, value))
         self._on_loop(self._take_over)
-        if self._schedule.queued and not self._hires:
+        if self._frontier.queued and not self._hires:
             self._hire()
 
     def _take_over(self) -> None:

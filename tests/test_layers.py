@@ -16,7 +16,7 @@ PACKAGE = ROOT / "fp_async"
 LAYERS = [
     {"errors"},
     {"build_errors", "documents", "frames", "plan", "threads", "typed", "wrappers"},
-    {"schedule"},
+    {"frontier"},
     {"config"},
     {"editing", "nodes", "child", "params"},
     {"modules", "hooks", "executors", "execution", "scaffold"},

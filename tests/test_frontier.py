@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fp_async.frontier import Frontier
 from fp_async.plan import NodeSpec, compile_plan, find_cycle
-from fp_async.schedule import Schedule
 
 
 @st.composite
@@ -28,9 +28,9 @@ def expected(nodes, name):
     return (name, *(expected(nodes, parent) for parent, _ in nodes[name].parameters))
 
 
-def compute(plan, schedule, slot):
+def compute(plan, frontier, slot):
     """A node's value: its name and its inputs' values, none of which may have been dropped."""
-    inputs = [schedule.values[source] for _, source in plan.arguments[slot]]
+    inputs = [frontier.values[source] for _, source in plan.arguments[slot]]
     assert None not in inputs
     return (plan.names[slot], *inputs)
 
@@ -40,43 +40,43 @@ def test_any_order_and_any_moment_of_sharing_give_the_same(made, data):
     nodes, plan = made
     values = [(name,) for name in plan.names[: plan.given]] + [None] * len(plan.order)
     alone = data.draw(st.booleans())
-    schedule = Schedule(plan, values, [True] * len(plan.names), alone=alone)
+    frontier = Frontier(plan, values, [True] * len(plan.names), alone=alone)
     begun = []
     running = {}
     if alone and plan.order:
         position = data.draw(st.integers(0, len(plan.order) - 1))
         for slot in plan.order[:position]:
             begun.append(slot)
-            schedule.advance(slot, compute(plan, schedule, slot))
+            frontier.advance(slot, compute(plan, frontier, slot))
         current = plan.order[position]
         begun.append(current)
-        running[current] = compute(plan, schedule, current)
-        schedule.share()
-        assert not schedule.alone
-    while running or schedule.queued:
-        if schedule.queued and (not running or data.draw(st.booleans())):
-            slot = schedule.queued.popleft()
+        running[current] = compute(plan, frontier, current)
+        frontier.share()
+        assert not frontier.alone
+    while running or frontier.queued:
+        if frontier.queued and (not running or data.draw(st.booleans())):
+            slot = frontier.queued.popleft()
             begun.append(slot)
-            running[slot] = compute(plan, schedule, slot)
+            running[slot] = compute(plan, frontier, slot)
         else:
             slot = data.draw(st.sampled_from(sorted(running)))
-            schedule.complete(slot, running.pop(slot))
+            frontier.complete(slot, running.pop(slot))
     assert sorted(begun) == sorted(plan.order)
-    assert not schedule.unfinished
-    assert schedule.results() == {name: expected(nodes, name) for name, _ in plan.finals}
+    assert not frontier.unfinished
+    assert frontier.results() == {name: expected(nodes, name) for name, _ in plan.finals}
     kept = {slot for _, slot in plan.finals}
     read = {source for arguments in plan.arguments for _, source in arguments}
-    assert all(schedule.values[slot] is None for slot in read - kept)
+    assert all(frontier.values[slot] is None for slot in read - kept)
 
 
 @given(plans())
 def test_the_plans_own_order_needs_no_counts(made):
     nodes, plan = made
     values = [(name,) for name in plan.names[: plan.given]] + [None] * len(plan.order)
-    schedule = Schedule(plan, values, [True] * len(plan.names), alone=True)
+    frontier = Frontier(plan, values, [True] * len(plan.names), alone=True)
     for slot in plan.order:
-        schedule.advance(slot, compute(plan, schedule, slot))
-    assert schedule.results() == {name: expected(nodes, name) for name, _ in plan.finals}
+        frontier.advance(slot, compute(plan, frontier, slot))
+    assert frontier.results() == {name: expected(nodes, name) for name, _ in plan.finals}
 
 
 def test_missing_unused_and_optional_inputs():

@@ -15,7 +15,7 @@ from typing import Any
 from fp_async.plan import Plan
 
 
-class Schedule:
+class Frontier:
     """`ready` holds slots to begin on the loop, `queued` those for threads.
 
     `complete(slot, value)` stores a value, drops those it was the last to use and queues what
