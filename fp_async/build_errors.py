@@ -11,7 +11,9 @@ from types import ModuleType
 
 # Where Hamilton's messages turn to advice of its own.
 _ADVICE = ("If you believe they are equivalent", " In case you want to override")
-_ADDRESS = re.compile(r"<(function \w+) at 0x\w+>")
+UNKNOWN_FRAME = "does not output a type we know about"
+_IMPORT_IT = "; import the library of that type in the pipeline's module"
+_ADDRESS = re.compile(r"<(function [\w.<>]+) at 0x\w+>")
 
 
 def explain(error: Exception, modules: Sequence[ModuleType]) -> str:
@@ -19,7 +21,7 @@ def explain(error: Exception, modules: Sequence[ModuleType]) -> str:
     text = str(error)
     for advice in _ADVICE:
         text = text.partition(advice)[0].strip()
-    text = _ADDRESS.sub(r"\1", text)
+    text = hint(text)
     for module in modules:
         text = text.replace(f"{module.__name__.partition('.')[0]}.", "")
     if text.startswith("Cannot define function"):
@@ -32,6 +34,14 @@ def explain(error: Exception, modules: Sequence[ModuleType]) -> str:
             "@mutate cannot take; use `def`, or apply the steps with @pipe_input to the function "
             "that reads it"
         )
+    return text
+
+
+def hint(text: str) -> str:
+    """A message of Hamilton's without addresses, and with a way out where we know one."""
+    text = _ADDRESS.sub(r"\1", text).strip()
+    if UNKNOWN_FRAME in text and not text.endswith(_IMPORT_IT):
+        text = text.replace(". Is it a dataframe type we support?", "") + _IMPORT_IT
     return text
 
 

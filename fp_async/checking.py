@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from fp_async import config, executors
+from fp_async.annotations import fits, type_name
 from fp_async.errors import FlowerPowerError, InputError, suggestion
 from fp_async.flow import Request
+from fp_async.params import was_read
 
 if TYPE_CHECKING:
     from fp_async.flow import Flow
@@ -104,7 +106,7 @@ def _check_params(flow: Flow) -> Iterator[Problem]:
         read = flow.namespace.params[function]
         hints = _hints(flow, function)
         for argument, value in config.given(values).items():
-            if argument in hints or not read.was_read(argument):
+            if argument in hints or not was_read(read, argument):
                 yield from _check_param(f"{where}.{argument}", argument, value, hints)
 
 
@@ -118,8 +120,6 @@ def _hints(flow: Flow, function: str) -> dict[str, Any]:
 def _check_param(
     where: str, argument: str, value: Any, hints: Mapping[str, Any]
 ) -> Iterator[Problem]:
-    from fp_async.dag import fits, type_name
-
     if argument not in hints:
         valid = [name for name in hints if name != "return"]
         yield Problem("warning", where, f"no such argument{suggestion(argument, valid)}")

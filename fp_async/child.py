@@ -1,31 +1,40 @@
 """Child processes that run single nodes: `executor: processpool`.
 
-The parent (`Children`) sends a frame over the child's stdin and awaits one on its stdout; a
-frame is a length and a pickle. Both ends are the same code of the same installation, started by
-the parent itself, and the pipes have no name, so nothing from outside is ever unpickled. What
-a node prints goes to stderr.
+The parent (`Children`) sends messages over the child's stdin and awaits one on its stdout; a
+message is a pickle and the memory of the arrays in it. Both ends are the same code of the same
+installation, started by the parent itself, and the pipes have no name, so nothing from outside is
+ever unpickled. What a node prints goes to stderr.
 """
 
 from __future__ import annotations
 
 import asyncio
+import mmap
 import os
 import pickle
 import signal
 import struct
+import subprocess
 import sys
 import traceback
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, cast
 
 from fp_async import frames
 from fp_async.errors import FlowerPowerError, describe
 from fp_async.nodes import awaitable
+from fp_async.threads import Threads, in_thread
 
 _LENGTH = struct.Struct(">Q")
+_pipes = Threads(limit=1000)  # each waits for one child; `Children` bounds them
+Child = subprocess.Popen[bytes]
+Message = list[memoryview]
+_LARGE = 2**20
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
@@ -61,65 +70,88 @@ class RemoteTracebackError(Exception):
 
 
 class Children:
-    """At most `limit` child processes, started on demand, kept warm until `close`."""
+    """At most `limit` child processes, started on demand, kept warm until `close`.
+
+    Belongs to one event loop. Pickling and the pipes are left to threads: a large value would
+    hold the loop up. `users` counts the runs that have it.
+    """
 
     def __init__(self, limit: int | None = None) -> None:
+        self.users = 0
         self._slots = asyncio.Semaphore(limit or os.cpu_count() or 1)
-        self._idle: deque[asyncio.subprocess.Process] = deque()
+        self._idle: deque[Child] = deque()
+        self._closed = False
 
     async def call(self, spec: GraphSpec, node: str, kwargs: dict[str, Any]) -> Any:
         """Run one node in a child and return its value, or raise what it raised.
 
         Cancelling kills the child. Raises ChildDiedError if it dies by itself.
         """
-        arguments = _dump(kwargs, "its inputs cannot be sent to a process")
-        request = pickle.dumps((spec, node, arguments), protocol=5)
+        problem = "its inputs cannot be sent to a process"
+        arguments = await in_thread(_pipes, partial(_dump, kwargs, problem))
         async with self._slots:
-            process = self._idle.pop() if self._idle else await _spawn()
+            child = self._idle.pop() if self._idle else _spawn()
             try:
-                answer = await _exchange(process, request)
-            except asyncio.IncompleteReadError:
-                code = await process.wait()
-                raise ChildDiedError(f"its process died ({_how(code)})") from None
+                value, failure = await in_thread(
+                    _pipes, partial(_ask, child, spec, node, arguments)
+                )
             except BaseException:
-                await _kill(process)
+                _kill(child)
                 raise
-            self._idle.append(process)
-        return _unpack(answer)
+            if self._closed:
+                _kill(child)
+            else:
+                self._idle.append(child)
+        if failure is None:
+            return value
+        pickled, text, line = failure
+        raise pickle.loads(pickled) from RemoteTracebackError(text, line)  # noqa: S301
 
-    async def close(self) -> None:
-        """Kill all children and reap them."""
+    def close(self) -> None:
+        """Kill the children that wait, and the others as soon as they have answered."""
+        self._closed = True
         while self._idle:
-            await _kill(self._idle.pop())
+            _kill(self._idle.pop())
 
 
-async def _spawn() -> asyncio.subprocess.Process:
+def _spawn() -> Child:
     import json
 
-    pipe = asyncio.subprocess.PIPE
     path = json.dumps([str(Path(entry or os.curdir).resolve()) for entry in sys.path])
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _START, path, stdin=pipe, stdout=pipe, start_new_session=True
+    # By the loop's own thread: Linux kills a child when the thread that made it ends.
+    return subprocess.Popen(
+        [sys.executable, "-c", _START, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     )
 
 
-async def _exchange(process: asyncio.subprocess.Process, request: bytes) -> bytes:
-    assert process.stdin is not None
-    assert process.stdout is not None
+def _ask(child: Child, spec: GraphSpec, node: str, arguments: Message) -> tuple[Any, Any]:
+    """In a thread: send the request and wait for (value, failure)."""
+    assert child.stdin is not None
+    assert child.stdout is not None
     try:
-        process.stdin.writelines((_LENGTH.pack(len(request)), request))
-        await process.stdin.drain()
-    except (BrokenPipeError, ConnectionResetError):
-        raise asyncio.IncompleteReadError(b"", None) from None
-    (length,) = _LENGTH.unpack(await process.stdout.readexactly(_LENGTH.size))
-    return await process.stdout.readexactly(length)
+        _write(child.stdin, _dump((spec, node), "the pipeline cannot be sent to a process"))
+        _write(child.stdin, arguments)
+        answer = _read(child.stdout)
+    except BrokenPipeError:
+        answer = None
+    if answer is None:
+        raise ChildDiedError(f"its process died ({_how(child.wait())})")
+    outcome: tuple[Any, Any] = _load(answer)
+    return outcome
 
 
-async def _kill(process: asyncio.subprocess.Process) -> None:
-    """Kill and reap; a cancelled caller still leaves no zombie."""
-    if process.returncode is None:
-        process.kill()
-    await asyncio.shield(process.wait())
+def _kill(child: Child) -> None:
+    """Kill the child with all that it has started, and reap it: a matter of a millisecond."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        with suppress(BrokenPipeError):
+            if pipe is not None:
+                pipe.close()
 
 
 def _how(code: int) -> str:
@@ -128,19 +160,48 @@ def _how(code: int) -> str:
     return f"exit code {code}"
 
 
-def _dump(value: Any, problem: str) -> bytes:
+def _dump(value: Any, problem: str) -> Message:
+    """Pickled, with the memory of arrays beside it instead of copied into it."""
+    buffers: list[pickle.PickleBuffer] = []
     try:
-        return pickle.dumps(value, protocol=5)
+        data = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
     except Exception as error:
         raise TypeError(f"{problem}: {error}") from error
+    return [memoryview(data), *(buffer.raw() for buffer in buffers)]
 
 
-def _unpack(answer: bytes) -> Any:
-    value, failure = pickle.loads(answer)  # noqa: S301 - our own child, see the module
-    if failure is None:
-        return value
-    pickled, text, line = failure
-    raise pickle.loads(pickled) from RemoteTracebackError(text, line)  # noqa: S301
+def _load(message: Message) -> Any:
+    return pickle.loads(message[0], buffers=message[1:])  # noqa: S301 - our own, see the module
+
+
+def _write(stream: IO[bytes], message: Message) -> None:
+    stream.write(_LENGTH.pack(len(message)))
+    for part in message:
+        stream.write(_LENGTH.pack(part.nbytes))
+        stream.write(part)
+    stream.flush()
+
+
+def _read(stream: IO[bytes]) -> Message | None:
+    """The next message, or None where the other end has gone."""
+    count = _read_length(stream)
+    lengths_and_parts = (_read_part(stream) for _ in range(count or 0))
+    message = [part for part in lengths_and_parts if part is not None]
+    return message if count and len(message) == count else None
+
+
+def _read_length(stream: IO[bytes]) -> int | None:
+    head = stream.read(_LENGTH.size)
+    return int(_LENGTH.unpack(head)[0]) if len(head) == _LENGTH.size else None
+
+
+def _read_part(stream: IO[bytes]) -> memoryview | None:
+    length = _read_length(stream)
+    if length is None:
+        return None
+    # Anonymous memory is cleared page by page as it is filled, without the interpreter's lock.
+    part = memoryview(mmap.mmap(-1, length) if length > _LARGE else bytearray(length))
+    return part if cast("BufferedReader", stream).readinto(part) == length else None
 
 
 # In the child -------------------------------------------------------------------------------
@@ -154,11 +215,8 @@ def main() -> None:
     os.dup2(2, 1)  # what nodes print must not end up among the frames
     requests = os.fdopen(os.dup(0), "rb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    while (request := _read_frame(requests)) is not None:
-        answer = _answer(request)
-        answers.write(_LENGTH.pack(len(answer)))
-        answers.write(answer)
-        answers.flush()
+    while (request := _read(requests)) and (arguments := _read(requests)):
+        _write(answers, _answer(request, arguments))
 
 
 def _die_with_parent() -> None:
@@ -169,23 +227,18 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _read_frame(stream: BinaryIO) -> bytes | None:
-    head = stream.read(_LENGTH.size)
-    return stream.read(_LENGTH.unpack(head)[0]) if len(head) == _LENGTH.size else None
-
-
-def _answer(request: bytes) -> bytes:
-    spec, node, arguments = pickle.loads(request)  # noqa: S301 - our own parent
+def _answer(request: Message, arguments: Message) -> Message:
+    spec, node = _load(request)
     try:
         graph = _graph(spec)
-        value = graph.nodes[node].call(**pickle.loads(arguments))  # noqa: S301
+        value = graph.nodes[node].call(**_load(arguments))
         if awaitable(value):
             value = asyncio.run(_await(value))
         return _dump((value, None), f"its value ({type(value).__name__}) cannot leave its process")
     except BaseException as error:
         line = frames.user_line(error, spec.folder)
         failure = (_portable(frames.trim(error)), traceback.format_exc(), line)
-        return pickle.dumps((None, failure), protocol=5)
+        return _dump((None, failure), "its error cannot leave its process")
 
 
 async def _await(value: Any) -> Any:
@@ -208,8 +261,8 @@ def _graph(spec: GraphSpec) -> Any:
 
     dag.load_extensions(spec.libraries)
     values = params.Params(spec.flow, pickle.loads(spec.params))  # noqa: S301
-    namespace = modules.Namespace(spec.folder, spec.flow, values, spec.package)
-    loaded = [namespace.load(name) for name in spec.modules]
+    namespace = modules.Namespace(spec.folder, spec.flow, values, package=spec.package)
+    loaded = dag.load_modules(namespace, spec.modules)
     config = pickle.loads(spec.config)  # noqa: S301
     return dag.Graph(
         spec.flow,

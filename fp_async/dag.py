@@ -11,25 +11,34 @@ import functools
 import inspect
 import logging
 import os
-import re
-import typing
+import sys
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fp_async.build_errors import explain
-from fp_async.errors import FlowerPowerError, GraphError, InputError, UnknownNameError
+from fp_async.annotations import fits, shown, type_name
+from fp_async.build_errors import UNKNOWN_FRAME, explain
+from fp_async.errors import (
+    FlowerPowerError,
+    GraphError,
+    InputError,
+    PipelineImportError,
+    UnknownNameError,
+)
 from fp_async.hooks import RunHooks
 from fp_async.plan import NodeSpec, Plan, compile_plan, find_cycle
 from fp_async.wrappers import is_async, layers, uses_early
+
+if TYPE_CHECKING:
+    from fp_async.modules import Namespace
 
 # Autoloading imports every data library that is installed (3 to 5 s, 300 MB); we load the
 # extensions of the libraries that a pipeline imports. Set before the import, as Hamilton asks.
 os.environ.setdefault("HAMILTON_AUTOLOAD_EXTENSIONS", "0")
 try:
-    from hamilton import driver, htypes, node, registry
+    from hamilton import driver, node, registry
     from hamilton.function_modifiers import value as _hamilton_value
 except ImportError as error:
     raise FlowerPowerError(
@@ -60,7 +69,6 @@ EXTENSIONS = {
     "yaml": ("yaml",),
 }
 
-_QUALIFIER = re.compile(r"\b(?:[A-Za-z_]\w*\.)+")
 _quiet: ContextVar[bool] = ContextVar("fp_async_quiet", default=False)
 
 
@@ -104,6 +112,26 @@ def load_extensions(libraries: Iterable[str]) -> None:
     for library in EXTENSIONS.keys() & set(libraries):
         for extension in EXTENSIONS[library]:
             _load_extension(extension)
+
+
+def load_all_extensions() -> None:
+    """Load the extensions of every library that this process has imported, by whatever way."""
+    load_extensions(tuple(sys.modules))
+
+
+def load_modules(namespace: Namespace, names: Sequence[str]) -> list[ModuleType]:
+    """Import a pipeline's modules, with the Hamilton extensions that their decorators need.
+
+    Which ones is read from the sources beforehand; a library that only an installed package
+    imports shows when a decorator does not know its types, and then the import is tried again.
+    """
+    try:
+        return [namespace.load(name) for name in names]
+    except PipelineImportError as error:
+        if UNKNOWN_FRAME not in str(error):
+            raise
+    load_all_extensions()
+    return [namespace.load(name) for name in names]
 
 
 @functools.cache
@@ -205,9 +233,13 @@ class Graph:
 
     @property
     def leaves(self) -> list[str]:
-        """The computed nodes that no other node reads, in the order of their definition."""
+        """The computed nodes that no other node reads, in the order of their definition.
+
+        Values that a `@subdag` was given are no results, even if nothing reads them.
+        """
         read = {name for spec in self.nodes.values() for name, _ in spec.parameters}
-        return [n for n, spec in self.nodes.items() if spec.call is not None and n not in read]
+        calls = {n: spec.call for n, spec in self.nodes.items() if n not in read}
+        return [n for n, call in calls.items() if call is not None and not _is_static(call)]
 
     def type_name(self, name: str) -> str:
         """A node's type as a person would write it."""
@@ -308,7 +340,7 @@ class Graph:
     def check_types(self, inputs: Mapping[str, Any], names: Iterable[str]) -> None:
         """Compare the inputs `names` with the annotations of the functions that read them."""
         wrong = [
-            f"  {name}: expected {self.type_name(name)}, got {_shown(inputs[name])}"
+            f"  {name}: expected {self.type_name(name)}, got {shown(inputs[name])}"
             for name in names
             if name in inputs and name in self.hamilton and not self._fits(name, inputs[name])
         ]
@@ -352,27 +384,7 @@ class Graph:
                 )
 
 
-def _shown(value: Any) -> str:
-    """A value's type, and the value where it is short text or a number."""
-    kind = type(value).__name__
-    return (
-        f"{kind} {value!r}"
-        if isinstance(value, str | int | float) and len(repr(value)) < 60
-        else kind
-    )
-
-
-def type_name(kind: Any) -> str:
-    """An annotation as a person would write it: `int`, `list[int]`, `DataFrame`."""
-    if typing.get_origin(kind) is not None or not hasattr(kind, "__name__"):
-        return _QUALIFIER.sub("", str(kind))
-    return str(kind.__name__)
-
-
-def fits(value: Any, kind: Any) -> bool:
-    """Whether a value is right for an annotation, as Hamilton checks it; an int is a float."""
-    if isinstance(value, int) and kind in (float, complex):
-        return True
-    if typing.get_origin(kind) is typing.Annotated:
-        kind = typing.get_args(kind)[0]
-    return bool(htypes.check_input_type(kind, value))
+def _is_static(call: Any) -> bool:
+    """Whether a node is a value in the `config` or `inputs` of a `@subdag`."""
+    code = getattr(layers(call)[-1], "__code__", None)
+    return code is not None and code.co_qualname == "create_static_node.<locals>.node_fn"

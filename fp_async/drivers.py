@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
-import threading
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
@@ -29,12 +30,18 @@ from hamilton.execution.executors import (
 )
 from hamilton.execution.grouping import GroupByRepeatableBlocks
 from hamilton.execution.state import TaskState
-from hamilton.lifecycle.base import BasePostNodeExecute, BasePostNodeExecuteAsync
+from hamilton.lifecycle.base import (
+    BasePostNodeExecute,
+    BasePostNodeExecuteAsync,
+    BasePreNodeExecute,
+)
+from hamilton.node import NodeType
 
+from fp_async.bridge import Bridge, StopError, Tell, ended, is_hamiltons, watched
 from fp_async.dag import Graph
-from fp_async.errors import UsageError
-from fp_async.hooks import RunHooks
-from fp_async.nodes import awaitable
+from fp_async.errors import FlowerPowerError, GraphError, UsageError, describe
+from fp_async.hooks import RunHooks, guard
+from fp_async.nodes import NodeEvent, awaitable
 from fp_async.threads import Threads, in_thread
 
 Fail = Callable[[str, dict[str, Any], BaseException], Exception]
@@ -45,16 +52,25 @@ _controllers = Threads(limit=1000)
 
 
 class _Memory:
-    """Remembers which node failed first, with which inputs."""
+    """Remembers which node failed first, with which inputs.
 
-    failed: tuple[str, dict[str, Any], BaseException] | None = None
+    `ours` says of an error whether a node or one of the user's hooks raised it.
+    """
+
+    def __init__(self, ours: Callable[[BaseException], bool] = lambda _: True) -> None:
+        self.failed: tuple[str, dict[str, Any], BaseException] | None = None
+        self._ours = ours
 
     def remember(self, told: Mapping[str, Any]) -> None:
-        if told["error"] is not None and self.failed is None:
-            error: BaseException = told["error"]
-            if isinstance(error, StopError):
-                error = error.carried
-            self.failed = (told["node_"].name, dict(told["kwargs"]), error)
+        if told["error"] is None or self.failed is not None or not self._ours(told["error"]):
+            return
+        self.remember_hook(told)
+
+    def remember_hook(self, told: Mapping[str, Any]) -> None:
+        error: BaseException = told["error"]
+        if isinstance(error, StopError):
+            error = error.carried
+        self.failed = self.failed or (told["node_"].name, dict(told["kwargs"]), error)
 
 
 class Witness(_Memory, BasePostNodeExecute):
@@ -71,9 +87,23 @@ class AsyncWitness(_Memory, BasePostNodeExecuteAsync):
         self.remember(told)
 
 
-def _error(witness: _Memory, error: BaseException, fail: Fail) -> BaseException:
-    """A NodeError where a node raised `error`, else the error itself."""
-    return fail(*witness.failed) if witness.failed else error
+class _Teller(BasePreNodeExecute, BasePostNodeExecute):
+    """Tells the progress callback what the sync executors do; a value from the cache counts."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+        self._since: dict[tuple[str, str | None], float] = {}
+
+    def pre_node_execute(self, **told: Any) -> None:
+        self._since[told["node_"].name, told["task_id"]] = time.perf_counter()
+        self._tell(NodeEvent(told["node_"].name, "started"))
+
+    def post_node_execute(self, **told: Any) -> None:
+        since = self._since.pop((told["node_"].name, told["task_id"]))
+        self._tell(ended(told["node_"].name, since, told["error"]))
+
+
+# Hamilton's AsyncDriver ---------------------------------------------------------------------
 
 
 async def run_async_driver(
@@ -82,105 +112,170 @@ async def run_async_driver(
     inputs: Mapping[str, Any],
     overrides: Mapping[str, Any],
     fail: Fail,
-) -> dict[str, Any]:
-    """Run through Hamilton's `AsyncDriver`: sync functions block the loop, as they do there."""
+    tell: Tell | None = None,
+) -> Any:
+    """Run through Hamilton's `AsyncDriver`: sync functions block the loop, as they do there.
+
+    It calls the adapters' hooks; that they were initialised is up to the caller.
+    """
     if graph.materializers:
         raise UsageError("executor 'hamilton' cannot materialize; use another executor")
     witness = AsyncWitness()
     builder = async_driver.Builder().with_modules(*graph.modules).with_config(graph.config)
     if graph.allow_overrides:
         builder = builder.allow_module_overrides()
-    driver = await builder.with_adapters(*graph.adapters, witness).build()
+    driver = builder.with_adapters(*graph.adapters, witness).build_without_init()
     for node in driver.graph.nodes.values():
         if not node.user_defined:
-            node._callable = _told(node.callable)
+            node._callable = watched(node.name, node.callable, tell)
+    inner = [a.adapter for a in driver.adapter.adapters if hasattr(a, "adapter")]
+    for adapters in (driver.adapter, *inner):
+        guard(adapters, graph.adapters, witness.remember_hook)
     try:
-        result: dict[str, Any] = await driver.execute(
+        results = await driver.raw_execute(
             list(final_vars), overrides=dict(overrides), inputs=dict(inputs)
         )
-    except Exception as error:
-        raise _error(witness, error, fail) from error.__cause__
-    return result
+    except Exception:
+        if witness.failed is None:
+            raise
+        failure = fail(*witness.failed)
+        raise failure from failure.__cause__
+    hooks = graph.hooks()
+    outputs = {name: results[name] for name in final_vars}
+    return hooks.result(outputs) if hooks else outputs
 
 
-class StopError(Exception):
-    """Carries past Hamilton what a node raised that is no Exception: it only handles those."""
-
-    def __init__(self, carried: BaseException) -> None:
-        super().__init__(repr(carried))
-        self.carried = carried
-
-
-def _told(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A node for the AsyncDriver: what it hides is awaited, what it raises is told."""
-
-    async def told(**kwargs: Any) -> Any:
-        try:
-            value = call(**kwargs)
-            return await value if awaitable(value) else value
-        except BaseException as error:
-            task = asyncio.current_task()
-            if isinstance(error, Exception | KeyboardInterrupt | GeneratorExit):
-                raise
-            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                raise
-            raise StopError(error) from error
-
-    return told
+# Hamilton's sync executors ------------------------------------------------------------------
 
 
 class BlockingGraph:
     """A second build of a graph, for Hamilton's sync executors, which change its nodes."""
 
     def __init__(self, graph: Graph, cache: bool | str | None = None) -> None:
-        self.witness: ContextVar[Witness] = ContextVar("fp_async_witness")
         builder = graph.builder()
         if cache:
             builder = (
                 builder.with_cache(path=cache) if isinstance(cache, str) else (builder.with_cache())
             )
         built = builder.build()
-        self._dynamic = graph.dynamic(graph.nodes)
-        self.function_graph = built.graph
+        self.flow = graph.flow
+        self.cache = cache
+        self.dynamic = graph.dynamic(graph.nodes)
+        self._users = graph.adapters
+        self._function_graph = built.graph
         self._adapters = built.adapter
-        for node in self.function_graph.nodes.values():
+        for node in built.graph.nodes.values():
             if not node.user_defined:
-                node._callable = partial(_call_and_wait, node.callable)
+                call = node.callable
+                if node.node_role is NodeType.EXPAND:
+                    call = partial(_listed, call)
+                node._callable = partial(_call_and_wait, node.name, call)
+
+    def for_run(self, *watching: Any, remember_hook: Callable[[Any], None]) -> Any:
+        """A view of the graph with these adapters too; Hamilton knows adapters by graph only."""
+        adapters = type(self._adapters)(*self._adapters.adapters, *watching)
+        guard(adapters, self._users, remember_hook)
+        graph = self._function_graph
+        return type(graph)(graph.nodes, graph.config, adapters)
+
+
+class BlockingRun:
+    """One run through Hamilton's sync executors; `running` names the sync nodes in threads."""
+
+    def __init__(
+        self, graph: BlockingGraph, fail: Fail, threads: Threads | None, progress: Tell | None
+    ) -> None:
+        self._graph = graph
+        self._fail = fail
+        self._bridge = Bridge(asyncio.get_running_loop(), progress)
+        # The cache executes the nodes, so what it raises itself looks like a node's error.
+        self._witness = Witness(self._bridge.raised) if graph.cache else Witness()
+        watching = (self._witness, *([_Teller(self._bridge.tell)] if progress else ()))
+        self._view = graph.for_run(*watching, remember_hook=self._witness.remember_hook)
+        self._executor = self._chosen(threads)
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """The nodes whose code occupies a thread now."""
+        return self._bridge.running
 
     async def run(
-        self,
-        final_vars: Sequence[str],
-        inputs: Mapping[str, Any],
-        overrides: Mapping[str, Any],
-        fail: Fail,
-        threads: Threads | None,
+        self, final_vars: Sequence[str], inputs: Mapping[str, Any], overrides: Mapping[str, Any]
     ) -> Any:
-        """Run in a thread; fan-out in `threads`, or one after the other where that is None.
+        """Run in a thread of its own.
 
-        Cancelling returns at once: what runs is abandoned, nothing more is started.
+        An error, cancelling too, leaves when the coroutine functions have been cancelled and
+        have ended; sync nodes are abandoned, nothing more is started.
         """
-        witness = Witness()
-        adapters = type(self._adapters)(*self._adapters.adapters, witness)
-        hooks = RunHooks(adapters, self.function_graph, _new_id())
-        bridge = _Bridge(asyncio.get_running_loop())
-        executor = self._executor(adapters, bridge, threads)
+        hooks = RunHooks(self._view.adapter, self._view, _new_id())
 
         def work() -> Any:
-            _bridge.set(bridge)
-            return _execute(hooks, executor, self.function_graph, final_vars, inputs, overrides)
+            _bridge.set(self._bridge)
+            return self._execute(hooks, final_vars, inputs, overrides)
 
         try:
             return await in_thread(_controllers, work)
-        except Exception as error:
-            raise _error(witness, error, fail) from error.__cause__
         finally:
-            bridge.stop()
+            await self._bridge.stop()
 
-    def _executor(self, adapters: Any, bridge: _Bridge, threads: Threads | None) -> Any:
-        if not self._dynamic:
+    def _execute(
+        self,
+        hooks: RunHooks,
+        final_vars: Sequence[str],
+        inputs: Mapping[str, Any],
+        overrides: Mapping[str, Any],
+    ) -> Any:
+        hooks.started(final_vars, inputs, overrides)
+        results, failure = None, None
+        try:
+            results = self._executor.execute(
+                self._view, list(final_vars), dict(overrides), dict(inputs), hooks.run_id
+            )
+        except BaseException as error:
+            failure = error
+            if not isinstance(error, Exception):
+                raise
+            meaning = self._meaning(error)
+            raise meaning from meaning.__cause__
+        finally:
+            hooks.ended(results, failure)
+        return hooks.result(results)
+
+    def _meaning(self, error: Exception) -> BaseException:
+        """What to raise for an error of the executor: the node's, or what happened around it."""
+        flow = f"pipeline '{self._graph.flow}'"
+        if isinstance(error, RecursionError) and is_hamiltons(error):
+            limit = sys.getrecursionlimit()
+            return GraphError(
+                f"{flow} is too deep for Hamilton's own driver, which Parallelizable, cache and "
+                f"remote adapters need: it recurses along a chain of nodes, and Python's limit is "
+                f"{limit} calls; run it without them, split the pipeline, or raise the limit with "
+                "sys.setrecursionlimit()"
+            )
+        if self._witness.failed:
+            return self._fail(*self._witness.failed)
+        if isinstance(error, FlowerPowerError | concurrent.futures.CancelledError):
+            return error
+        text = f"Hamilton's driver failed in {flow}: {describe(error)}"
+        if self._graph.cache:
+            folder = self._graph.cache if isinstance(self._graph.cache, str) else ".hamilton_cache"
+            text = (
+                f"the cache of {flow} failed: {describe(error)}; if '{folder}' is damaged or holds "
+                "values of classes that are gone, delete it"
+            )
+        failure = FlowerPowerError(text)
+        failure.__cause__ = error
+        return failure
+
+    def _chosen(self, threads: Threads | None) -> Any:
+        """Fan-out runs in `threads`, or one after the other where that is None."""
+        adapters = self._view.adapter
+        if not self._graph.dynamic:
             return DefaultGraphExecutor(adapters)
         local = SynchronousLocalTaskExecutor()
-        remote = _WaitingExecutor(threads, bridge) if threads else SynchronousLocalTaskExecutor()
+        remote = (
+            _WaitingExecutor(threads, self._bridge) if threads else SynchronousLocalTaskExecutor()
+        )
         manager = DefaultExecutionManager(local_executor=local, remote_executor=remote)
         return TaskBasedGraphExecutor(manager, GroupByRepeatableBlocks(), adapters)
 
@@ -191,75 +286,29 @@ def _new_id() -> str:
     return str(uuid.uuid4())
 
 
-def _execute(
-    hooks: RunHooks,
-    executor: Any,
-    function_graph: Any,
-    final_vars: Sequence[str],
-    inputs: Mapping[str, Any],
-    overrides: Mapping[str, Any],
-) -> Any:
-    hooks.started(final_vars, inputs, overrides)
-    results, failure = None, None
+_bridge: ContextVar[Bridge] = ContextVar("fp_async_bridge")
+
+
+def _listed(call: Callable[..., Any], **kwargs: Any) -> Any:
+    """A generator's items now: they belong to its node, and Hamilton would only ask later."""
+    value = call(**kwargs)
+    return value if awaitable(value) else list(value)
+
+
+def _call_and_wait(name: str, call: Callable[..., Any], /, **kwargs: Any) -> Any:
+    bridge = _bridge.get()
+    bridge.check()
     try:
-        results = executor.execute(
-            function_graph, list(final_vars), dict(overrides), dict(inputs), hooks.run_id
-        )
-    except BaseException as error:
-        failure = error
-        raise
-    finally:
-        hooks.ended(results, failure)
-    return hooks.result(results)
-
-
-class _Bridge:
-    """Lets Hamilton's threads await on the caller's loop, until the run is over."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._waiting: set[concurrent.futures.Future[Any]] = set()
-        self._lock = threading.Lock()
-        self.stopped = False
-
-    def wait(self, value: Any) -> Any:
-        with self._lock:
-            self.check()
-            future = asyncio.run_coroutine_threadsafe(_await(value), self._loop)
-            self._waiting.add(future)
-        try:
-            return future.result()
-        finally:
-            with self._lock:
-                self._waiting.discard(future)
-
-    def check(self) -> None:
-        if self.stopped:
-            raise concurrent.futures.CancelledError
-
-    def stop(self) -> None:
-        with self._lock:
-            self.stopped = True
-            for future in self._waiting:
-                future.cancel()
-
-
-_bridge: ContextVar[_Bridge] = ContextVar("fp_async_bridge")
-
-
-async def _await(value: Any) -> Any:
-    return await value
-
-
-def _call_and_wait(call: Callable[..., Any], /, **kwargs: Any) -> Any:
-    _bridge.get().check()
-    try:
-        value = call(**kwargs)
-        return _bridge.get().wait(value) if awaitable(value) else value
-    except (Exception, concurrent.futures.CancelledError):
+        with bridge.occupied(name):
+            value = call(**kwargs)
+        return bridge.wait(value) if awaitable(value) else value
+    except Exception as error:
+        bridge.note(error)
         raise
     except BaseException as error:  # Hamilton only tells hooks of an Exception
-        raise StopError(error) from error
+        stop = StopError(error)
+        bridge.note(stop)
+        raise stop from error
 
 
 class _WaitingExecutor(TaskExecutor):
@@ -269,7 +318,7 @@ class _WaitingExecutor(TaskExecutor):
     for a free place. The second waits when it is asked again with nothing new in between.
     """
 
-    def __init__(self, threads: Threads, bridge: _Bridge) -> None:
+    def __init__(self, threads: Threads, bridge: Bridge) -> None:
         self._threads = threads
         self._bridge = bridge
         self._active: set[concurrent.futures.Future[Any]] = set()

@@ -67,7 +67,8 @@ class Execution:
     @property
     def running(self) -> tuple[str, ...]:
         """Names of the nodes that are running now; after a cut, of those in threads."""
-        slots = {place.slot for place in tuple(self._places)} - {_NOTHING}
+        slots = {place.slot for place in tuple(self._places)} | set(self._caller.aside.values())
+        slots.discard(_NOTHING)
         return tuple(sorted(self._plan.names[slot] for slot in slots))
 
     async def run(self) -> dict[str, Any]:
@@ -252,6 +253,7 @@ class Execution:
     def _drain_alone(self) -> None:
         """Take all nodes in the plan's order, as long as nobody shares them out."""
         frontier, begin, lock, place = self._frontier, self._begin, self._lock, _Place()
+        values, last_uses, done = frontier.values, self._plan.last_uses, frontier.done
         self._places.add(place)
         slot, value = _NOTHING, None
         try:
@@ -264,7 +266,10 @@ class Execution:
                     if type(value) not in PLAIN and hasattr(type(value), "__await__"):
                         frontier.share()
                         break
-                    frontier.advance(slot, value)
+                    values[slot] = value  # `advance`, without the call
+                    for source in last_uses[slot]:
+                        values[source] = None
+                    done.append(slot)
                 value = None  # or it would live on while the next node runs
             else:
                 frontier.unfinished = False

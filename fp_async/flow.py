@@ -29,6 +29,7 @@ from fp_async.errors import (
 )
 from fp_async.execution import Execution
 from fp_async.nodes import AttemptTimeoutError, NodeEvent, Setup
+from fp_async.params import entries_read
 from fp_async.threads import in_thread
 from fp_async.typed import coerce
 
@@ -78,7 +79,9 @@ class Flow:
         for node in settings.nodes or {}:
             if node not in graph.nodes:
                 raise UnknownNameError("node", node, graph.nodes, where=f" in run.{name}.*.nodes")
+        self.kept = False  # whether its project keeps it for other runs
         self._blocking: Any = None
+        self._warned = False  # that the blocking graph runs in threads only
         self._child_spec: GraphSpec | None = None
 
     @property
@@ -86,7 +89,7 @@ class Flow:
         """What parameters may be for: the modules' functions, and what they ask `PARAMS` for."""
         modules = self.graph.modules
         names = [n for m in modules for n, f in vars(m).items() if inspect.isfunction(f)]
-        return list(dict.fromkeys([*names, *self.namespace.params.read()]))
+        return list(dict.fromkeys([*names, *entries_read(self.namespace.params)]))
 
     def coerced(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Inputs as they come from text or YAML, with the types that the annotations say."""
@@ -119,7 +122,7 @@ class Flow:
         if hooks is None:
             return await self._timed(plan, request, values, None, children)
         await self.graph.prepare()
-        if self._needs_driver(plan):  # it calls the hooks itself
+        if self._driven(plan, request):  # Hamilton's drivers call the hooks themselves
             return await self._timed(plan, request, values, hooks, children)
         await self._tell_start(hooks, plan, request)
         try:
@@ -139,9 +142,8 @@ class Flow:
         hooks: RunHooks | None,
         children: Children | None,
     ) -> Any:
-        if self._needs_driver(plan) or request.executor.type == "hamilton":
-            run = partial(self._run_driver, plan, request)
-            return await self._limited(run, request.timeout, lambda: ())
+        if self._driven(plan, request):
+            return await self._run_driver(plan, request)
         execution = Execution(plan, values, self._setup(request, hooks, children), self._fail)
         return await self._limited(execution.run, request.timeout, lambda: execution.running)
 
@@ -175,6 +177,9 @@ class Flow:
         graph = self.graph
         return bool(self.settings.cache) or graph.wants_driver() or graph.dynamic(plan.names)
 
+    def _driven(self, plan: Plan, request: Request) -> bool:
+        return request.executor.type == "hamilton" or self._needs_driver(plan)
+
     def _setup(self, request: Request, hooks: RunHooks | None, children: Children | None) -> Setup:
         node_hooks = hooks.for_nodes() if hooks else None
         executor = request.executor
@@ -196,27 +201,47 @@ class Flow:
     async def _run_driver(self, plan: Plan, request: Request) -> Any:
         """Through Hamilton's own drivers, with the inputs that the plan found to be needed."""
         from fp_async import drivers
+        from fp_async.bridge import Bridge
 
         known = {**self.configured, **request.inputs}
         inputs = {name: known[name] for name in plan.names[: plan.given] if name in known}
         finals = [name for name, _ in plan.finals]
+        given = (finals, inputs, request.overrides)
         if not self._needs_driver(plan):
-            return await drivers.run_async_driver(
-                self.graph, finals, inputs, request.overrides, self._fail
-            )
+            bridge = Bridge(asyncio.get_running_loop(), request.progress)
+            tell = bridge.deliver if request.progress else None
+            run = partial(drivers.run_async_driver, self.graph, *given, self._fail, tell)
+            return await self._limited(run, request.timeout, lambda: ())
         if request.executor.type == "hamilton" or self._refuses_policies(plan):
             raise UsageError(
                 f"pipeline '{self.name}' needs Hamilton's sync driver (Parallelizable, cache or a "
                 "remote adapter), which has neither executor 'hamilton' nor node retry or timeout"
             )
+        blocking = self._blocking_graph(request)
+        local = request.executor.type == "local"
+        threads = None if local else executors.threads(request.executor.max_workers)
+        blocked = drivers.BlockingRun(blocking, self._fail, threads, request.progress)
+        return await self._limited(
+            partial(blocked.run, *given), request.timeout, lambda: blocked.running
+        )
+
+    def _blocking_graph(self, request: Request) -> Any:
+        from fp_async import drivers
+
         if self._blocking is None:
             try:
                 self._blocking = drivers.BlockingGraph(self.graph, self.settings.cache)
             except OSError as error:
                 raise FileAccessError(f"cannot use cache: {error}") from error
-        local = request.executor.type == "local"
-        threads = None if local else executors.threads(request.executor.max_workers)
-        return await self._blocking.run(finals, inputs, request.overrides, self._fail, threads)
+        if request.executor.type == "processpool" and not self._warned:
+            self._warned = True
+            log.warning(
+                "pipeline '%s' needs Hamilton's sync driver (Parallelizable, cache or a remote "
+                "adapter), which runs its nodes in threads of this process: executor "
+                "'processpool' has no effect",
+                self.name,
+            )
+        return self._blocking
 
     def _refuses_policies(self, plan: Plan) -> bool:
         return any(name in plan.names for name in self.settings.nodes or {})

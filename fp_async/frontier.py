@@ -35,9 +35,9 @@ class Frontier:
         self.alone = alone
         self._plan = plan
         self._to_thread = to_thread
-        self._position = 0
-        self.complete = self._completer()
+        self.done: list[int] = []  # what was done alone
         if not alone:
+            self.complete = self._completer()
             for slot in plan.roots:
                 self._enqueue(slot)
 
@@ -50,7 +50,7 @@ class Frontier:
         self.values[slot] = value
         for source in self._plan.last_uses[slot]:
             self.values[source] = None
-        self._position += 1
+        self.done.append(slot)
 
     def share(self) -> None:
         """End being alone: queue what is not begun, and bring the counts to where they would be.
@@ -58,13 +58,13 @@ class Frontier:
         The caller sees to it that nobody advances meanwhile; the slot after the last completed one
         is taken to have been begun.
         """
-        done = self._plan.order[: self._position]
-        if not self.alone or len(done) == len(self._plan.order):
+        if not self.alone or len(self.done) == len(self._plan.order):
             return
         self.alone = False
-        begun = {*done, self._plan.order[self._position]}
+        self.complete = self._completer()
+        begun = {*self.done, self._plan.order[len(self.done)]}
         self.queued.extend(self._plan.roots)
-        for slot in done:
+        for slot in self.done:
             self.complete(slot, self.values[slot])
         ready = [slot for slot in self.queued if slot not in begun]
         self.queued.clear()

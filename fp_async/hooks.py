@@ -7,7 +7,7 @@ event loop (as in Hamilton's AsyncDriver): what waits belongs into an async hook
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from fp_async.nodes import Hooks
@@ -130,3 +130,46 @@ class RunHooks:
 
 def _outcome(value: Any, error: BaseException | None) -> dict[str, Any]:
     return {"success": error is None, "error": error, "result": value}
+
+
+def guard(
+    adapters: Any, users: Collection[Any], remember: Callable[[Mapping[str, Any]], None]
+) -> None:
+    """Have `remember` called with the node and the error when a user's hook around it raises.
+
+    Changes the adapter set. Hamilton tells nobody of those errors.
+    """
+    ours = {id(adapter) for adapter in users}
+    for guarded, hooks in ((_Guard, adapters.sync_hooks), (_AsyncGuard, adapters.async_hooks)):
+        for name in {"pre_node_execute", "post_node_execute"} & hooks.keys():
+            hooks[name] = [
+                guarded(adapter, name, remember) if id(adapter) in ours else adapter
+                for adapter in hooks[name]
+            ]
+
+
+class _Guard:
+    """A hook of an adapter, whose errors are remembered."""
+
+    def __init__(
+        self, adapter: Any, name: str, remember: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        self._hook = getattr(adapter, name)
+        self._remember = remember
+        setattr(self, name, self._call)
+
+    def _call(self, **told: Any) -> Any:
+        try:
+            return self._hook(**told)
+        except Exception as error:
+            self._remember({**told, "error": error})
+            raise
+
+
+class _AsyncGuard(_Guard):
+    async def _call(self, **told: Any) -> Any:
+        try:
+            return await self._hook(**told)
+        except Exception as error:
+            self._remember({**told, "error": error})
+            raise

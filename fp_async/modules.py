@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import ast
 import builtins
+import hashlib
 import importlib
 import itertools
+import os
 import sys
 import threading
 import weakref
@@ -24,31 +26,43 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from fp_async import frames
+from fp_async.build_errors import hint
 from fp_async.errors import FlowerPowerError, GraphError, PipelineImportError, describe
 from fp_async.params import Params, provided
 
 PREFIX = "fp_pipelines_"
 _lock = threading.RLock()
-_numbers = itertools.count(1)
+_taken: set[str] = set()
 _namespaces: weakref.WeakValueDictionary[str, Namespace] = weakref.WeakValueDictionary()
 
 
 class Namespace:
     """The modules of one pipeline with one set of parameters, from the folder `folder`.
 
-    `package` is the name under which they stand in `sys.modules`; a child process that has to
-    unpickle values of their classes is given the same name.
+    `package` is the name under which they stand in `sys.modules`. It follows from folder, pipeline
+    and `identity` (the parameters), so that another process finds the classes of what was pickled
+    here; a child process is told the name.
     """
 
-    def __init__(self, folder: Path, flow: str, params: Params, package: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        flow: str,
+        params: Params,
+        *,
+        identity: str = "",
+        package: str | None = None,
+    ) -> None:
         self.folder = folder
         self.flow = flow
-        self.package = package or f"{PREFIX}{flow}_{next(_numbers)}"
         self.files: dict[Path, tuple[int, int]] = {}
         self.params = params
         self._builtins = {**vars(builtins), "__import__": self._import}
-        _namespaces[self.package] = self
-        _install_finder()
+        with _lock:
+            self.package = package or _free_name(folder, flow, identity)
+            _namespaces[self.package] = self
+            _taken.add(self.package)
+            _install_finder()
 
     def load(self, name: str) -> ModuleType:
         """Import `<folder>/<name>.py` or the package `<folder>/<name>/`, once.
@@ -66,16 +80,18 @@ class Namespace:
             if "is not empty. Must have only one line" in str(error):
                 raise GraphError(_not_empty(name, error)) from frames.trim(error)
             line = frames.user_line(error, self.folder)
-            text = describe(error).replace(f"{self.package}.", "")
+            text = hint(describe(error).replace(f"{self.package}.", ""))
             at = f"\n  at {line}" if line else ""
             message = f"cannot import pipeline module '{name}': {text}{at}"
             raise PipelineImportError(message) from frames.trim(error)
 
     def unload(self) -> None:
         """Forget the modules; functions that are still running keep working."""
-        for name in [name for name in sys.modules if name.startswith(f"{self.package}.")]:
-            del sys.modules[name]
-        sys.modules.pop(self.package, None)
+        with _lock:
+            for name in [name for name in sys.modules if name.startswith(f"{self.package}.")]:
+                del sys.modules[name]
+            sys.modules.pop(self.package, None)
+            _taken.discard(self.package)
 
     def changed(self) -> bool:
         """Whether a loaded file was edited, replaced or removed since."""
@@ -106,11 +122,13 @@ class Namespace:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> ModuleType:
-        local = self._sibling(name, globals or {}) if level == 0 else None
+        local = self._sibling(name, globals or {}) if level == 0 else name
         if local is None:
-            return builtins.__import__(name, globals, locals, fromlist or (), level)
-        with _lock, provided(self.params):
-            module = builtins.__import__(local, globals, locals, fromlist or (), 0)
+            return builtins.__import__(name, globals, locals, fromlist or (), 0)
+        with _lock, provided(self.params):  # one lock for both, or two nodes deadlock
+            module = builtins.__import__(local, globals, locals, fromlist or (), level)
+        if level:
+            return module
         if fromlist or name.partition(".")[0] == self.folder.name:
             return module
         return sys.modules[f"{self.package}.{name.partition('.')[0]}"]
@@ -155,6 +173,24 @@ class _Finder:
             return None
         namespace = _namespaces.get(fullname.partition(".")[0])
         return namespace.spec(fullname) if namespace else None
+
+
+def _free_name(folder: Path, flow: str, identity: str) -> str:
+    """A package name that is the same in the next process, so that what was pickled there by a
+    cache or by a node is found; only the second namespace of the same at once has another.
+    """
+    seen = repr((str(folder), flow, identity)).encode()
+    name = f"{PREFIX}{flow}_{hashlib.blake2b(seen, digest_size=4).hexdigest()}"
+    again = (f"{name}_{number}" for number in itertools.count(2))
+    return name if name not in _taken else next(other for other in again if other not in _taken)
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_new_lock)  # it may be held by a thread that is not there
 
 
 def _install_finder() -> None:

@@ -90,6 +90,7 @@ class Caller:
         self._events: deque[NodeEvent] = deque()
         self._flushing = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.aside: dict[object, int] = {}  # the slots of what `_aside` has in threads
         self.watched = setup.progress is not None
         self.straight = self.plain = self.all_to_thread = False
         self.to_thread = self._threaded()
@@ -182,21 +183,32 @@ class Caller:
         """Call a node with everything around it: async hooks, timeout, retry, another place."""
         watch = _Watch(self, slot)
         hooks = self._setup.hooks or Hooks()
-        await self._aside(slot, watch.before)
+        if hooks.before:
+            await self._aside(slot, watch.before)
+        else:
+            watch.before()
         if hooks.before_async:
             await hooks.before_async(watch.name, watch.kwargs)
         try:
             value = await self._attempts(slot, watch)
         except BaseException as error:
             with anyio.move_on_after(_HOOK_GRACE, shield=True):
-                await self._aside(slot, partial(watch.after, None, error))
-                if hooks.after_async:
-                    await hooks.after_async(watch.name, watch.kwargs, None, error)
+                await self._tell_end(slot, watch, None, error)
             raise
-        await self._aside(slot, partial(watch.after, value, None))
-        if hooks.after_async:
-            await hooks.after_async(watch.name, watch.kwargs, value, None)
+        await self._tell_end(slot, watch, value, None)
         return value
+
+    async def _tell_end(
+        self, slot: int, watch: _Watch, value: Any, error: BaseException | None
+    ) -> None:
+        hooks = self._setup.hooks or Hooks()
+        after = partial(watch.after, value, error)
+        if hooks.after:
+            await self._aside(slot, after)
+        else:
+            after()
+        if hooks.after_async:
+            await hooks.after_async(watch.name, watch.kwargs, value, error)
 
     async def _attempts(self, slot: int, watch: _Watch) -> Any:
         policy = self._setup.policies.get(watch.name) or NodePolicy()
@@ -233,7 +245,16 @@ class Caller:
         """
         if self._plan.is_async[slot] or self._setup.threads is None:
             return function()
-        return await in_thread(self._setup.threads, function)
+        call = object()
+        self.aside[call] = slot
+
+        def work() -> Any:
+            try:
+                return function()
+            finally:
+                del self.aside[call]
+
+        return await in_thread(self._setup.threads, work)
 
     # Telling --------------------------------------------------------------------------------
 
@@ -284,7 +305,12 @@ class _Watch:
         if self._caller.watched:
             self._caller.emit(NodeEvent(self.name, "started"))
         if self._hooks and self._hooks.before:
-            self._hooks.before(self.name, self.kwargs)
+            try:
+                self._hooks.before(self.name, self.kwargs)
+            except BaseException as error:
+                if self._caller.watched:
+                    self._caller.emit(self._ended(error))
+                raise
 
     def after(self, value: Any, error: BaseException | None) -> None:
         if self._caller.watched:

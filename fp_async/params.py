@@ -16,17 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from fp_async import config
-from fp_async.errors import MissingParameterError, suggestion
+from fp_async.errors import ConfigError, MissingParameterError, suggestion
 
 
 class FunctionParams:
-    """The parameters of one function: unpacks for `@parameterize`, attributes give the values."""
+    """The parameters of one function: unpacks for `@parameterize`, attributes give the values.
+
+    No method but `keys`, which `**` needs: every other name is the user's.
+    """
 
     def __init__(self, flow: str, function: str, values: Mapping[str, Any]) -> None:
         self._read: set[str] = set()
         self._flow = flow
         self._function = function
         self._values = dict(values)
+        for name in set(self._values).intersection(dir(self)):
+            where = f"params.{flow}.{function}.{name}"
+            raise ConfigError(f"{where}: PARAMS cannot give an argument of this name; rename it")
 
     def keys(self) -> list[str]:
         """The node's name, so that `**PARAMS.fn` works."""
@@ -49,16 +55,15 @@ class FunctionParams:
             where = f"params.{self._flow}.{self._function}.{name}"
             raise _missing(where, name, self._values) from None
 
-    def was_read(self, name: str) -> bool:
-        """Whether the module has asked for this value by name."""
-        return name in self._read
-
     def __repr__(self) -> str:
         return f"PARAMS.{self._function}({self._values})"
 
 
 class Params:
-    """The parameters of one pipeline; `PARAMS.<function>` and `PARAMS["<function>"]`."""
+    """The parameters of one pipeline; `PARAMS.<function>` and `PARAMS["<function>"]`.
+
+    No methods: every name is a function's.
+    """
 
     def __init__(self, flow: str, functions: Mapping[str, Mapping[str, Any] | None]) -> None:
         self._read: set[str] = set()
@@ -80,10 +85,6 @@ class Params:
     def __getitem__(self, name: str) -> FunctionParams:
         return self.__getattr__(name)
 
-    def read(self) -> set[str]:
-        """The entries that the modules have asked for."""
-        return set(self._read)
-
     def __contains__(self, name: object) -> bool:
         return name in self._functions
 
@@ -92,6 +93,16 @@ class Params:
 
     def __repr__(self) -> str:
         return f"PARAMS({self._flow}: {', '.join(self._functions) or 'none'})"
+
+
+def entries_read(params: Params) -> set[str]:
+    """The functions that the modules have asked `PARAMS` for."""
+    return set(params._read)
+
+
+def was_read(function: FunctionParams, name: str) -> bool:
+    """Whether the modules have asked for this value by name."""
+    return name in function._read
 
 
 def _missing(where: str, name: str, valid: Mapping[str, object]) -> MissingParameterError:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fp_async.flow import Flow
 
 IMAGES = ("svg", "png")
+_DEEPEST = 20  # levels that the tree indents; below, a mark says that it goes on deeper
 
 
 def draw(flow: Flow, format: str) -> str | bytes:
@@ -31,12 +32,15 @@ def draw(flow: Flow, format: str) -> str | bytes:
 
 
 def tree(graph: Graph) -> str:
-    """Each result with what it is computed from below it; a repeated node is not unfolded."""
+    """Each result with what it is computed from below it; a repeated node is not unfolded.
+
+    Below level 20 the indentation stays, and a line begins with its level.
+    """
     lines: list[str] = []
     seen: set[str] = set()
-    stack = [(name, "", "") for name in reversed(graph.leaves)]
+    stack = [(name, "", "", 0) for name in reversed(graph.leaves)]
     while stack:
-        name, lead, indent = stack.pop()
+        name, lead, indent, level = stack.pop()
         parents = [parameter for parameter, _ in graph.nodes[name].parameters]
         again = name in seen and bool(parents)
         lines.append(f"{lead}{_describe(graph, name)}{' (see above)' if again else ''}")
@@ -44,8 +48,11 @@ def tree(graph: Graph) -> str:
             continue
         seen.add(name)
         for position, parent in enumerate(reversed(parents)):
+            if level >= _DEEPEST:
+                stack.append((parent, f"{indent}… {level + 1}: ", indent, level + 1))
+                continue
             branch, below = ("└── ", "    ") if position == 0 else ("├── ", "│   ")
-            stack.append((parent, indent + branch, indent + below))
+            stack.append((parent, indent + branch, indent + below, level + 1))
     return "\n".join(lines)
 
 

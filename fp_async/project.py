@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import builtins
 import random
+import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +21,7 @@ from fp_async import config as configs
 from fp_async import executors, scaffold
 from fp_async.child import Children
 from fp_async.errors import (
+    NodeError,
     NotAvailableError,
     ProjectNotFoundError,
     UnknownNameError,
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from fp_async.checking import Report
 
 _KEPT_FLOWS = 64
+_Loop = asyncio.AbstractEventLoop
 Params = Mapping[str, Mapping[str, Any]]
 
 
@@ -44,8 +48,12 @@ class Project:
         self._flows: OrderedDict[Hashable, Flow] = OrderedDict()
         self._stamps: dict[Path, tuple[int, int]] = {}
         self._file: configs.PipelinesFile | None = None
-        self._children: dict[int | None, Children] = {}
+        self._children: weakref.WeakKeyDictionary[_Loop, dict[int | None, Children]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._lock = threading.RLock()  # a project may be used from several threads
         self._open = False
+        weakref.finalize(self, _unload, self._flows).atexit = False
 
     async def __aenter__(self) -> Self:
         self._open = True
@@ -61,9 +69,9 @@ class Project:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """End the child processes. Cancelling waits until they are reaped."""
-        while self._children:
-            await self._children.popitem()[1].close()
+        """End the child processes that this event loop's runs have used."""
+        for children in self._children.pop(asyncio.get_running_loop(), {}).values():
+            children.close()
 
     def __repr__(self) -> str:
         return f"<Project {self.root} flows={len(self._flows)}{' open' if self._open else ''}>"
@@ -105,7 +113,11 @@ class Project:
         if flow.settings.with_tracker if with_tracker is None else with_tracker:
             raise UsageError("with_tracker: tracking is not part of this version yet")
         request = self._request(flow, inputs, final_vars, overrides, executor, timeout, progress)
-        return await self._run(flow, request)
+        try:
+            return await self._run(flow, request)
+        finally:
+            if not flow.kept:
+                flow.namespace.unload()
 
     def _request(
         self,
@@ -124,27 +136,27 @@ class Project:
             final_vars=(wanted,) if isinstance(wanted, str) else tuple(wanted),
             overrides=overrides or {},
             executor=executors.resolve(executor or settings.executor),
-            timeout=settings.timeout if timeout is None else timeout,
+            timeout=settings.timeout if timeout is None else _seconds(timeout),
             progress=progress,
         )
 
     async def _run(self, flow: Flow, request: Request) -> Any:
-        children = self._pool(request.executor)
+        if request.executor.type != "processpool":
+            return await _retried(flow, request, None)
+        children = self._pool(request.executor.max_workers)
+        children.users += 1
         try:
-            if flow.settings.retry is None:
-                return await flow.run(request, children)
-            return await _retried(flow.settings.retry, lambda: flow.run(request, children))
+            return await _retried(flow, request, children)
         finally:
-            if children is not None and not self._open:
+            children.users -= 1
+            if not children.users and not self._open:
                 await self.aclose()
 
-    def _pool(self, executor: configs.ExecutorSettings) -> Children | None:
-        if executor.type != "processpool":
-            return None
-        workers = executor.max_workers
-        if workers not in self._children:
-            self._children[workers] = Children(workers)
-        return self._children[workers]
+    def _pool(self, workers: int | None) -> Children:
+        pools = self._children.setdefault(asyncio.get_running_loop(), {})
+        if workers not in pools:
+            pools[workers] = Children(workers)
+        return pools[workers]
 
     async def run_job(self, name: str, **options: Any) -> Any:
         """Run a pipeline as a job. Not part of this version: raises NotAvailableError."""
@@ -175,27 +187,21 @@ class Project:
         materializers: Sequence[Any] = (),
     ) -> Flow:
         """The pipeline, loaded; cached as long as its arguments can be compared."""
-        key: Hashable = None
+        arguments = (name, environment, config or {}, params or {}, adapters, materializers)
         try:
-            key = (
-                name,
-                environment,
-                _frozen(config),
-                _frozen(params),
-                tuple(map(id, adapters)),
-                tuple(map(id, materializers)),
-            )
+            key = _key(*arguments)
+        except TypeError:  # a value that cannot be hashed: build it anew
+            return self._load(*arguments)
+        with self._lock:
             if key in self._flows:
                 self._flows.move_to_end(key)
                 return self._flows[key]
-        except TypeError:
-            key = None  # a value that cannot be hashed: build it anew
-        flow = self._load(name, environment, config or {}, params or {}, adapters, materializers)
-        if key is not None:
+            flow = self._load(*arguments)
+            flow.kept = True
             self._flows[key] = flow
             if len(self._flows) > _KEPT_FLOWS:
                 self._flows.popitem(last=False)[1].namespace.unload()
-        return flow
+            return flow
 
     def _load(
         self,
@@ -219,16 +225,21 @@ class Project:
                 raise UnknownNameError("module", module, self.list(), where=where)
         libraries = modules.libraries(folder, names)
         dag.load_extensions(libraries)
-        namespace = modules.Namespace(folder, name, PipelineParams(name, values))
-        graph = dag.Graph(
-            name,
-            [namespace.load(module) for module in names],
-            configs.given(configs.merged(settings.config or {}, extra_config)),
-            adapters=adapters,
-            materializers=materializers,
-            allow_overrides=bool(settings.module_overrides),
-        )
-        return Flow(name, folder, settings, namespace, graph, values, libraries)
+        params = PipelineParams(name, values)
+        namespace = modules.Namespace(folder, name, params, identity=repr(values))
+        try:
+            graph = dag.Graph(
+                name,
+                dag.load_modules(namespace, names),
+                configs.given(configs.merged(settings.config or {}, extra_config)),
+                adapters=adapters,
+                materializers=materializers,
+                allow_overrides=bool(settings.module_overrides),
+            )
+            return Flow(name, folder, settings, namespace, graph, values, libraries)
+        except BaseException:
+            namespace.unload()
+            raise
 
     def parameters(self, name: str, environment: str) -> dict[str, Any]:
         """The configured parameters of a pipeline in an environment, by function."""
@@ -262,21 +273,22 @@ class Project:
 
     def reload(self) -> None:
         """Forget modules, DAGs and configuration; the next run reads the files again."""
-        for flow in self._flows.values():
-            flow.namespace.unload()
-        self._flows.clear()
-        self._file = None
+        with self._lock:
+            _unload(self._flows)
+            self._flows.clear()
+            self._file = None
 
     def refresh(self) -> None:
         """Reload what was edited since it was loaded."""
         from fp_async.modules import stamp
 
         conf = self.root / "conf" / "pipelines.yml"
-        if self._stamps.get(conf, now := stamp(conf)) != now:
-            self.reload()
-        self._stamps[conf] = now
-        for key in [key for key, flow in self._flows.items() if flow.namespace.changed()]:
-            self._flows.pop(key).namespace.unload()
+        with self._lock:
+            if self._stamps.get(conf, now := stamp(conf)) != now:
+                self.reload()
+            self._stamps[conf] = now
+            for key in [key for key, flow in self._flows.items() if flow.namespace.changed()]:
+                self._flows.pop(key).namespace.unload()
 
     def new(self, name: str, *, overwrite: bool = False) -> Path:
         """Write a pipeline that runs at once; returns its file. See `scaffold`."""
@@ -323,6 +335,24 @@ def find_root(path: str | Path | None) -> Path:
     )
 
 
+def _seconds(timeout: float) -> float:
+    if not isinstance(timeout, int | float) or not timeout > 0:
+        raise UsageError(f"timeout is a number of seconds, more than 0, not {timeout!r}")
+    return timeout
+
+
+def _key(
+    name: str,
+    environment: str,
+    config: Mapping[str, Any],
+    params: Params,
+    adapters: Sequence[Any],
+    materializers: Sequence[Any],
+) -> Hashable:
+    objects = (tuple(map(id, adapters)), tuple(map(id, materializers)))  # the flow holds them
+    return (name, environment, _frozen(config), _frozen(params), *objects)
+
+
 def _frozen(value: Any) -> Hashable:
     """A hashable image of plain data; raises TypeError for what has none."""
     if value is None:
@@ -335,16 +365,23 @@ def _frozen(value: Any) -> Hashable:
     return (type(value), value)
 
 
-async def _retried(retry: configs.Retry, run: Callable[[], Any]) -> Any:
-    from fp_async.errors import NodeError
-
+async def _retried(flow: Flow, request: Request, children: Children | None) -> Any:
+    """Run, and run again as the pipeline's `retry` says."""
+    retry = flow.settings.retry
+    if retry is None:
+        return await flow.run(request, children)
     failures = 0
     while True:
         try:
-            return await run()
+            return await flow.run(request, children)
         except (NodeError, TimeoutError) as error:
             failures += 1
             cause = error.__cause__ if isinstance(error, NodeError) else error
             if cause is None or not retry.wants(cause, failures):
                 raise
         await asyncio.sleep(retry.delay(failures, random.random()))
+
+
+def _unload(flows: OrderedDict[Hashable, Flow]) -> None:
+    for flow in flows.values():
+        flow.namespace.unload()

@@ -6,11 +6,12 @@ that a mistake, a full disk or a crash leaves the old files or the new ones.
 
 from __future__ import annotations
 
+import fcntl
 import keyword
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def create_pipeline(root: Path, name: str, *, overwrite: bool = False) -> Path:
     path, conf = root / "pipelines" / f"{name}.py", root / "conf" / "pipelines.yml"
     source = _template("pipeline.py.txt").format(name=name)
     entries = editing.load(_template("entries.yml").format(name=name), "entries.yml")
-    with _file_errors(root):
+    with _file_errors(root), _locked(root):
         if path.exists() and not overwrite and path.read_bytes() != source.encode():
             raise AlreadyExistsError(f"pipeline '{name}' exists already; --overwrite replaces it")
         text = _read(conf) if conf.exists() else _template("pipelines.yml")
@@ -74,7 +75,7 @@ def delete_pipeline(root: Path, name: str) -> list[Path]:
     Raises UnknownNameError where there is neither, UsageError for a pipeline that is a folder.
     """
     module = root / "pipelines" / f"{name}.py"
-    with _file_errors(root):
+    with _file_errors(root), _locked(root):
         names = pipeline_names(root)
         if name in names and not module.exists():
             raise UsageError(f"pipelines/{name}/ is a folder; remove it yourself")
@@ -143,10 +144,28 @@ def _read(path: Path) -> str:
 
 
 @contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """One change of a project at a time: each reads what the one before has written.
+
+    The lock is on the project's folder itself: `conf` may not exist yet, and no file is left.
+    """
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # network file systems have no locks for folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def _replaced(texts: dict[Path, str]) -> Iterator[None]:
-    """Write all the files, or none where one of them or the block fails."""
+    """Write all the files, or none where one of them or the block fails; links stay links."""
     with ExitStack() as stack:
-        staged = {path: stack.enter_context(_staged(path, text)) for path, text in texts.items()}
+        staged = {
+            path: stack.enter_context(_staged(path, text))
+            for path, text in ((Path(os.path.realpath(p)), text) for p, text in texts.items())
+        }
         yield
         for path, temporary in staged.items():
             temporary.replace(path)

@@ -12,10 +12,14 @@ import contextvars
 import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
+from fp_async.errors import FlowerPowerError
+
 Work = Callable[[], None]
+_here = threading.local()
 
 
 def default_limit() -> int:
@@ -36,20 +40,38 @@ class Threads:
         self._lock = threading.Lock()
         self._alive = 0
         self._free = 0  # threads that wait, less the work that they have been promised to
+        _all.add(self)
 
     def submit(self, work: Work) -> None:
-        """Have `work` called in a thread, as soon as one of the `limit` is free."""
+        """Have `work` called in a thread, as soon as one of the `limit` is free.
+
+        A run inside a node gets a thread beyond the limit: its own thread waits for it. Raises
+        FlowerPowerError where the system has no thread left to give.
+        """
         with self._lock:
+            if self._free <= 0 and (self._alive < self.limit or _waits_here()):
+                self._start()
             self._free -= 1
-            start = self._free < 0 and self._alive < self.limit
-            if start:
-                self._alive += 1
-                self._free += 1
             self._work.put(work)  # under the lock, or the thread counted on may retire before it
-        if start:
+
+    def _start(self) -> None:
+        try:
             threading.Thread(target=self._serve, name="fp-node", daemon=True).start()
+        except RuntimeError as error:
+            if not self._alive:
+                raise FlowerPowerError(f"no thread can be started: {error}") from error
+            return  # those that are there will come to it
+        self._alive += 1
+        self._free += 1
+
+    def forget(self) -> None:
+        """Begin anew in a forked child, to which no thread has come along."""
+        self._work = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._alive = self._free = 0
 
     def _serve(self) -> None:
+        _here.serves = True
         while True:
             try:
                 work = self._work.get(timeout=self._idle_seconds)
@@ -73,6 +95,22 @@ class Threads:
 
     def __repr__(self) -> str:
         return f"<Threads alive={self._alive} free={self._free} limit={self.limit}>"
+
+
+_all: weakref.WeakSet[Threads] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for threads in _all:
+        threads.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+
+
+def _waits_here() -> bool:
+    """Whether this is a worker thread in which a node runs an event loop of its own."""
+    return hasattr(_here, "serves") and asyncio._get_running_loop() is not None
 
 
 async def in_thread(threads: Threads, function: Callable[[], Any]) -> Any:

@@ -43,6 +43,11 @@ SOURCE = """
         return lambda: 1
     def big(n: int) -> bytes:
         return b"x" * n
+    def ones(n: int) -> object:
+        import numpy
+        return numpy.ones(n)
+    def array(ones: object) -> object:
+        return ones
     async def on_loop() -> int:
         return os.getpid()
 """
@@ -189,3 +194,49 @@ async def test_children_die_with_a_parent_that_is_killed(make_project, marker):
     parent.wait()
     gone, alive = psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], 10)
     assert not alive
+
+
+async def test_runs_that_share_children_leave_none(make_project):
+    project = make_project(
+        flow="import time\ndef a(s: float) -> float:\n    time.sleep(s)\n    return s\n"
+    )
+    runs = [project.run("flow", {"s": s}, executor="processpool") for s in (0.0, 0.1, 0.3)]
+    assert len(await asyncio.gather(*runs)) == 3
+    assert children() == set()
+
+
+async def test_a_run_that_outlives_its_project_leaves_no_child(make_project, marker):
+    source = SOURCE.replace("time.sleep(600)", "time.sleep(0.2); return 1")
+    async with make_project(flow=source) as project:
+        task = asyncio.create_task(run(project, "stuck", inputs={"marker": marker}))
+        await written(marker)
+    assert await task == {"stuck": 1}
+    assert children() == set()
+
+
+def test_a_project_in_several_event_loops(make_project):
+    from concurrent.futures import ThreadPoolExecutor
+
+    project = make_project(flow=SOURCE)
+    with ThreadPoolExecutor(3) as pool:
+        pids = list(pool.map(lambda _: asyncio.run(run(project, "pid"))["pid"], range(6)))
+    assert os.getpid() not in pids
+    assert children() == set()
+
+
+async def test_large_values_do_not_hold_the_loop_up(project):
+    loop, gaps = asyncio.get_running_loop(), []
+
+    async def ticker():
+        last = loop.time()
+        while True:
+            await asyncio.sleep(0.005)
+            gaps.append(loop.time() - last)
+            last = loop.time()
+
+    await run(project, "pid")
+    ticking = asyncio.create_task(ticker())
+    size = 32 * 2**20
+    assert (await run(project, "array", inputs={"n": size}))["array"].sum() == size
+    ticking.cancel()
+    assert max(gaps) < 0.5  # pickling alone takes longer than that where it blocks

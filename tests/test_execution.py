@@ -217,6 +217,29 @@ async def test_a_timeout_names_what_was_abandoned(make_project, gate, caplog):
     assert not gate.left.is_set()
 
 
+@pytest.mark.parametrize("how", ["policy", "async hook"])
+async def test_abandoned_nodes_are_named_whatever_is_around_them(make_project, gate, how):
+    from hamilton.lifecycle import base
+
+    class Hook(base.BasePreNodeExecuteAsync):
+        async def pre_node_execute(self, *, run_id, node_, kwargs, task_id=None):
+            pass
+
+    config = "run: {flow: {dev: {nodes: {stuck: {timeout: 100}}}}}" if how == "policy" else "{}"
+    project = make_project(config, flow="def stuck(gate: object) -> object:\n    return gate()\n")
+    adapters = [] if how == "policy" else [Hook()]
+    with pytest.raises(RunTimeoutError) as raised:
+        await project.run("flow", {"gate": gate}, timeout=0.05, adapters=adapters)
+    assert raised.value.running == ("stuck",)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), "5"])
+async def test_a_timeout_is_a_number_of_seconds(make_project, timeout):
+    project = make_project(flow="def a() -> int:\n    return 1\n")
+    with pytest.raises(fp_async.UsageError, match="timeout is a number of seconds"):
+        await project.run("flow", timeout=timeout)
+
+
 async def test_cancelling_logs_what_was_abandoned(make_project, gate, caplog):
     caplog.set_level(logging.WARNING, "fp_async")
     project = make_project(flow="def stuck(gate: object) -> object:\n    return gate()\n")

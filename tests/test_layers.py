@@ -15,11 +15,11 @@ PACKAGE = ROOT / "fp_async"
 # A module may import modules of its own layer and of lower ones.
 LAYERS = [
     {"errors"},
-    {"build_errors", "documents", "frames", "plan", "threads", "typed", "wrappers"},
+    {"annotations", "build_errors", "documents", "frames", "plan", "threads", "typed", "wrappers"},
     {"frontier"},
     {"config"},
     {"editing", "nodes", "child", "params"},
-    {"modules", "hooks", "executors", "execution", "scaffold"},
+    {"modules", "bridge", "hooks", "executors", "execution", "scaffold"},
     {"dag"},
     {"drivers", "flow"},
     {"project", "checking", "pictures"},

@@ -249,3 +249,122 @@ async def test_values_of_project_classes_cross_processes(make_project):
         result = (await project.run("flow", executor="processpool"))["doubled"]
         assert (result.value, result.unit.name) == (3.0, "C")
         assert pickle.loads(pickle.dumps(result)) == result
+
+
+LATE = "from fp_async import load_params\nVALUE = load_params(__file__).late.value\n"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import late", "from . import late", "from .late import VALUE", "from pipelines import late"],
+)
+async def test_a_sibling_imported_late_gets_the_pipelines_parameters(make_project, statement):
+    config = """
+        params: {flow: {late: {value: 1}}}
+        run: {flow: {prod: {params: {late: {value: 2}}}}}
+    """
+    value = "VALUE" if "VALUE" in statement else "late.VALUE"
+    source = f"def a() -> int:\n    {statement}\n    return {value}\n"
+    project = make_project(config, flow=source, late=LATE)
+    assert await project.run("flow", environment="prod") == {"a": 2}
+    assert await project.run("flow") == {"a": 1}
+
+
+async def test_two_nodes_that_import_at_once_do_not_deadlock(make_project):
+    project = make_project(
+        flow="""
+        def one() -> int:
+            import first
+            return first.VALUE
+        def two() -> int:
+            from . import first
+            return first.VALUE
+        """,
+        first="import time\ntime.sleep(0.05)\nimport second\nVALUE = second.VALUE\n",
+        second="VALUE = 3\n",
+    )
+    for _ in range(5):
+        project.reload()
+        async with asyncio.timeout(30):
+            assert await project.run("flow") == {"one": 3, "two": 3}
+
+
+async def test_what_was_pickled_by_one_process_is_found_by_another(make_project, tmp_path):
+    import subprocess
+
+    project = make_project(
+        flow="""
+        from dataclasses import dataclass
+        import pickle
+        from pathlib import Path
+
+        @dataclass
+        class Reading:
+            value: int
+
+        def kept(path: Path) -> int:
+            if path.exists():
+                return pickle.loads(path.read_bytes()).value
+            path.write_bytes(pickle.dumps(Reading(5)))
+            return 0
+        """,
+        other="def a() -> int:\n    return 1\n",
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "fp_async",
+        "run",
+        "flow",
+        "-q",
+        "--inputs",
+        f"path={tmp_path / 'x'}",
+    ]
+    assert subprocess.run(command, cwd=project.root, check=False).returncode == 0
+    await project.run("other")
+    assert await project.run("flow", {"path": tmp_path / "x"}) == {"kept": 5}
+
+
+async def test_flows_that_are_not_kept_leave_no_modules(make_project):
+    project = make_project(
+        flow="def a() -> int:\n    return 1\n", cyclic="def a(a: int) -> int:\n    return a\n"
+    )
+    before = {name for name in sys.modules if name.startswith(PREFIX)}
+    for _ in range(3):
+        assert await project.run("flow", config={"s": {1, 2}}) == {"a": 1}
+        with pytest.raises(fp_async.GraphError):
+            await project.run("cyclic")
+    assert {name for name in sys.modules if name.startswith(PREFIX)} == before
+
+
+def test_a_project_that_is_gone_leaves_no_modules(make_project):
+    import gc
+
+    project = make_project(flow="def a() -> int:\n    return 1\n")
+    asyncio.run(project.run("flow"))
+    package = project.flow("flow").namespace.package
+    assert f"{package}.flow" in sys.modules
+    del project
+    gc.collect()
+    assert f"{package}.flow" not in sys.modules
+
+
+async def test_a_data_library_that_only_an_installed_package_imports(
+    make_project, monkeypatch, tmp_path
+):
+    pytest.importorskip("polars")
+    (tmp_path / "mylib").mkdir()
+    (tmp_path / "mylib" / "__init__.py").write_text("import polars\nFrame = polars.DataFrame\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    project = make_project(
+        flow="""
+        from hamilton.function_modifiers import extract_columns
+        from mylib import Frame
+
+        @extract_columns("a")
+        def frame() -> Frame:
+            return Frame({"a": [1, 2]})
+        """
+    )
+    for executor in ("threadpool", "processpool"):
+        assert list((await project.run("flow", final_vars="a", executor=executor))["a"]) == [1, 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -53,6 +54,9 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
+_ERROR = click.style("error:", fg="red", bold=True)
+_STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
+
 _EPILOG = """\b
 A first project:
   flowerpower init my-project && cd my-project
@@ -86,6 +90,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """The console script: errors become one message on stderr and an exit code."""
+    _settle_streams()
     try:
         code = cli.main(prog_name="flowerpower", standalone_mode=False)
     except FlowerPowerError as error:
@@ -105,8 +110,34 @@ def main() -> NoReturn:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print the message and leave."""
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    click.echo(f"{_ERROR} {message}", err=True)
     _leave(code)
+
+
+def fail_at_once(message: str, code: int) -> NoReturn:
+    """`fail` for a signal handler or another thread: takes no lock that the main thread may hold.
+
+    A live view that nobody ends any more is left behind, and the cursor that it hid is shown.
+    """
+    terminal = os.isatty(2)
+    start = f"\r\n\x1b[?25h{_ERROR}" if terminal else click.unstyle(_ERROR)
+    with suppress(OSError):
+        os.write(2, f"{start} {message}{chr(13) if terminal else ''}\n".encode())
+    os._exit(code)
+
+
+def _settle_streams() -> None:
+    """Nothing that is printed can fail a command: not in a closed stream (`>&-`), which Python
+    has as None, and not for a character that the terminal's encoding lacks.
+    """
+    for name, mode in _STREAMS.items():
+        stream = getattr(sys, name)
+        if stream is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(null, True)  # it has the closed one's number, in children too
+            setattr(sys, name, os.fdopen(null, mode, encoding="utf-8"))
+        elif stream.errors in ("strict", "backslashreplace") and stream.writable():
+            stream.reconfigure(errors="replace")
 
 
 def _leave(code: int) -> NoReturn:

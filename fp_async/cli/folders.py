@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -23,9 +24,10 @@ def init(name: str, base_dir: str | None, *, overwrite: bool) -> None:
     """
     from fp_async import api
 
-    created = api.init(Path(base_dir or ".") / name, overwrite=overwrite)
+    folder = Path(base_dir or ".") / name
+    created = api.init(folder, overwrite=overwrite)
     click.echo(f"created project {created.root}")
-    step = "" if created.root == Path.cwd() else f"cd {name} && "
+    step = "" if created.root == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
     click.echo(f"next: {step}flowerpower new my_flow && flowerpower run my_flow")
 
 

@@ -49,10 +49,10 @@ class Progress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-            for event in self._finished[-_FINISHED_SHOWN:]:
+            for event in self._shown():
                 click.echo(self._line(event), err=True)
         seconds = time.perf_counter() - self._began
-        done = sum(event.status == "succeeded" for event in self._finished)
+        done = len({event.node for event in self._finished if event.status == "succeeded"})
         mark, color = ("✓", "green") if error is None else ("✗", "red")
         summary = f"{mark} {self._title}: {done} of {self._total} nodes in {seconds:.2f} s"
         click.echo(click.style(summary, fg=color), err=True)
@@ -67,6 +67,11 @@ class Progress:
         if self._live is None:
             click.echo(self._line(event), err=True)
 
+    def _shown(self) -> list[NodeEvent]:
+        """The latest, and after them those that failed: nothing pushes them out of sight."""
+        ordered = sorted(self._finished, key=lambda event: event.status == "failed")
+        return ordered[-_FINISHED_SHOWN:]
+
     def _line(self, event: NodeEvent) -> str:
         mark = click.style(_MARKS[event.status], fg=_STYLES[event.status])
         error = f"  {event.error.partition(chr(10))[0]}" if event.error else ""
@@ -79,10 +84,10 @@ class Progress:
 
         now = time.perf_counter()
         view = Table.grid(padding=(0, 1))
-        finished = len(self._finished)
+        finished = len({event.node for event in self._finished})
         title = f"{self._title}  {finished}/{self._total} nodes  {now - self._began:.1f} s"
         view.add_row(Text("●", style="cyan"), Text(title, style="bold"), "")
-        for event in self._finished[-_FINISHED_SHOWN:]:
+        for event in self._shown():
             mark = Text(_MARKS[event.status], style=_STYLES[event.status])
             view.add_row(mark, event.node, f"{event.seconds:.3f} s")
         for node, since in list(self._running.items())[:_FINISHED_SHOWN]:

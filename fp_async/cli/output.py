@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
-import errno
+import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,12 @@ _SHOWN_ROWS = 10
 
 def echo_json(value: Any) -> None:
     """Pretty JSON on stdout."""
-    click.echo(msgspec.json.format(_json(value), indent=2).decode())
+    text = msgspec.json.format(_json(value), indent=2).decode()
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:  # escaped, so that no character is lost
+        text = json.dumps(json.loads(text), indent=2)
+    click.echo(text)
 
 
 def echo_table(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -53,8 +60,28 @@ def check_output(output: str) -> None:
     if path.suffix not in _WRITERS:
         valid = ", ".join(f"FILE{ending}" for ending in _WRITERS)
         raise UsageError(f"--output {output}: use table, json, {valid}")
-    if not path.parent.is_dir():
-        raise FileAccessError(f"--output {output}: there is no folder {path.parent}")
+    try:
+        problem = _obstacle(_target(path))
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem:
+        raise FileAccessError(f"--output: cannot write {output}: {problem}")
+
+
+def _obstacle(target: Path) -> str:
+    """Why a file cannot be put there; empty where it can."""
+    if not target.parent.is_dir():
+        return f"there is no folder {target.parent}"
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        return f"the folder {target.parent} cannot be written"
+    if target.exists() and not target.is_file():
+        return "Is a directory" if target.is_dir() else f"{target} is no regular file"
+    return ""
+
+
+def _target(path: Path) -> Path:
+    """The file that is replaced: a symbolic link to it stays one."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def check_count(output: str, final_vars: Sequence[str]) -> None:
@@ -105,15 +132,14 @@ def _json(value: Any) -> bytes:
 
 def _plain(value: Any) -> Any:
     """What msgspec cannot write: data frames as records, arrays and their scalars, paths."""
-    if hasattr(value, "to_dicts"):  # polars
-        return value.to_dicts()
-    if hasattr(value, "to_dict") and hasattr(value, "columns"):  # pandas
-        return value.to_dict(orient="records")
-    if hasattr(value, "to_pylist"):  # pyarrow
-        return value.to_pylist()
-    if hasattr(value, "isoformat"):  # pandas' timestamps
-        return value.isoformat()
-    for method in ("to_list", "tolist", "item"):  # series, arrays, numpy scalars
+    if hasattr(value, "to_dict") and hasattr(value, "index"):
+        return _with_labels(value)
+    if type(value).__name__ in ("NaTType", "NAType"):  # pandas' missing values
+        return None
+    if hasattr(value, "tobytes") and getattr(value, "dtype", None) is not None:
+        return _numpy(value)
+    # polars' frames, pyarrow, pandas' timestamps, series of all kinds
+    for method in ("to_dicts", "to_pylist", "isoformat", "to_list", "tolist"):
         if hasattr(value, method):
             return getattr(value, method)()
     if isinstance(value, Path):
@@ -121,20 +147,47 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a value of type {type(value).__name__} has no JSON form")
 
 
+def _with_labels(value: Any) -> Any:
+    """Pandas: a frame as records, a series as values; an index that says something goes along.
+
+    A series with one is an object from label to value, or records where labels repeat.
+    """
+    frame = hasattr(value, "columns")
+    if _has_plain_index(value):
+        return value.to_dict(orient="records") if frame else value.to_list()
+    if frame:
+        return value.reset_index().to_dict(orient="records")
+    if value.index.nlevels == 1 and len({str(label) for label in value.index}) == len(value):
+        return value.to_dict()
+    name = "value" if value.name is None else value.name
+    return value.reset_index(name=name).to_dict(orient="records")
+
+
+def _numpy(value: Any) -> Any:
+    """Arrays and their scalars; a time by itself would give a count of nanoseconds."""
+    if value.dtype.kind not in ("m", "M"):
+        return value.tolist()
+    if value.ndim:
+        return list(value)
+    if str(value) == "NaT":
+        return None
+    return str(value) if value.dtype.kind == "M" else value.astype("timedelta64[us]").item()
+
+
 def _write(result: Any, path: Path) -> None:
     """Write beside the file and replace it in one step: what breaks off leaves nothing."""
-    part = path.with_name(f".{path.name}.part")
+    target = _target(path)
+    part = target.with_name(f".{target.name}.part")
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "Is a directory")
         _WRITERS[path.suffix](result, part)
-        part.replace(path)
+        part.replace(target)
     except OSError as error:
         raise FileAccessError(f"cannot write {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise UsageError(f"--output {path}: {error}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that is gone has been reported by the write
+            part.unlink(missing_ok=True)
     click.echo(f"wrote {path}", err=True)
 
 

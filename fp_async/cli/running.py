@@ -94,12 +94,14 @@ def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options:
 
     check_output(output)
     try:
-        result = run_until_signalled(_run(name, output=output, quiet=quiet, **options))
+        run_until_signalled(
+            _run(name, output=output, quiet=quiet, **options),
+            finish=lambda result: show_result(result, output),
+        )
     except NodeError as error:
         if with_traceback and error.__cause__ is not None:
             click.echo("".join(traceback.format_exception(error.__cause__)), err=True)
         raise
-    show_result(result, output)
 
 
 async def _run(
