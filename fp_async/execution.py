@@ -51,7 +51,7 @@ class Execution:
         values = [given[name] for name in plan.names[: plan.given]]
         values += [None] * (len(plan.names) - plan.given)
         self._caller = caller = Caller(plan, setup, values)
-        alone = caller.all_to_thread and caller.plain
+        alone = caller.straight or (caller.all_to_thread and caller.plain)
         self._frontier = Frontier(plan, values, caller.to_thread, alone=alone)
         self._begin = caller.begin
         self._handed: deque[tuple[int, Awaitable[Any]]] = deque()  # from threads to the loop
@@ -106,14 +106,17 @@ class Execution:
 
     async def _run_straight(self) -> dict[str, Any]:
         """All nodes are sync and inline: one pass, with nothing to decide or to count."""
-        begin, advance, slot = self._begin, self._frontier.advance, _NOTHING
+        begin, values, last_uses = self._begin, self._frontier.values, self._plan.last_uses
+        slot = _NOTHING
         try:
             for slot in self._plan.order:
                 value = begin(slot)
                 if type(value) not in PLAIN and hasattr(type(value), "__await__"):
                     value = await value
-                advance(slot, value)
+                values[slot] = value  # `Frontier.advance`, without the call
                 del value
+                for source in last_uses[slot]:
+                    values[source] = None
         except BaseException as error:
             if _is_cut(error):
                 raise

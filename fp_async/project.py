@@ -350,7 +350,8 @@ def _key(
     materializers: Sequence[Any],
 ) -> Hashable:
     objects = (tuple(map(id, adapters)), tuple(map(id, materializers)))  # the flow holds them
-    return (name, environment, _frozen(config), _frozen(params), *objects)
+    given = (_frozen(config), _frozen(params)) if config or params else ()
+    return (name, environment, given, *objects)
 
 
 def _frozen(value: Any) -> Hashable:

@@ -279,14 +279,20 @@ async def test_a_node_that_cancels_its_own_task_fails_the_run():
     asyncio.current_task().uncancel()
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), StopIteration("x"), GeneratorExit()])
-@pytest.mark.parametrize("threads", [True, False])
+@pytest.mark.parametrize(
+    ("error", "threads"),
+    [
+        (SystemExit(3), True),
+        (SystemExit(3), False),
+        (StopIteration("x"), True),
+        (StopIteration("x"), False),
+        (GeneratorExit(), True),  # inline it means that the run itself is being closed
+    ],
+)
 async def test_odd_exceptions_of_a_node_are_its_failure(error, threads):
     def odd():
         raise error
 
-    if isinstance(error, GeneratorExit) and not threads:
-        pytest.skip("GeneratorExit inline means that the run itself is being closed")
     with pytest.raises(NodeError, match=type(error).__name__):
         await execution([spec("odd", odd)], ["odd"], Setup(Threads() if threads else None)).run()
 
