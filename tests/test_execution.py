@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import threading
+import time
 import tracemalloc
 import weakref
 
@@ -585,3 +587,29 @@ def test_any_dag_gives_the_values_of_plain_evaluation(setup, dag):
 def test_public_run_is_the_projects_run(make_project):
     project = make_project(flow="def a() -> int:\n    return 1\n")
     assert asyncio.run(fp_async.run("flow", project=project.root)) == {"a": 1}
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(dag=dags(), pauses=st.lists(st.integers(0, 14), max_size=3))
+def test_sharing_at_any_moment_gives_the_values_of_plain_evaluation(monkeypatch, dag, pauses):
+    from fp_async import execution as module
+
+    monkeypatch.setattr(module, "_TRIVIAL", 0.0)  # the loop shares as soon as it comes to it
+    calls: list[int] = []
+    dag = [(parents, "hidden" if kind == "async" else "sync", False) for parents, kind, _ in dag]
+    nodes = build(dag, calls)
+    for i in pauses:
+        if i < len(nodes) and dag[i][1] == "sync":
+            plain = nodes[i].call
+            call = lambda plain=plain, **kwargs: (os.sched_yield(), time.sleep(0), plain(**kwargs))[
+                2
+            ]
+            nodes[i] = NodeSpec(nodes[i].name, nodes[i].parameters, call)
+    finals = [node.name for node in nodes]
+    result = asyncio.run(execution(nodes, finals, Setup(executors.threads(None))).run())
+    assert list(result.values()) == expected(dag)
+    assert sorted(calls) == list(range(len(dag)))
