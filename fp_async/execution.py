@@ -137,6 +137,7 @@ class Execution:
                 await self._finished
         except BaseException:
             self._stopped = self._closing = True
+            self._frontier.alone = False
             raise
         finally:
             if watch is not None:
@@ -255,25 +256,22 @@ class Execution:
 
     def _drain_alone(self) -> None:
         """Take all nodes in the plan's order, as long as nobody shares them out."""
-        frontier, begin, lock, place = self._frontier, self._begin, self._lock, _Place()
+        frontier, begin, place = self._frontier, self._begin, _Place()
         values, last_uses, done = frontier.values, self._plan.last_uses, frontier.done
         self._places.add(place)
-        slot, value = _NOTHING, None
+        slot = _NOTHING
         try:
             for slot in self._plan.order:
                 place.slot = slot
-                value = begin(slot)
-                with lock:
-                    if not frontier.alone or self._stopped:
-                        break
-                    if type(value) not in PLAIN and hasattr(type(value), "__await__"):
-                        frontier.share()
-                        break
-                    values[slot] = value  # `advance`, without the call
-                    for source in last_uses[slot]:
-                        values[source] = None
-                    done.append(slot)
-                value = None  # or it would live on while the next node runs
+                values[slot] = value = begin(slot)
+                if type(value) not in PLAIN and hasattr(type(value), "__await__"):
+                    break
+                del value  # or it would live on while the next node runs
+                done.append(slot)  # from here on `Frontier.advance`, without the call
+                if not frontier.alone:
+                    break
+                for source in last_uses[slot]:
+                    values[source] = None
             else:
                 frontier.unfinished = False
         except BaseException as error:
@@ -281,22 +279,34 @@ class Execution:
             return
         finally:
             self._places.discard(place)
-        if not frontier.unfinished:
-            self._on_loop(self._woken)
-        elif not self._stopped:
-            self._go_on(slot, value)
-            del value
-            self._drain()
-
-    def _go_on(self, slot: int, value: Any) -> None:
-        """From here on this thread is one of several drainers; `slot` has just been computed."""
-        if awaitable(value):
-            self._hand_over(slot, value)
+        if frontier.unfinished:
+            self._go_on(slot)
         else:
-            self._frontier.complete(slot, value)
-            self._wake_if_needed()
+            self._on_loop(self._woken)
+
+    def _go_on(self, slot: int) -> None:
+        """From here on this thread is one of several drainers; `slot` is what it did last."""
+        frontier, order = self._frontier, self._plan.order
         with self._lock:
+            if self._stopped:
+                if awaitable(frontier.values[slot]):
+                    close(frontier.values[slot])
+                return
+            frontier.share()
             self._hires += 1
+        assert frontier.shared is not None
+        mine = order[frontier.shared] if frontier.shared < len(order) else _NOTHING
+        if mine == _NOTHING:
+            frontier.unfinished = False
+            self._on_loop(self._woken)
+        elif mine != slot:  # left to this thread as begun, and it is not
+            frontier.queued.appendleft(mine)
+        elif awaitable(frontier.values[slot]):
+            self._hand_over(slot, frontier.values[slot])
+        else:
+            frontier.complete(slot, frontier.values[slot])
+            self._wake_if_needed()
+        self._drain()
 
     def _wake_if_needed(self) -> None:
         if (self._frontier.ready or not self._frontier.unfinished) and not self._waking:

@@ -36,6 +36,7 @@ class Frontier:
         self._plan = plan
         self._to_thread = to_thread
         self.done: list[int] = []  # what was done alone
+        self.shared: int | None = None
         if not alone:
             self.complete = self._completer()
             for slot in plan.roots:
@@ -45,26 +46,38 @@ class Frontier:
         """The final variables' values, in the order asked for."""
         return {name: self.values[slot] for name, slot in self._plan.finals}
 
-    def advance(self, slot: int, value: Any) -> None:
-        """Complete the next slot in the plan's order, for the one thread that is alone."""
+    def advance(self, slot: int, value: Any) -> bool:
+        """Complete the next slot in the plan's order, for the one thread that is alone.
+
+        Whether it still is. `done` is appended to before `alone` is read, and `share` sets `alone`
+        before it reads `done`: one of the two sees what the other did, and no lock is needed. A
+        slot that `share` did not find done has to be completed by `complete`.
+        """
         self.values[slot] = value
+        self.done.append(slot)
+        if not self.alone:
+            return False
         for source in self._plan.last_uses[slot]:
             self.values[source] = None
-        self.done.append(slot)
+        return True
 
     def share(self) -> None:
         """End being alone: queue what is not begun, and bring the counts to where they would be.
 
-        The caller sees to it that nobody advances meanwhile; the slot after the last completed one
-        is taken to have been begun.
+        Once only, by one caller at a time. `shared` is how many slots were found to be done; the
+        next one in the order is left to the thread that was alone, as begun.
         """
-        if not self.alone or len(self.done) == len(self._plan.order):
+        if self.shared is not None:
             return
-        self.alone = False
+        self.alone = False  # before `done` is read: see `advance`
+        done = self.done[:]
+        self.shared = len(done)
+        if self.shared == len(self._plan.order):
+            return
         self.complete = self._completer()
-        begun = {*self.done, self._plan.order[len(self.done)]}
+        begun = {*done, self._plan.order[self.shared]}
         self.queued.extend(self._plan.roots)
-        for slot in self.done:
+        for slot in done:
             self.complete(slot, self.values[slot])
         ready = [slot for slot in self.queued if slot not in begun]
         self.queued.clear()
