@@ -671,7 +671,7 @@ INPUTS = [
     ),
     call(
         "--inputs: bottomless JSON",
-        f"""run flow --inputs '{{"count": {"[" * 5000}{"]" * 5000}}}'""",
+        f"""run flow --inputs '{{"count": {"[" * 50_000}{"]" * 50_000}}}'""",
         "--inputs: the value is not valid JSON",
         "recursion",
     ),
