@@ -112,7 +112,7 @@ def test_json_of_times(capsys):
     day = np.datetime64("2024-01-01T00:00:00", "ns")
     text = "2024-01-01T00:00:00.000000000"
     assert (
-        as_json(capsys, [pd.NaT, pd.NA, np.datetime64("NaT"), np.timedelta64("NaT", "s")])
+        as_json(capsys, [pd.NaT, pd.NA, np.datetime64("NaT", "s"), np.timedelta64("NaT", "s")])
         == [None] * 4
     )
     assert as_json(capsys, {day: [day, np.array([[day]]), np.timedelta64(10**9, "ns")]}) == {
