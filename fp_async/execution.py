@@ -106,17 +106,14 @@ class Execution:
 
     async def _run_straight(self) -> dict[str, Any]:
         """All nodes are sync and inline: one pass, with nothing to decide or to count."""
-        begin, values, last_uses = self._begin, self._frontier.values, self._plan.last_uses
-        slot = _NOTHING
+        begin, advance, slot = self._begin, self._frontier.advance, _NOTHING
         try:
             for slot in self._plan.order:
                 value = begin(slot)
                 if type(value) not in PLAIN and hasattr(type(value), "__await__"):
                     value = await value
-                values[slot] = value  # `Frontier.advance`, without the call
+                advance(slot, value)
                 del value
-                for source in last_uses[slot]:
-                    values[source] = None
         except BaseException as error:
             if _is_cut(error):
                 raise

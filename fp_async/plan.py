@@ -11,6 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+Slots = tuple[int, ...]
+Effects = tuple[Slots, Slots, Slots, Slots]
+
 
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
@@ -39,7 +42,7 @@ class Plan:
     # and need no counting.
     # Of every slot: what it alone reads, what it reads beside others, which slots wait for it
     # alone, and which wait for others too.
-    effects: tuple[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]], ...]
+    effects: tuple[Effects, ...]
     waiting: tuple[tuple[int, int], ...]  # (slot, for how many it waits) of every join
     uses: tuple[tuple[int, int], ...]  # (slot, how many read it); one more for a final variable
     roots: tuple[int, ...]  # computed slots that wait for nothing
@@ -83,12 +86,7 @@ def compile_plan(
         order=order,
         last_uses=_last_uses(sources, order, kept),
         effects=tuple(
-            (
-                tuple(s for s in sources[index] if uses[s] == 1),
-                tuple(s for s in sources[index] if uses[s] > 1),
-                tuple(d for d in slots if waiting[d] == 1) if index >= first else (),
-                tuple(d for d in slots if waiting[d] > 1) if index >= first else (),
-            )
+            _effects(sources[index], slots if index >= first else (), uses, waiting)
             for index, slots in enumerate(dependents)
         ),
         waiting=tuple((index, number) for index, number in enumerate(waiting) if number > 1),
@@ -98,6 +96,17 @@ def compile_plan(
         finals=finals,
         missing=tuple(missing),
         unused=tuple(sorted(provided - set(read))),
+    )
+
+
+def _effects(
+    sources: Sequence[int], dependents: Sequence[int], uses: Sequence[int], waiting: Sequence[int]
+) -> Effects:
+    return (
+        tuple(source for source in sources if uses[source] == 1),
+        tuple(source for source in sources if uses[source] > 1),
+        tuple(dependent for dependent in dependents if waiting[dependent] == 1),
+        tuple(dependent for dependent in dependents if waiting[dependent] > 1),
     )
 
 
