@@ -73,7 +73,8 @@ def test_help_teaches(shop):
 
 
 def test_shell_completion(shop):
-    script = flowerpower(cwd=shop, env={"_FLOWERPOWER_COMPLETE": "bash_source"}, check=False)
+    script = flowerpower(cwd=shop, env={"_FLOWERPOWER_COMPLETE": "bash_source"})
+    assert "complete" in script.stdout
     done = subprocess.run(
         [str(Path(sys.executable).parent / "flowerpower")],
         cwd=shop,
@@ -87,7 +88,6 @@ def test_shell_completion(shop):
         },
     )
     assert "show" in done.stdout
-    assert script.returncode in (0, 2)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,6 @@ def test_the_tree_shows_results_inputs_and_repeats():
 
 @pytest.mark.parametrize(("form", "magic"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
 def test_show_as_picture(shop, tmp_path, form, magic):
-    pytest.importorskip("sysconfig")
     file = tmp_path / f"flow.{form}"
     flowerpower("show", "my_flow", "-o", file, cwd=shop)
     assert file.read_bytes().startswith(magic)
