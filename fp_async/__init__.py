@@ -12,39 +12,67 @@ if _TYPE_CHECKING:
     from fp_async.api import PipelineManager as PipelineManager
     from fp_async.api import add as add
     from fp_async.api import add_job as add_job
+    from fp_async.api import cancel_job as cancel_job
     from fp_async.api import check as check
     from fp_async.api import delete as delete
+    from fp_async.api import get_job as get_job
+    from fp_async.api import get_result as get_result
     from fp_async.api import init as init
     from fp_async.api import list as list
+    from fp_async.api import list_jobs as list_jobs
+    from fp_async.api import list_schedules as list_schedules
     from fp_async.api import new as new
+    from fp_async.api import pause_schedule as pause_schedule
+    from fp_async.api import remove_schedule as remove_schedule
+    from fp_async.api import resume_schedule as resume_schedule
+    from fp_async.api import retry_job as retry_job
     from fp_async.api import run as run
     from fp_async.api import run_job as run_job
     from fp_async.api import schedule as schedule
     from fp_async.api import show as show
     from fp_async.api import start_worker as start_worker
+    from fp_async.api import watch as watch
+    from fp_async.attempt import CurrentJob as CurrentJob
+    from fp_async.attempt import current_job as current_job
+    from fp_async.codec_values import Record as Record
     from fp_async.config import ExecutorSettings as ExecutorSettings
     from fp_async.config import NodePolicy as NodePolicy
     from fp_async.config import Retry as Retry
+    from fp_async.config import WorkerSettings as WorkerSettings
     from fp_async.errors import AlreadyExistsError as AlreadyExistsError
+    from fp_async.errors import BrokerError as BrokerError
     from fp_async.errors import ConfigError as ConfigError
+    from fp_async.errors import EncodingError as EncodingError
     from fp_async.errors import FileAccessError as FileAccessError
     from fp_async.errors import FlowerPowerError as FlowerPowerError
     from fp_async.errors import GraphError as GraphError
     from fp_async.errors import InputError as InputError
+    from fp_async.errors import JobCancelledError as JobCancelledError
+    from fp_async.errors import JobError as JobError
+    from fp_async.errors import JobExpiredError as JobExpiredError
+    from fp_async.errors import JobFailedError as JobFailedError
+    from fp_async.errors import JobNotFinishedError as JobNotFinishedError
+    from fp_async.errors import JobTimeoutError as JobTimeoutError
     from fp_async.errors import MissingExtraError as MissingExtraError
     from fp_async.errors import MissingParameterError as MissingParameterError
     from fp_async.errors import NodeCrashedError as NodeCrashedError
     from fp_async.errors import NodeError as NodeError
     from fp_async.errors import NodeTimeoutError as NodeTimeoutError
-    from fp_async.errors import NotAvailableError as NotAvailableError
     from fp_async.errors import PipelineImportError as PipelineImportError
     from fp_async.errors import ProjectNotFoundError as ProjectNotFoundError
     from fp_async.errors import RunTimeoutError as RunTimeoutError
+    from fp_async.errors import StoreError as StoreError
+    from fp_async.errors import StoreUnavailableError as StoreUnavailableError
+    from fp_async.errors import TransitionError as TransitionError
+    from fp_async.errors import TriggerError as TriggerError
     from fp_async.errors import UnknownNameError as UnknownNameError
     from fp_async.errors import UsageError as UsageError
+    from fp_async.jobs import Job as Job
+    from fp_async.jobs import Schedule as Schedule
     from fp_async.nodes import NodeEvent as NodeEvent
     from fp_async.params import load_params as load_params
     from fp_async.project import Project as Project
+    from fp_async.watching import JobEvent as JobEvent
 
 __version__ = "0.1.0"
 
@@ -54,40 +82,70 @@ _HOMES = {
         "PipelineManager",
         "add",
         "add_job",
+        "cancel_job",
         "check",
         "delete",
+        "get_job",
+        "get_result",
         "init",
         "list",
+        "list_jobs",
+        "list_schedules",
         "new",
+        "pause_schedule",
+        "remove_schedule",
+        "resume_schedule",
+        "retry_job",
         "run",
         "run_job",
         "schedule",
         "show",
         "start_worker",
+        "watch",
     ),
-    "config": ("ExecutorSettings", "NodePolicy", "Retry"),
+    "config": (
+        "ExecutorSettings",
+        "NodePolicy",
+        "Retry",
+        "WorkerSettings",
+    ),
     "errors": (
         "AlreadyExistsError",
+        "BrokerError",
         "ConfigError",
+        "EncodingError",
         "FileAccessError",
         "FlowerPowerError",
         "GraphError",
         "InputError",
+        "JobCancelledError",
+        "JobError",
+        "JobExpiredError",
+        "JobFailedError",
+        "JobNotFinishedError",
+        "JobTimeoutError",
         "MissingExtraError",
         "MissingParameterError",
         "NodeCrashedError",
         "NodeError",
         "NodeTimeoutError",
-        "NotAvailableError",
         "PipelineImportError",
         "ProjectNotFoundError",
         "RunTimeoutError",
+        "StoreError",
+        "StoreUnavailableError",
+        "TransitionError",
+        "TriggerError",
         "UnknownNameError",
         "UsageError",
     ),
+    "attempt": ("CurrentJob", "current_job"),
+    "codec_values": ("Record",),
+    "jobs": ("Job", "Schedule"),
     "nodes": ("NodeEvent",),
     "params": ("load_params",),
     "project": ("Project",),
+    "watching": ("JobEvent",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

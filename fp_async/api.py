@@ -9,17 +9,25 @@ from __future__ import annotations
 import builtins
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from fp_async import config as configs
 from fp_async import scaffold
+from fp_async.errors import UsageError
 from fp_async.flow import Progress
-from fp_async.project import Params, Project, find_root
+from fp_async.flows import Params
+from fp_async.project import Project, find_root
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from fp_async.checking import Report
+    from fp_async.client import JobOptions
+    from fp_async.jobs import Job, Schedule
+    from fp_async.watching import JobEvent
 
 PipelineManager = Project
+Where = Project | str | Path | None  # a project, its folder, or that of the working directory
 
 
 class Pipeline:
@@ -53,21 +61,34 @@ class Pipeline:
         """`Project.show` for this pipeline."""
         return self.project.show(self.name, format, **options)
 
-    async def run_job(self, **options: Any) -> Any:
+    async def run_job(
+        self, *, progress: Progress | None = None, **options: Unpack[JobOptions]
+    ) -> Any:
         """`Project.run_job` for this pipeline."""
-        return await self.project.run_job(self.name, **options)
+        self._check_plain("run_job")
+        return await self.project.run_job(self.name, progress=progress, **options)
 
-    async def add_job(self, **options: Any) -> Any:
+    async def add_job(self, **options: Unpack[JobOptions]) -> str:
         """`Project.add_job` for this pipeline."""
+        self._check_plain("add_job")
         return await self.project.add_job(self.name, **options)
 
-    async def schedule(self, *trigger: Any, **options: Any) -> Any:
+    async def schedule(self, trigger: Any = None, *args: Any, **options: Any) -> Schedule:
         """`Project.schedule` for this pipeline."""
-        return await self.project.schedule(self.name, *trigger, **options)
+        self._check_plain("schedule")
+        return await self.project.schedule(self.name, trigger, *args, **options)
 
-    async def start_worker(self, **options: Any) -> Any:
+    async def start_worker(self, **options: Any) -> None:
         """`Project.start_worker` of this pipeline's project."""
-        return await self.project.start_worker(**options)
+        await self.project.start_worker(**options)
+
+    def _check_plain(self, what: str) -> None:
+        """Adapters and materializers are objects of this process, and jobs run in others."""
+        if self._adapters or self._materializers:
+            raise UsageError(
+                f"{what}: adapters and materializers cannot travel with a job; "
+                "use them with `run`, or inside the pipeline"
+            )
 
     def __repr__(self) -> str:
         return f"<Pipeline {self.name} of {self.project.root}>"
@@ -108,26 +129,84 @@ async def run(
     )
 
 
-async def run_job(name: str, *, project: str | Path | None = None, **options: Any) -> Any:
-    """Run a pipeline as a job. See `Project.run_job`."""
-    return await _shared(project).run_job(name, **options)
+async def run_job(
+    name: str,
+    *,
+    project: Where = None,
+    progress: Progress | None = None,
+    **options: Unpack[JobOptions],
+) -> Any:
+    """Run a pipeline as a job and return its result. See `Project.run_job`."""
+    return await _project(project).run_job(name, progress=progress, **options)
 
 
-async def add_job(name: str, *, project: str | Path | None = None, **options: Any) -> Any:
-    """Queue a pipeline as a job. See `Project.add_job`."""
-    return await _shared(project).add_job(name, **options)
+async def add_job(name: str, *, project: Where = None, **options: Unpack[JobOptions]) -> str:
+    """Queue a pipeline as a job; the job's id. See `Project.add_job`."""
+    return await _project(project).add_job(name, **options)
+
+
+async def get_job(id: str, *, project: Where = None) -> Job:
+    """A job as it is stored. See `Project.get_job`."""
+    return await _project(project).get_job(id)
+
+
+async def get_result(id: str, wait: float | bool | None = None, *, project: Where = None) -> Any:
+    """A job's result. See `Project.get_result`."""
+    return await _project(project).get_result(id, wait)
+
+
+async def cancel_job(id: str, reason: str | None = None, *, project: Where = None) -> Job:
+    """Ask for a job's end. See `Project.cancel_job`."""
+    return await _project(project).cancel_job(id, reason)
+
+
+async def retry_job(id: str, *, project: Where = None) -> str:
+    """A new job like one that has ended. See `Project.retry_job`."""
+    return await _project(project).retry_job(id)
+
+
+async def list_jobs(*, project: Where = None, **query: Any) -> builtins.list[Job]:
+    """The newest jobs. See `Project.list_jobs`."""
+    return await _project(project).list_jobs(**query)
+
+
+def watch(id: str, *, project: Where = None) -> AsyncIterator[JobEvent]:
+    """What happens to a job. See `Project.watch`."""
+    return _project(project).watch(id)
 
 
 async def schedule(
-    name: str, *trigger: Any, project: str | Path | None = None, **options: Any
-) -> Any:
+    name: str, trigger: Any = None, *args: Any, project: Where = None, **options: Any
+) -> Schedule:
     """Schedule a pipeline. See `Project.schedule`."""
-    return await _shared(project).schedule(name, *trigger, **options)
+    return await _project(project).schedule(name, trigger, *args, **options)
 
 
-async def start_worker(*, project: str | Path | None = None, **options: Any) -> Any:
+async def list_schedules(*, project: Where = None) -> builtins.list[Schedule]:
+    """All schedules. See `Project.list_schedules`."""
+    return await _project(project).list_schedules()
+
+
+async def pause_schedule(id: str, *, project: Where = None) -> Schedule:
+    """Fire a schedule no more. See `Project.pause_schedule`."""
+    return await _project(project).pause_schedule(id)
+
+
+async def resume_schedule(id: str, *, project: Where = None) -> Schedule:
+    """Fire a schedule again. See `Project.resume_schedule`."""
+    return await _project(project).resume_schedule(id)
+
+
+async def remove_schedule(id: str, *, project: Where = None) -> None:
+    """Forget a schedule. See `Project.remove_schedule`."""
+    await _project(project).remove_schedule(id)
+
+
+async def start_worker(
+    settings: configs.WorkerSettings | None = None, *, project: Where = None, **changes: Any
+) -> None:
     """Work on jobs until cancelled. See `Project.start_worker`."""
-    return await _shared(project).start_worker(**options)
+    await _project(project).start_worker(settings, **changes)
 
 
 def init(name: str | Path = ".", *, overwrite: bool = False) -> Project:
@@ -168,6 +247,10 @@ def check(*, project: str | Path | None = None) -> Report:
 
 
 _projects: dict[Path, Project] = {}
+
+
+def _project(project: Where) -> Project:
+    return project if isinstance(project, Project) else _shared(project)
 
 
 def _shared(path: str | Path | None) -> Project:

@@ -96,10 +96,10 @@ class Children:
                     _pipes, partial(_ask, child, spec, node, arguments)
                 )
             except BaseException:
-                _kill(child)
+                kill(child)
                 raise
             if self._closed:
-                _kill(child)
+                kill(child)
             else:
                 self._idle.append(child)
         if failure is None:
@@ -111,7 +111,7 @@ class Children:
         """Kill the children that wait, and the others as soon as they have answered."""
         self._closed = True
         while self._idle:
-            _kill(self._idle.pop())
+            kill(self._idle.pop())
 
 
 def _spawn() -> Child:
@@ -120,7 +120,7 @@ def _spawn() -> Child:
     path = json.dumps([str(Path(entry or os.curdir).resolve()) for entry in sys.path])
     # By the loop's own thread: Linux kills a child when the thread that made it ends.
     return subprocess.Popen(
-        [sys.executable, "-c", _START, path],
+        [sys.executable, "-c", _START, path, str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -138,12 +138,12 @@ def _ask(child: Child, spec: GraphSpec, node: str, arguments: Message) -> tuple[
     except BrokenPipeError:
         answer = None
     if answer is None:
-        raise ChildDiedError(f"its process died ({_how(child.wait())})")
+        raise ChildDiedError(f"its process died ({how(child.wait())})")
     outcome: tuple[Any, Any] = _load(answer)
     return outcome
 
 
-def _kill(child: Child) -> None:
+def kill(child: Child) -> None:
     """Kill the child with all that it has started, and reap it: a matter of a millisecond."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
@@ -154,7 +154,8 @@ def _kill(child: Child) -> None:
                 pipe.close()
 
 
-def _how(code: int) -> str:
+def how(code: int) -> str:
+    """An exit code in words."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return f"exit code {code}"
@@ -210,7 +211,7 @@ def _read_part(stream: IO[bytes]) -> memoryview | None:
 def main() -> None:
     """Serve requests until stdin closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which kills us
-    _die_with_parent()
+    die_with_parent(int(sys.argv[2]))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what nodes print must not end up among the frames
     requests = os.fdopen(os.dup(0), "rb")
@@ -219,12 +220,17 @@ def main() -> None:
         _write(answers, _answer(request, arguments))
 
 
-def _die_with_parent() -> None:
-    """Have Linux kill this process when its parent dies, even in the middle of a node."""
+def die_with_parent(parent: int) -> None:
+    """Have Linux kill this process when its parent dies, even in the middle of a node.
+
+    A parent that has died before we asked for that would never be noticed: then we end here.
+    """
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _answer(request: Message, arguments: Message) -> Message:

@@ -7,7 +7,7 @@ A mistake in a file is a `ConfigError` that names file, line, key path and the n
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,8 +33,12 @@ class Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def wants(self, error: BaseException, failures: int) -> bool:
         """Whether the attempt after `failures` failed ones should be made."""
-        names = {kind.__name__ for kind in type(error).__mro__}
-        return failures < self.max_attempts and (not self.on or not names.isdisjoint(self.on))
+        return self.allows([kind.__name__ for kind in type(error).__mro__], failures)
+
+    def allows(self, kinds: Sequence[str], failures: int) -> bool:
+        """As `wants`, for the names of an error's class and its bases."""
+        listed = not self.on or any(kind in self.on for kind in kinds)
+        return failures < self.max_attempts and listed
 
     def delay(self, failures: int, chance: float) -> float:
         """Seconds before the next attempt; `chance` in [0, 1) spreads it by the jitter."""
@@ -56,6 +60,22 @@ class ExecutorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_workers: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
+class ScheduleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`schedule:` of a pipeline in an environment; applied by `flowerpower schedule --all`."""
+
+    type: Literal["interval", "cron", "crontab", "date", "calendarinterval", "and", "or"]
+    params: dict[str, Any] = {}
+    crontab: str | None = None
+    timezone: str | None = None
+    id: str | None = None
+    paused: bool = False
+    overlap: Literal["allow", "skip", "queue"] = "allow"
+    misfire_grace_time: Seconds | None = None
+    coalesce: Literal["earliest", "latest", "all"] = "latest"
+    max_catch_up: Annotated[int, msgspec.Meta(ge=1)] = 100
+    max_jitter: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+
 class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`run.<pipeline>.<environment>` in `conf/pipelines.yml`."""
 
@@ -71,6 +91,15 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     module_overrides: bool | None = None
     cache: bool | str | None = None
     with_tracker: bool | None = None
+    # Of its jobs:
+    queue: str | None = None
+    priority: int | None = None
+    concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    on_crash: Literal["retry", "fail"] | None = None
+    max_crashes: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    expires: Seconds | None = None
+    result_ttl: Seconds | None = None
+    schedule: ScheduleEntry | list[ScheduleEntry] | None = None
 
 
 class PipelinesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,11 +127,34 @@ class EventBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     password: str | None = None
 
 
+class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How `start-worker` works: `worker` in `conf/scheduler.yml`. Times in seconds.
+
+    `concurrency` is how many jobs run at once: the number of processors with the runner
+    `process`, 100 with `inline`. `grace` is what running jobs get to end when the worker is
+    told to; `idle_timeout` ends processes that have had nothing to do. `memory_limit` (MiB) is
+    for each process, `max_result_size` (bytes) for each result.
+    """
+
+    queues: Annotated[list[str], msgspec.Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: ["default"]
+    )
+    concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    runner: Literal["process", "inline"] = "process"
+    poll_interval: Seconds = 1.0
+    grace: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+    idle_timeout: Seconds = 60.0
+    memory_limit: Annotated[int, msgspec.Meta(ge=64)] | None = None
+    max_result_size: Annotated[int, msgspec.Meta(ge=1024)] = 15_000_000
+    schedules: bool = True
+
+
 class SchedulerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`conf/scheduler.yml`."""
 
     data_store: DataStore | None = None
     event_broker: EventBroker | None = None
+    worker: WorkerSettings | None = None
 
 
 class TrackedPipeline(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

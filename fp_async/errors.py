@@ -76,13 +76,6 @@ class UsageError(FlowerPowerError):
     """Arguments that contradict each other or cannot be parsed."""
 
 
-class NotAvailableError(FlowerPowerError):
-    """A documented function whose part of the library is not in this version yet."""
-
-    def __init__(self, function: str, *_: object) -> None:
-        super().__init__(f"{function}: jobs, schedules and workers are not in this version yet")
-
-
 class NodeError(FlowerPowerError):
     """A node raised. `__cause__` is the user's exception with the user's own traceback.
 
@@ -124,6 +117,71 @@ class RunTimeoutError(FlowerPowerError, TimeoutError):
     def __init__(self, message: str, running: tuple[str, ...] = ()) -> None:
         self.running = running
         super().__init__(message)
+
+
+class EncodingError(FlowerPowerError, TypeError):
+    """A value cannot be written as an input or result of a job, or its bytes cannot be read."""
+
+
+class TriggerError(FlowerPowerError):
+    """The times of a schedule are wrong: an unknown trigger, argument, or crontab field."""
+
+
+class StoreError(FlowerPowerError):
+    """The data store refused: wrong password, missing rights, a newer schema, a full disk."""
+
+    exit_code = 3
+
+
+class StoreUnavailableError(StoreError):
+    """The data store cannot be reached now; the same call may succeed later."""
+
+
+class BrokerError(FlowerPowerError):
+    """The event broker cannot be reached or refused. Jobs still run: polling finds them."""
+
+    exit_code = 3
+
+
+class TransitionError(FlowerPowerError):
+    """Our own code asked for a move that the life of a job does not have: a defect."""
+
+
+class JobError(FlowerPowerError):
+    """A job did not succeed. `job_id` and `outcome` say which and how, `error` why."""
+
+    exit_code = 1
+
+    def __init__(self, job_id: str, outcome: str, error: str, *, kind: str = "") -> None:
+        self.job_id = job_id
+        self.outcome = outcome
+        self.error = error
+        self.kind = kind
+        super().__init__(f"job {job_id} {outcome}: {error}")
+
+
+class JobFailedError(JobError):
+    """The pipeline of a job raised, or its process died too often; `kind` is the error's class."""
+
+
+class JobTimeoutError(JobError, TimeoutError):
+    """A job took longer than its timeout."""
+
+    exit_code = 124
+
+
+class JobCancelledError(JobError):
+    """A job was cancelled before it had another outcome."""
+
+
+class JobExpiredError(JobError):
+    """A job was not started before it expired."""
+
+
+class JobNotFinishedError(FlowerPowerError):
+    """A job has no outcome yet, or nobody is there to work on it."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: ask again later
 
 
 def _rebuild(

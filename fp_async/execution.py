@@ -78,10 +78,10 @@ class Execution:
         cancels the nodes on the loop, awaits them, and abandons sync nodes in threads: their
         results are discarded and `running` names them.
         """
-        if self._caller.straight:
-            return await self._run_straight()
         self._loop = asyncio.get_running_loop()
         self._caller.attach(self._loop)
+        if self._caller.straight:
+            return await self._run_straight()
         self._context = contextvars.copy_context()
         self._leader = asyncio.current_task()
         self._finished: asyncio.Future[None] = self._loop.create_future()
@@ -105,7 +105,7 @@ class Execution:
         self._caller.flush()
 
     async def _run_straight(self) -> dict[str, Any]:
-        """All nodes are sync and inline: one pass, with nothing to decide or to count."""
+        """One pass over the plan's order, with nothing to decide or to count."""
         begin, advance, slot = self._begin, self._frontier.advance, _NOTHING
         try:
             for slot in self._plan.order:
@@ -118,6 +118,8 @@ class Execution:
             if _is_cut(error):
                 raise
             raise self._failed(slot, error)  # noqa: B904 - its cause is set, and trimmed
+        finally:
+            self._caller.flush()
         return self._frontier.results()
 
     async def _lead(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Mapping
@@ -80,7 +81,8 @@ class Caller:
 
     `to_thread` says which nodes threads may take by themselves; the others begin on the loop.
     `plain` is true where every node is merely called, `all_to_thread` where threads may take every
-    node, `straight` where every node is sync, inline and merely called.
+    node, `straight` where one after the other is all that can be done: a single coroutine function,
+    or nodes that are sync, inline and merely called.
     """
 
     def __init__(self, plan: Plan, setup: Setup, values: list[Any]) -> None:
@@ -90,6 +92,7 @@ class Caller:
         self._events: deque[NodeEvent] = deque()
         self._flushing = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
         self.aside: dict[object, int] = {}  # the slots of what `_aside` has in threads
         self.watched = setup.progress is not None
         self.straight = self.plain = self.all_to_thread = False
@@ -97,8 +100,9 @@ class Caller:
         self.begin = self._chosen()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Tell where events are delivered."""
+        """Tell where events are delivered: on this loop, whose thread calls this."""
         self._loop = loop
+        self._thread = threading.get_ident()
 
     def kwargs(self, slot: int) -> dict[str, Any]:
         """The arguments of a node whose inputs are there, by name, in the function's order."""
@@ -134,7 +138,9 @@ class Caller:
         if setup.remote is not None or not setup.policies.keys().isdisjoint(self._plan.names):
             return partial(self._begin_special, begin)
         self.plain = begin is call
-        self.straight = self.plain and setup.threads is None and self._plan.all_sync
+        order = self._plan.order
+        alone = len(order) == 1 and self._plan.is_async[order[0]]
+        self.straight = alone or (self.plain and setup.threads is None and self._plan.all_sync)
         return begin
 
     def _begin_special(self, begin: Callable[[int], Any], slot: int) -> Any:
@@ -267,7 +273,11 @@ class Caller:
 
     def _schedule_flush(self) -> None:
         try:
-            if self._loop is not None:
+            if self._loop is None:
+                return
+            if threading.get_ident() == self._thread:
+                self._loop.call_soon(self.flush)  # a wake-up through a socket costs 20 us
+            else:
                 self._loop.call_soon_threadsafe(self.flush)
         except RuntimeError:  # the loop is closed: an abandoned node outlived it
             self._events.clear()

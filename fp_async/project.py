@@ -1,7 +1,7 @@
 """What the user holds: a project.
 
 Held open, it keeps modules, DAGs and plans between runs, and, inside `async with`, warm child
-processes.
+processes, the connection to the data store, and a worker where one is wanted.
 """
 
 from __future__ import annotations
@@ -9,54 +9,51 @@ from __future__ import annotations
 import asyncio
 import builtins
 import random
-import threading
-import weakref
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from fp_async import config as configs
-from fp_async import executors, scaffold
-from fp_async.child import Children
-from fp_async.errors import (
-    NodeError,
-    NotAvailableError,
-    ProjectNotFoundError,
-    UnknownNameError,
-    UsageError,
-)
+from fp_async import scaffold
+from fp_async.errors import NodeError, ProjectNotFoundError, UsageError
 from fp_async.flow import Flow, Progress, Request
+from fp_async.flows import Flows, Params
 
 if TYPE_CHECKING:
     from fp_async.checking import Report
-
-_KEPT_FLOWS = 64
-_Loop = asyncio.AbstractEventLoop
-Params = Mapping[str, Mapping[str, Any]]
+    from fp_async.client import Client, JobOptions
+    from fp_async.jobs import Job, Schedule
+    from fp_async.watching import JobEvent
 
 
 class Project:
     """The project at `path`, or the one that the working directory lies in.
 
-    Raises ProjectNotFoundError where there is none.
+    Inside `async with` it stays connected to its data store. `worker=True`, or the settings of
+    one, has a worker in the background, in this process: its jobs run in this event loop unless
+    the settings say `runner="process"`. Raises ProjectNotFoundError where there is no project.
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        worker: bool | configs.WorkerSettings = False,
+    ) -> None:
         self.root = find_root(path)
-        self._flows: OrderedDict[Hashable, Flow] = OrderedDict()
-        self._stamps: dict[Path, tuple[int, int]] = {}
-        self._file: configs.PipelinesFile | None = None
-        self._children: weakref.WeakKeyDictionary[_Loop, dict[int | None, Children]] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._lock = threading.RLock()  # a project may be used from several threads
-        self._open = False
-        weakref.finalize(self, _unload, self._flows).atexit = False
+        self.flows = Flows(self.root)
+        self._worker = configs.WorkerSettings(runner="inline") if worker is True else worker
+        self._held: AsyncExitStack | None = None
 
     async def __aenter__(self) -> Self:
-        self._open = True
+        from fp_async.client import held
+
+        self.flows.held = True
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(held(self.flows, self._worker or None))
+            self._held = stack.pop_all()
         return self
 
     async def __aexit__(
@@ -65,16 +62,19 @@ class Project:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._open = False
+        held, self._held = self._held, None
+        self.flows.held = False
+        if held is not None:
+            await held.__aexit__(kind, error, traceback)
         await self.aclose()
 
     async def aclose(self) -> None:
         """End the child processes that this event loop's runs have used."""
-        for children in self._children.pop(asyncio.get_running_loop(), {}).values():
-            children.close()
+        await self.flows.aclose()
 
     def __repr__(self) -> str:
-        return f"<Project {self.root} flows={len(self._flows)}{' open' if self._open else ''}>"
+        state = " open" if self._held else ""
+        return f"<Project {self.root} flows={len(self.flows)}{state}>"
 
     # Running --------------------------------------------------------------------------------
 
@@ -112,183 +112,168 @@ class Project:
         )
         if flow.settings.with_tracker if with_tracker is None else with_tracker:
             raise UsageError("with_tracker: tracking is not part of this version yet")
-        request = self._request(flow, inputs, final_vars, overrides, executor, timeout, progress)
+        request = self.flows.request(
+            flow, inputs, final_vars, overrides, executor, timeout, progress
+        )
         try:
-            return await self._run(flow, request)
+            return await self._retried(flow, request)
         finally:
             if not flow.kept:
                 flow.namespace.unload()
 
-    def _request(
+    async def _retried(self, flow: Flow, request: Request) -> Any:
+        """Run, and run again as the pipeline's `retry` says."""
+        retry = flow.settings.retry
+        failures = 0
+        while True:
+            try:
+                return await self.flows.run(flow, request)
+            except (NodeError, TimeoutError) as error:
+                failures += 1
+                cause = error.__cause__ if isinstance(error, NodeError) else error
+                if retry is None or cause is None or not retry.wants(cause, failures):
+                    raise
+            await asyncio.sleep(retry.delay(failures, random.random()))
+
+    # Jobs -----------------------------------------------------------------------------------
+
+    def _client(self) -> Client:
+        from fp_async.client import Client
+
+        return Client(self.flows)
+
+    async def run_job(
         self,
-        flow: Flow,
-        inputs: Mapping[str, Any] | None,
-        final_vars: Sequence[str] | str | None,
-        overrides: Mapping[str, Any] | None,
-        executor: str | configs.ExecutorSettings | None,
-        timeout: float | None,
-        progress: Progress | None,
-    ) -> Request:
-        settings = flow.settings
-        wanted = final_vars or settings.final_vars or ()
-        return Request(
-            inputs=inputs or {},
-            final_vars=(wanted,) if isinstance(wanted, str) else tuple(wanted),
-            overrides=overrides or {},
-            executor=executors.resolve(executor or settings.executor),
-            timeout=settings.timeout if timeout is None else _seconds(timeout),
-            progress=progress,
-        )
+        name: str,
+        *,
+        progress: Progress | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Any:
+        """Add a job, wait for its outcome, and return its result.
 
-    async def _run(self, flow: Flow, request: Request) -> Any:
-        if request.executor.type != "processpool":
-            return await _retried(flow, request, None)
-        children = self._pool(request.executor.max_workers)
-        children.users += 1
-        try:
-            return await _retried(flow, request, children)
-        finally:
-            children.users -= 1
-            if not children.users and not self._open:
-                await self.aclose()
+        With the memory store a worker in this process runs it. `options` are those of
+        `add_job`. Raises JobFailedError, JobTimeoutError, JobCancelledError, JobExpiredError,
+        and JobNotFinishedError where no worker serves its queue. Cancelling leaves the job be.
+        """
+        return await self._client().run(name, progress, options)
 
-    def _pool(self, workers: int | None) -> Children:
-        pools = self._children.setdefault(asyncio.get_running_loop(), {})
-        if workers not in pools:
-            pools[workers] = Children(workers)
-        return pools[workers]
+    async def add_job(self, name: str, **options: Unpack[JobOptions]) -> str:
+        """Store a job and return its id (a UUID); it is on disk when this returns.
 
-    async def run_job(self, name: str, **options: Any) -> Any:
-        """Run a pipeline as a job. Not part of this version: raises NotAvailableError."""
-        raise NotAvailableError("run_job", name, options)
+        `options`: inputs, final_vars, config, environment, executor, params and with_tracker as
+        for `run`; `run_at` (datetime, ISO text or epoch seconds) or `delay` (seconds);
+        `priority` (higher is sooner); `key`: at most one active job bears it, and adding another
+        returns that one's id; `timeout` (seconds, each attempt); `retry`; `on_crash` ("retry" or
+        "fail"); `max_crashes`; `concurrency` (of this pipeline at once); `expires` (seconds
+        until it must have started); `queue`; `result_ttl` (seconds). Raises UnknownNameError,
+        UsageError, EncodingError, StoreError.
+        """
+        return await self._client().add(name, options)
 
-    async def add_job(self, name: str, **options: Any) -> Any:
-        """Queue a pipeline as a job. Not part of this version: raises NotAvailableError."""
-        raise NotAvailableError("add_job", name, options)
+    async def get_job(self, id: str) -> Job:
+        """The job as it is stored. Raises UnknownNameError."""
+        return await self._client().get(id)
 
-    async def schedule(self, name: str, *trigger: Any, **options: Any) -> Any:
-        """Schedule a pipeline. Not part of this version: raises NotAvailableError."""
-        raise NotAvailableError("schedule", name, trigger, options)
+    async def get_result(self, id: str, wait: float | bool | None = None) -> Any:
+        """The result of a job, any number of times; `wait` so many seconds for it, or True.
 
-    async def start_worker(self, **options: Any) -> Any:
-        """Work on jobs. Not part of this version: raises NotAvailableError."""
-        raise NotAvailableError("start_worker", options)
+        Raises JobNotFinishedError, or what `run_job` raises for a job that did not succeed.
+        """
+        return await self._client().result(id, wait)
+
+    async def cancel_job(self, id: str, reason: str | None = None) -> Job:
+        """Ask for a job's end. One that nobody has is cancelled at once; otherwise the first
+        outcome that is stored wins, success included. Raises UnknownNameError.
+        """
+        return await self._client().cancel(id, reason)
+
+    async def retry_job(self, id: str) -> str:
+        """Add a job like one that has ended; its id. Raises UnknownNameError, UsageError."""
+        return await self._client().retry(id)
+
+    async def list_jobs(self, **query: Any) -> builtins.list[Job]:
+        """The newest jobs, without inputs and results: states=, pipeline=, queue=,
+        schedule_id=, limit=.
+        """
+        return await self._client().find(query)
+
+    def watch(self, id: str) -> AsyncIterator[JobEvent]:
+        """What happens to a job, from now until its outcome."""
+        return self._client().watch(id)
+
+    async def schedule(
+        self, name: str, trigger: Any = None, *args: Any, **options: Any
+    ) -> Schedule:
+        """Run a pipeline as a job whenever a trigger says: "interval", "cron", "crontab",
+        "date", "calendarinterval", "and", "or", or an APScheduler 3.11 trigger.
+
+        Beside the trigger's arguments: `id`, `paused`, `overlap` ("allow", "skip", "queue"),
+        `misfire_grace_time` (seconds), `coalesce` ("latest", "earliest", "all"),
+        `max_catch_up`, `max_jitter` (seconds), `timezone`, and the options of `add_job`. The
+        same schedule again changes nothing. Raises TriggerError, and what `add_job` raises.
+        """
+        return await self._client().schedule(name, trigger, args, options)
+
+    async def apply_schedules(self) -> builtins.list[Schedule]:
+        """Put the `schedule:` entries of conf/pipelines.yml, and remove those that are gone."""
+        return await self._client().apply_schedules()
+
+    async def list_schedules(self) -> builtins.list[Schedule]:
+        """All schedules, by id."""
+        return await self._client().schedules()
+
+    async def pause_schedule(self, id: str) -> Schedule:
+        """Fire no more until `resume_schedule`. Raises UnknownNameError."""
+        return await self._client().pause(id)
+
+    async def resume_schedule(self, id: str) -> Schedule:
+        """Fire again, from the next time after now. Raises UnknownNameError."""
+        return await self._client().resume(id)
+
+    async def remove_schedule(self, id: str) -> None:
+        """Forget a schedule; its jobs stay. Raises UnknownNameError."""
+        await self._client().remove(id)
+
+    async def start_worker(
+        self, settings: configs.WorkerSettings | None = None, **changes: Any
+    ) -> None:
+        """Work on jobs and fire schedules, until cancelled; then unfinished jobs are given back.
+
+        `changes` are laid over `settings`, else over `worker` in conf/scheduler.yml: queues=,
+        concurrency=, runner="process" or "inline", and so on (`WorkerSettings`).
+        """
+        from fp_async.client import work
+
+        await work(self.flows, settings, changes)
 
     # Pipelines ------------------------------------------------------------------------------
 
     def flow(
-        self,
-        name: str,
-        *,
-        environment: str = configs.DEFAULT_ENVIRONMENT,
-        config: Mapping[str, Any] | None = None,
-        params: Params | None = None,
-        adapters: Sequence[Any] = (),
-        materializers: Sequence[Any] = (),
+        self, name: str, *, environment: str = configs.DEFAULT_ENVIRONMENT, **options: Any
     ) -> Flow:
-        """The pipeline, loaded; cached as long as its arguments can be compared."""
-        arguments = (name, environment, config or {}, params or {}, adapters, materializers)
-        try:
-            key = _key(*arguments)
-        except TypeError:  # a value that cannot be hashed: build it anew
-            return self._load(*arguments)
-        with self._lock:
-            if key in self._flows:
-                self._flows.move_to_end(key)
-                return self._flows[key]
-            flow = self._load(*arguments)
-            flow.kept = True
-            self._flows[key] = flow
-            if len(self._flows) > _KEPT_FLOWS:
-                self._flows.popitem(last=False)[1].namespace.unload()
-            return flow
-
-    def _load(
-        self,
-        name: str,
-        environment: str,
-        extra_config: Mapping[str, Any],
-        extra_params: Params,
-        adapters: Sequence[Any],
-        materializers: Sequence[Any],
-    ) -> Flow:
-        from fp_async import dag, modules
-        from fp_async.params import Params as PipelineParams
-
-        values = configs.merged(self.parameters(name, environment), extra_params, 2)
-        settings = configs.run_settings(self.configuration, name, environment)
-        folder = self.root / "pipelines"
-        names = settings.modules or [name]
-        for module in names:
-            if not modules.exists(folder, module):
-                where = f" in {folder} (run.{name}.{environment}.modules)"
-                raise UnknownNameError("module", module, self.list(), where=where)
-        libraries = modules.libraries(folder, names)
-        dag.load_extensions(libraries)
-        params = PipelineParams(name, values)
-        namespace = modules.Namespace(folder, name, params, identity=repr(values))
-        try:
-            graph = dag.Graph(
-                name,
-                dag.load_modules(namespace, names),
-                configs.given(configs.merged(settings.config or {}, extra_config)),
-                adapters=adapters,
-                materializers=materializers,
-                allow_overrides=bool(settings.module_overrides),
-            )
-            return Flow(name, folder, settings, namespace, graph, values, libraries)
-        except BaseException:
-            namespace.unload()
-            raise
+        """The pipeline, loaded. See `Flows.flow`."""
+        return self.flows.flow(name, environment=environment, **options)
 
     def parameters(self, name: str, environment: str) -> dict[str, Any]:
         """The configured parameters of a pipeline in an environment, by function."""
-        self._require(name)
-        base = (self.configuration.params or {}).get(name) or {}
-        over = configs.run_settings(self.configuration, name, environment).params or {}
-        return configs.merged(base, over, 2)
+        return self.flows.parameters(name, environment)
 
     def planned(self, flow: Flow, **options: Any) -> tuple[builtins.list[str], builtins.list[str]]:
-        """The nodes that a run with these options would compute, and the final ones among them.
-
-        Raises as `run` would.
-        """
-        defaults = dict.fromkeys(
-            ("inputs", "final_vars", "overrides", "executor", "timeout", "progress")
-        )
-        plan = flow.plan(self._request(flow, **{**defaults, **options}))
-        return [*plan.names[plan.given :]], [name for name, _ in plan.finals]
-
-    def _require(self, name: str) -> None:
-        names = self.list()
-        if name not in names:
-            raise UnknownNameError("pipeline", name, names, where=f" in {self.root / 'pipelines'}")
+        """The nodes that a run would compute, and the final ones. See `Flows.planned`."""
+        return self.flows.planned(flow, **options)
 
     @property
     def configuration(self) -> configs.PipelinesFile:
         """`conf/pipelines.yml`, read once. Raises ConfigError."""
-        if self._file is None:
-            self._file = configs.read(self.root, "pipelines.yml")
-        return self._file
+        return self.flows.configuration
 
     def reload(self) -> None:
         """Forget modules, DAGs and configuration; the next run reads the files again."""
-        with self._lock:
-            _unload(self._flows)
-            self._flows.clear()
-            self._file = None
+        self.flows.reload()
 
     def refresh(self) -> None:
         """Reload what was edited since it was loaded."""
-        from fp_async.modules import stamp
-
-        conf = self.root / "conf" / "pipelines.yml"
-        with self._lock:
-            if self._stamps.get(conf, now := stamp(conf)) != now:
-                self.reload()
-            self._stamps[conf] = now
-            for key in [key for key, flow in self._flows.items() if flow.namespace.changed()]:
-                self._flows.pop(key).namespace.unload()
+        self.flows.refresh()
 
     def new(self, name: str, *, overwrite: bool = False) -> Path:
         """Write a pipeline that runs at once; returns its file. See `scaffold`."""
@@ -333,56 +318,3 @@ def find_root(path: str | Path | None) -> Path:
     raise ProjectNotFoundError(
         f"{start} is no project: no conf/pipelines.yml and no pipelines/; {hint}"
     )
-
-
-def _seconds(timeout: float) -> float:
-    if not isinstance(timeout, int | float) or not timeout > 0:
-        raise UsageError(f"timeout is a number of seconds, more than 0, not {timeout!r}")
-    return timeout
-
-
-def _key(
-    name: str,
-    environment: str,
-    config: Mapping[str, Any],
-    params: Params,
-    adapters: Sequence[Any],
-    materializers: Sequence[Any],
-) -> Hashable:
-    objects = (tuple(map(id, adapters)), tuple(map(id, materializers)))  # the flow holds them
-    given = (_frozen(config), _frozen(params)) if config or params else ()
-    return (name, environment, given, *objects)
-
-
-def _frozen(value: Any) -> Hashable:
-    """A hashable image of plain data; raises TypeError for what has none."""
-    if value is None:
-        return None
-    if isinstance(value, Mapping):
-        return tuple((key, _frozen(item)) for key, item in value.items())
-    if isinstance(value, builtins.list | tuple):
-        return tuple(_frozen(item) for item in value)
-    hash(value)
-    return (type(value), value)
-
-
-async def _retried(flow: Flow, request: Request, children: Children | None) -> Any:
-    """Run, and run again as the pipeline's `retry` says."""
-    retry = flow.settings.retry
-    if retry is None:
-        return await flow.run(request, children)
-    failures = 0
-    while True:
-        try:
-            return await flow.run(request, children)
-        except (NodeError, TimeoutError) as error:
-            failures += 1
-            cause = error.__cause__ if isinstance(error, NodeError) else error
-            if cause is None or not retry.wants(cause, failures):
-                raise
-        await asyncio.sleep(retry.delay(failures, random.random()))
-
-
-def _unload(flows: OrderedDict[Hashable, Flow]) -> None:
-    for flow in flows.values():
-        flow.namespace.unload()

@@ -1,5 +1,21 @@
-"""`from fp_async.scheduler import ...`: what the user's document imports from here."""
+"""`from fp_async.scheduler import ...`: what the user's document imports from here, and more."""
 
-from fp_async.api import Pipeline, schedule, start_worker
+from fp_async.api import (
+    Pipeline,
+    list_schedules,
+    pause_schedule,
+    remove_schedule,
+    resume_schedule,
+    schedule,
+    start_worker,
+)
 
-__all__ = ["Pipeline", "schedule", "start_worker"]
+__all__ = [
+    "Pipeline",
+    "list_schedules",
+    "pause_schedule",
+    "remove_schedule",
+    "resume_schedule",
+    "schedule",
+    "start_worker",
+]

@@ -132,7 +132,7 @@ CONFIGURATION = [
     ),
     conf("YAML: an alias of itself", "params: &a\n  b: *a\n", "conf/pipelines.yml:", "alias"),
     conf(
-        "YAML: bottomless nesting", "run: " + "[" * 5000 + "]" * 5000, "conf/pipelines.yml", "deep"
+        "YAML: bottomless nesting", "run: " + "[" * 5000 + "]" * 5000, "conf/pipelines.yml", "nest"
     ),
     conf("YAML: a list as key", "run:\n  ? [a]\n  : b\n", "conf/pipelines.yml:2:"),
     conf(

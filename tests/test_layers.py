@@ -14,14 +14,22 @@ PACKAGE = ROOT / "fp_async"
 
 # A module may import modules of its own layer and of lower ones.
 LAYERS = [
-    {"errors"},
+    {"errors", "processes"},
     {"annotations", "build_errors", "documents", "frames", "plan", "threads", "typed", "wrappers"},
-    {"frontier"},
+    {"frontier", "lifecycle", "crontab"},
+    {"codec", "codec_arrays", "codec_pandas", "codec_reading", "codec_values"},
     {"config"},
-    {"editing", "nodes", "child", "params"},
+    {"editing", "nodes", "child", "params", "jobs", "link"},
     {"modules", "bridge", "hooks", "executors", "execution", "scaffold"},
+    {"rules", "triggers", "trigger_times", "events"},
+    {"stores", "patience"},
     {"dag"},
     {"drivers", "flow"},
+    {"flows"},
+    {"backend", "attempt", "orders"},
+    {"watching", "runner", "runner_child", "firing", "keeper"},
+    {"worker"},
+    {"client"},
     {"project", "checking", "pictures"},
     {"api"},
     {"pipeline", "scheduler"},
@@ -38,9 +46,14 @@ IMPORTERS = {
     "ruamel": {"editing"},
     "rich": {"cli"},
     "click": {"cli"},
-    "apscheduler": set(),
-    "aiosqlite": set(),
-    "aiomqtt": set(),
+    "apscheduler": {"triggers", "trigger_times"},
+    "aiosqlite": {"stores"},
+    "aiomqtt": {"link"},
+    "paho": {"link"},
+    "asyncpg": {"events"},
+    "redis": {"events"},
+    "sqlalchemy": {"stores"},
+    "pymongo": {"stores"},
 }
 
 

@@ -215,7 +215,7 @@ async def test_many_parameter_sets_are_bounded(make_project):
     project = make_project(PARAMS_CONFIG, flow=PARAMS_SOURCE.format(define="def"))
     for factor in range(100):
         await project.run("flow", params={"scaled": {"factor": factor}})
-    assert len(project._flows) <= 64
+    assert len(project.flows._flows) <= 64
 
 
 async def test_values_of_project_classes_cross_processes(make_project):

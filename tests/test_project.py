@@ -12,7 +12,6 @@ from fp_async import Project
 from fp_async.editing import edit
 from fp_async.errors import (
     AlreadyExistsError,
-    NotAvailableError,
     ProjectNotFoundError,
     UnknownNameError,
     UsageError,
@@ -177,13 +176,6 @@ async def test_a_held_project_ends_its_children(make_project):
         assert pids != {os.getpid()}
         assert all(psutil.pid_exists(pid) for pid in pids)
     assert not any(psutil.pid_exists(pid) for pid in pids)
-
-
-@pytest.mark.parametrize("name", ["run_job", "add_job", "schedule"])
-async def test_what_is_not_there_yet_says_so(make_project, name):
-    project = make_project(flow="def a() -> int:\n    return 1\n")
-    with pytest.raises(NotAvailableError, match=f"{name}: .*not in this version yet"):
-        await getattr(project, name)("flow")
 
 
 def messages(report, level):

@@ -14,17 +14,39 @@ import click
 from fp_async import __version__
 from fp_async.errors import FlowerPowerError
 
-# name -> (module, function, one line for --help): --help imports none of them
-_COMMANDS = {
-    "init": ("folders", "init", "Create a project: conf/*.yml and pipelines/."),
-    "new": ("folders", "new", "Add a pipeline that runs at once."),
-    "add": ("folders", "new", "The same as `new`."),
-    "delete": ("folders", "delete", "Remove a pipeline and its configuration."),
-    "list": ("folders", "list_pipelines", "List the pipelines and their environments."),
-    "show": ("showing", "show", "Print or draw a pipeline's DAG."),
-    "check": ("checks", "check", "Validate configuration and pipelines without running them."),
-    "run": ("running", "run", "Run a pipeline in this process."),
+# section -> name -> (module, function, one line for --help): --help imports none of them
+_SECTIONS = {
+    "Projects and pipelines": {
+        "init": ("folders", "init", "Create a project: conf/*.yml and pipelines/."),
+        "new": ("folders", "new", "Add a pipeline that runs at once."),
+        "add": ("folders", "new", "The same as `new`."),
+        "delete": ("folders", "delete", "Remove a pipeline and its configuration."),
+        "list": ("folders", "list_pipelines", "List the pipelines and their environments."),
+        "show": ("showing", "show", "Print or draw a pipeline's DAG."),
+        "check": ("checks", "check", "Validate configuration and pipelines, run nothing."),
+        "run": ("running", "run", "Run a pipeline in this process."),
+    },
+    "Jobs": {
+        "run-job": ("jobs", "run_job", "Run a pipeline on a worker and print its result."),
+        "add-job": ("jobs", "add_job", "Hand in a job and print its id."),
+        "result": ("jobs", "result", "Print the result of a job."),
+        "jobs": ("following", "jobs", "List the newest jobs."),
+        "job": ("following", "job", "Show all about a job, or follow it."),
+        "cancel": ("jobs", "cancel", "End a job."),
+        "retry": ("jobs", "retry", "Hand in a job that has ended once more."),
+    },
+    "Schedules": {
+        "schedule": ("scheduling", "schedule", "Run a pipeline at set times."),
+        "schedules": ("schedules", "schedules", "List, pause, resume or remove schedules."),
+    },
+    "Services": {
+        "start-worker": ("daemons", "start_worker", "Work on jobs and fire schedules."),
+        "start-scheduler": ("daemons", "start_scheduler", "Fire schedules only."),
+        "top": ("top", "top", "Watch queues, workers and running jobs."),
+        "store": ("store", "store", "Look at the data store, or clean it up."),
+    },
 }
+_COMMANDS = {name: entry for section in _SECTIONS.values() for name, entry in section.items()}
 
 
 class Commands(click.Group):
@@ -41,8 +63,11 @@ class Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+        width = max(map(len, _COMMANDS))
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                rows = [(name.ljust(width), text) for name, (_, _, text) in commands.items()]
+                formatter.write_dl(rows)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -65,8 +90,15 @@ A first project:
   flowerpower run my_flow --inputs count=3 --final-vars scaled,total --output json
 
 \b
-Exit codes: 0 done, 1 the pipeline failed, 2 wrong input or configuration,
-124 timed out, 130 interrupted, 143 terminated.
+On workers, and at set times:
+  flowerpower start-worker
+  flowerpower run-job my_flow
+  flowerpower schedule my_flow --type interval --interval-params seconds=30
+
+\b
+Exit codes: 0 done, 1 the pipeline or job failed, 2 wrong input or configuration,
+3 data store or event broker, 75 not finished yet, 124 timed out, 130 interrupted,
+143 terminated.
 
 \b
 Shell completion (bash; also zsh, fish):

@@ -4,31 +4,55 @@ from __future__ import annotations
 
 import shlex
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import click
 
 from fp_async.cli import base_dir
-from fp_async.errors import UsageError
+from fp_async.errors import AlreadyExistsError, FileAccessError, UsageError
+
+_SERVICES = "docker-compose.yml"
 
 
 @click.command()
 @click.argument("name", default=".")
 @click.option("--overwrite", is_flag=True, help="Reset the conf/*.yml of an existing project.")
+@click.option("--services", is_flag=True, help="Also write docker-compose.yml, for development.")
 @base_dir
-def init(name: str, base_dir: str | None, *, overwrite: bool) -> None:
+def init(name: str, base_dir: str | None, *, overwrite: bool, services: bool) -> None:
     """Create a project in the folder NAME (default: the working directory).
 
     Writes conf/pipelines.yml, conf/scheduler.yml, conf/tracker.yml, conf/mqtt.yml, each with
-    comments that explain it, and an empty pipelines/.
+    comments that explain it, and an empty pipelines/. --services, which an existing project
+    takes, too, writes a docker-compose.yml with the data stores and event brokers that
+    conf/scheduler.yml shows.
     """
     from fp_async import api
 
     folder = Path(base_dir or ".") / name
+    if services and not overwrite and (folder / "conf" / "pipelines.yml").exists():
+        _write_services(folder, overwrite=False)
+        return
     created = api.init(folder, overwrite=overwrite)
     click.echo(f"created project {created.root}")
+    if services:
+        _write_services(created.root, overwrite=overwrite)
     step = "" if created.root == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
     click.echo(f"next: {step}flowerpower new my_flow && flowerpower run my_flow")
+
+
+def _write_services(folder: Path, *, overwrite: bool) -> None:
+    text = (files("fp_async") / "templates" / _SERVICES).read_bytes()
+    path = folder / _SERVICES
+    try:
+        with path.open("wb" if overwrite else "xb") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise AlreadyExistsError(f"{path} exists already; --overwrite replaces it") from error
+    except OSError as error:
+        raise FileAccessError(f"cannot write {path}: {error.strerror or error}") from error
+    click.echo(f"created {path}; start what you need: docker compose up postgres redis -d")
 
 
 @click.command()

@@ -13,8 +13,8 @@ import click
 if TYPE_CHECKING:
     from fp_async.nodes import NodeEvent
 
-_MARKS = {"succeeded": "✓", "failed": "✗", "cancelled": "-", "retrying": "↻"}
-_STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "retrying": "yellow"}
+MARKS = {"succeeded": "✓", "failed": "✗", "cancelled": "-", "retrying": "↻"}
+STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "retrying": "yellow"}
 _FINISHED_SHOWN = 12
 
 
@@ -73,7 +73,7 @@ class Progress:
         return ordered[-_FINISHED_SHOWN:]
 
     def _line(self, event: NodeEvent) -> str:
-        mark = click.style(_MARKS[event.status], fg=_STYLES[event.status])
+        mark = click.style(MARKS[event.status], fg=STYLES[event.status])
         error = f"  {event.error.partition(chr(10))[0]}" if event.error else ""
         return f"  {mark} {event.node}  {event.seconds:.3f} s{error}"
 
@@ -88,7 +88,7 @@ class Progress:
         title = f"{self._title}  {finished}/{self._total} nodes  {now - self._began:.1f} s"
         view.add_row(Text("●", style="cyan"), Text(title, style="bold"), "")
         for event in self._shown():
-            mark = Text(_MARKS[event.status], style=_STYLES[event.status])
+            mark = Text(MARKS[event.status], style=STYLES[event.status])
             view.add_row(mark, event.node, f"{event.seconds:.3f} s")
         for node, since in list(self._running.items())[:_FINISHED_SHOWN]:
             view.add_row(Spinner("dots", style="cyan"), node, f"{now - since:.1f} s")

@@ -14,9 +14,12 @@ from typing import Any
 import click
 import msgspec
 
+from fp_async.codec_values import Record
 from fp_async.errors import FileAccessError, UsageError, describe
 
 _SHOWN_ROWS = 10
+_PIPE_WIDTH = 10_000
+_WHOLE = ("id", "added", "took", "next", "last")
 
 
 def echo_json(value: Any) -> None:
@@ -30,16 +33,24 @@ def echo_json(value: Any) -> None:
 
 
 def echo_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows with the same keys, as a table."""
-    from rich.console import Console
+    """Rows with the same keys, as a table; ids, which are copied, and times are never cut."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in rows[0]:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in _WHOLE)
     for row in rows:
         table.add_row(*(", ".join(v) if isinstance(v, list) else str(v) for v in row.values()))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    console().print(table)
+
+
+def console() -> Any:
+    """Rich's view of stdout; lines in a pipe are as long as they want to be."""
+    from rich.console import Console
+
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(highlight=False, width=_PIPE_WIDTH)
 
 
 def show_result(result: Any, output: str) -> None:
@@ -105,6 +116,9 @@ def _echo_values(result: Any) -> None:
 
 def _text(value: Any) -> str:
     """A value as a person wants to see it; long ones are cut, and say so."""
+    if isinstance(value, Record):  # before its fields can look like methods
+        fields = ", ".join(f"{name}={item!r}" for name, item in value._asdict().items())
+        return f"{value._kind.rpartition('.')[2]}({fields})"
     if hasattr(value, "head") and hasattr(value, "shape"):
         more = "" if len(value) <= _SHOWN_ROWS else f"\n({len(value)} rows)"
         return f"{value.head(_SHOWN_ROWS)}{more}"
@@ -132,6 +146,8 @@ def _json(value: Any) -> bytes:
 
 def _plain(value: Any) -> Any:
     """What msgspec cannot write: data frames as records, arrays and their scalars, paths."""
+    if isinstance(value, Record):
+        return value._asdict()
     if hasattr(value, "to_dict") and hasattr(value, "index"):
         return _with_labels(value)
     if type(value).__name__ in ("NaTType", "NAType"):  # pandas' missing values

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -17,18 +17,21 @@ from fp_async.config import DEFAULT_ENVIRONMENT
 from fp_async.errors import NodeError, UnknownNameError, UsageError
 from fp_async.typed import coerce, parse_assignments
 
+if TYPE_CHECKING:
+    from fp_async.project import Project
+
 
 class Seconds(click.FloatRange):
-    """A time that is more than nothing, and a number."""
+    """A time that is a number, and more than nothing, or no less with `or_none`."""
 
-    def __init__(self) -> None:
-        super().__init__(0, min_open=True)
+    def __init__(self, *, or_none: bool = False) -> None:
+        super().__init__(0, min_open=not or_none)
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         seconds = float(super().convert(value, param, ctx))
-        if math.isnan(seconds):
+        if not math.isfinite(seconds):
             self.fail(f"{value} is not a number of seconds.", param, ctx)
         return seconds
 
@@ -67,19 +70,32 @@ def run_options(function: Callable[..., Any]) -> Any:
     return decorated
 
 
+def result_options(function: Callable[..., Any]) -> Any:
+    """How a command that has a result shows it, and what went wrong."""
+    options = (
+        click.option(
+            "--output",
+            default="table",
+            metavar="table|json|FILE",
+            help="How to show the result; FILE.csv, FILE.parquet or FILE.json to write it.",
+        ),
+        click.option("--traceback", "with_traceback", is_flag=True, help="Your code's traceback."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
+
+
 @click.command()
 @click.argument("name")
 @run_options
-@click.option(
-    "--output",
-    default="table",
-    metavar="table|json|FILE",
-    help="How to show the result; FILE.csv, FILE.parquet or FILE.json to write it.",
-)
-@click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
-@click.option("--traceback", "with_traceback", is_flag=True, help="Your code's traceback too.")
+@quiet_option
+@result_options
 def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options: Any) -> None:
-    r"""Run pipeline NAME in this process and print its final variables.
+    """Run pipeline NAME in this process and print its final variables.
 
     \b
       flowerpower run my_flow
@@ -89,7 +105,7 @@ def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options:
       flowerpower run my_flow --final-vars table --output table.csv
 
     The result goes to stdout, progress to stderr.
-    """
+    """  # noqa: D301
     from fp_async.cli.output import check_output, show_result
 
     check_output(output)
@@ -104,12 +120,31 @@ def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options:
         raise
 
 
-async def _run(
+async def _run(name: str, *, output: str, quiet: bool, base_dir: str | None, **given: Any) -> Any:
+    from fp_async.cli.live import Progress
+    from fp_async.cli.output import check_count
+    from fp_async.project import Project
+
+    async with Project(base_dir) as project:
+        asked = ask(project, name, **given)
+        check_count(output, asked.final_vars)
+        title = f"{name} [{given['environment']}]"
+        with nullcontext() if quiet else Progress(title, asked.nodes) as progress:
+            return await project.run(name, progress=progress, **asked.options)
+
+
+class Asked(NamedTuple):
+    """What the options ask for: those of `Project.run`, and the nodes that it would compute."""
+
+    options: dict[str, Any]
+    nodes: list[str]
+    final_vars: list[str]
+
+
+def ask(
+    project: Project,
     name: str,
     *,
-    output: str,
-    quiet: bool,
-    base_dir: str | None,
     inputs: tuple[str, ...],
     final_vars: tuple[str, ...],
     config_: tuple[str, ...],
@@ -118,37 +153,33 @@ async def _run(
     executor: str | None,
     with_tracker: bool | None,
     timeout: float | None,
-) -> Any:
-    from fp_async.cli.live import Progress
-    from fp_async.cli.output import check_count
-    from fp_async.project import Project
+) -> Asked:
+    """The options of `run_options`, with the types of the pipeline's annotations.
 
-    async with Project(base_dir) as project:
-        sys.path.insert(0, str(project.root))  # the project's own packages, as under python -m
-        params = _params(param, project.parameters(name, environment))
-        config = {key: coerce(value, Any) for key, value in assigned(config_, "--config").items()}
-        given = assigned(inputs, "--inputs")
-        flow = project.flow(name, environment=environment, config=config, params=params)
-        for function in params.keys() - flow.functions:
-            raise UnknownNameError("function", function, flow.functions, where=" in --param")
-        options: dict[str, Any] = {
-            "inputs": flow.coerced(given),
-            "final_vars": [v.strip() for text in final_vars for v in text.split(",") if v.strip()],
-            "executor": executor,
-            "timeout": timeout,
-        }
-        nodes, finals = project.planned(flow, **options)
-        check_count(output, finals)
-        with nullcontext() if quiet else Progress(f"{name} [{environment}]", nodes) as progress:
-            return await project.run(
-                name,
-                environment=environment,
-                config=config,
-                params=params,
-                with_tracker=with_tracker,
-                progress=progress,
-                **options,
-            )
+    Raises before anything has started, or was stored, what a run would raise.
+    """
+    use_packages(project)
+    params = _params(param, project.parameters(name, environment))
+    config = {key: coerce(value, Any) for key, value in assigned(config_, "--config").items()}
+    given = assigned(inputs, "--inputs")
+    flow = project.flow(name, environment=environment, config=config, params=params)
+    for function in params.keys() - flow.functions:
+        raise UnknownNameError("function", function, flow.functions, where=" in --param")
+    wanted: dict[str, Any] = {
+        "inputs": flow.coerced(given),
+        "final_vars": [v.strip() for text in final_vars for v in text.split(",") if v.strip()],
+        "executor": executor,
+        "timeout": timeout,
+    }
+    nodes, finals = project.planned(flow, **wanted)
+    settings = {"environment": environment, "config": config, "params": params}
+    return Asked({**wanted, **settings, "with_tracker": with_tracker}, nodes, finals)
+
+
+def use_packages(project: Project) -> None:
+    """Let pipelines import the project's own packages, as under `python -m`."""
+    if str(project.root) not in sys.path:
+        sys.path.insert(0, str(project.root))
 
 
 def assigned(texts: tuple[str, ...], option: str) -> dict[str, Any]:

@@ -27,13 +27,13 @@ from fp_async.errors import FileAccessError, UsageError, suggestion
 def show(
     name: str, form: str | None, file: Path | None, environment: str, base_dir: str | None
 ) -> None:
-    r"""Print the DAG of pipeline NAME as a tree, or draw it.
+    """Print the DAG of pipeline NAME as a tree, or draw it.
 
     \b
       flowerpower show my_flow
       flowerpower show my_flow --format mermaid
       flowerpower show my_flow -o my_flow.svg
-    """
+    """  # noqa: D301
     from fp_async.project import Project
 
     ending = file.suffix if file else ""

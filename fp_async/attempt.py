@@ -1,0 +1,194 @@
+"""One attempt at a job, wherever it runs: decode, run the pipeline, encode, and say how it went."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Literal, get_args
+
+import msgspec
+
+from fp_async import codec
+from fp_async.errors import FlowerPowerError, NodeError, RunTimeoutError, describe
+from fp_async.flow import Flow
+from fp_async.flows import Flows
+from fp_async.jobs import Failure, Job, NodeTiming, Record, Spec
+from fp_async.nodes import NodeEvent
+
+LOG_KEPT = 65_536  # characters of a job's log, the end of it
+_NODES_KEPT = 1000
+_TRACEBACK_KEPT = 16_384
+
+
+class Order(msgspec.Struct, frozen=True, tag="order"):
+    """What a runner needs to know of a job. `spec` is JSON, `inputs` are `codec` bytes."""
+
+    id: str
+    attempt: int
+    pipeline: str
+    spec: Spec
+    inputs: bytes
+    limit: int | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
+    """How an attempt ended. `dirty`: something of it still runs in a thread of its process."""
+
+    status: Literal["succeeded", "failed", "crashed"]
+    result: bytes | None = None
+    failure: Failure | None = None
+    reason: str | None = None
+    dirty: bool = False
+
+
+class Trail:
+    """What an attempt leaves behind while it runs: nodes and the end of its log."""
+
+    def __init__(self, worker: str = "") -> None:
+        self.changed = False
+        self._worker = worker
+        self._nodes: list[NodeTiming] = []
+        self._log: list[str] = []
+        self._size = 0
+
+    def node(self, timing: NodeTiming) -> None:
+        """A node has come to an end."""
+        if len(self._nodes) < _NODES_KEPT:
+            self._nodes.append(timing)
+            self.changed = True
+
+    def write(self, text: str) -> None:
+        """Something was logged or printed."""
+        self._log.append(text)
+        self._size += len(text)
+        self.changed = True
+        if self._size > 2 * LOG_KEPT:
+            kept = "".join(self._log)[-LOG_KEPT:]
+            self._log, self._size = [kept], len(kept)
+
+    @property
+    def log(self) -> str:
+        """The end of what was written."""
+        return "".join(self._log)[-LOG_KEPT:]
+
+    def record(self) -> bytes:
+        """All of it, as it is stored."""
+        self.changed = False
+        return _to_json(Record(self._nodes, self.log, self._worker))
+
+
+_to_json = msgspec.json.Encoder().encode
+Tell = Callable[[NodeTiming], None]
+
+
+class CurrentJob(msgspec.Struct, frozen=True):
+    """The job that the calling code runs in; `id` and `attempt` make a key for what must happen
+    once elsewhere.
+    """
+
+    id: str
+    attempt: int
+    pipeline: str
+
+
+_current: ContextVar[CurrentJob | None] = ContextVar("fp_current_job", default=None)
+
+
+def current_job() -> CurrentJob | None:
+    """The job that the calling node belongs to; None in a run that is no job."""
+    return _current.get()
+
+
+def order(job: Job, limit: int | None) -> Order:
+    """What the runner of a claimed job is given."""
+    return Order(job.id, job.attempt, job.pipeline, job.rules, job.inputs, limit)
+
+
+async def attempt(flows: Flows, order: Order, tell: Tell) -> Outcome:
+    """Run the pipeline once. Cancelling cancels the run; it raises nothing else."""
+
+    def progress(event: NodeEvent) -> None:
+        if event.status != "started":
+            tell(NodeTiming(event.node, event.status, round(event.seconds, 6), event.error))
+
+    _current.set(CurrentJob(order.id, order.attempt, order.pipeline))
+    try:
+        result = await _run(flows, order, progress)
+        return Outcome("succeeded", codec.encode_value(result, limit=order.limit))
+    except RunTimeoutError as error:
+        return Outcome("failed", failure=_failure(error), dirty=bool(error.running))
+    except Exception as error:
+        return Outcome("failed", failure=_failure(error))
+
+
+async def _run(flows: Flows, order: Order, progress: Callable[[NodeEvent], None]) -> Any:
+    spec = order.spec
+    flow = flows.flow(
+        order.pipeline, environment=spec.environment, config=spec.config, params=spec.params
+    )
+    inputs = codec.decode(order.inputs, lambda name: _known(flow).get(name))
+    request = flows.request(
+        flow, inputs, spec.final_vars, None, spec.executor, spec.timeout, progress
+    )
+    try:
+        return await flows.run(flow, request)
+    finally:
+        if not flow.kept:
+            flow.namespace.unload()
+
+
+def _known(flow: Flow) -> dict[str, type]:
+    """The classes that the pipeline's own annotations name: these, inputs are made of again."""
+    found: dict[str, type] = {}
+    pending: list[Any] = list(flow.graph.inputs.values())
+    while pending:
+        kind = pending.pop()
+        pending += get_args(kind)
+        if isinstance(kind, type):
+            found[f"{kind.__module__}.{kind.__qualname__}"] = kind
+    return found
+
+
+def _failure(error: BaseException) -> Failure:
+    cause = error.__cause__ if isinstance(error, NodeError) else None
+    raised = error if cause is None else cause
+    kinds = [kind.__name__ for kind in type(raised).__mro__[:-1]]
+    if cause is not None:
+        kinds.append(type(error).__name__)
+    text = str(error) if isinstance(error, FlowerPowerError) else describe(error)
+    lines = "".join(traceback.format_exception(raised))
+    shown = type(error) if isinstance(error, TimeoutError) else type(raised)
+    return Failure(shown.__name__, text, lines[-_TRACEBACK_KEPT:], kinds)
+
+
+# The log of a job that runs in this process -----------------------------------------------------
+
+_trail: ContextVar[Trail | None] = ContextVar("fp_trail", default=None)
+
+
+class _Capture(logging.Handler):
+    """Writes what a job logs into its trail; the context says whose it is."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        trail = _trail.get()
+        if trail is not None:
+            trail.write(self.format(record) + "\n")
+
+
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def capture() -> Callable[[], None]:
+    """Have jobs' logging written into their trails, until what is returned is called."""
+    handler = _Capture()
+    handler.setFormatter(logging.Formatter(FORMAT))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    return lambda: root.removeHandler(handler)
+
+
+def captured(trail: Trail) -> None:
+    """What this task logs from now on belongs to that trail."""
+    _trail.set(trail)

@@ -1,0 +1,241 @@
+"""`start-worker` and `start-scheduler`: in the foreground, until a signal ends them.
+
+They wait for a data store that cannot be reached, however long that takes. The first SIGTERM or
+Ctrl-C lets what runs end, the second gives it back at once, the third kills.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fp_async.cli import base_dir, fail_at_once
+from fp_async.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from fp_async.backend import Backend
+    from fp_async.project import Project
+    from fp_async.worker import Worker
+
+log = logging.getLogger("fp_async")
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+_SEEN = 10.0  # seconds between two signs of life
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+@click.command("start-worker")
+@click.option("--queues", metavar="A,B", help="Whose jobs to run. Default: default.")
+@click.option("--concurrency", type=click.IntRange(1), metavar="N", help="Jobs at once.")
+@click.option(
+    "--runner",
+    type=click.Choice(["process", "inline"]),
+    help="Run jobs in processes of their own (default), or in this one.",
+)
+@click.option("--no-schedules", is_flag=True, help="Do not fire schedules.")
+@click.option(
+    "--memory-limit", type=click.IntRange(64), metavar="MIB", help="For each job's process."
+)
+@base_dir
+def start_worker(
+    queues: str | None, base_dir: str | None, *, no_schedules: bool, **changes: Any
+) -> None:
+    """Work on jobs and fire schedules until a signal comes.
+
+    \b
+      flowerpower start-worker
+      flowerpower start-worker --queues big,default --concurrency 4
+
+    The settings are those of `worker` in conf/scheduler.yml, with the options laid over them.
+    Any number of workers may share a data store. SIGTERM or Ctrl-C: it takes no more jobs, and
+    ends when those that run have ended, at most `grace` seconds (30) later; twice: at once, and
+    unfinished jobs are given back.
+    """  # noqa: D301
+    if queues is not None:
+        changes["queues"] = [name.strip() for name in queues.split(",") if name.strip()]
+        if not changes["queues"]:
+            raise UsageError(f"--queues {queues!r}: write the names of queues: default,big")
+    if no_schedules:
+        changes["schedules"] = False
+    _serve(base_dir, lambda daemon: _work(daemon, changes))
+
+
+@click.command("start-scheduler")
+@base_dir
+def start_scheduler(base_dir: str | None) -> None:
+    """Fire schedules, and run no jobs, until a signal comes.
+
+    Workers fire schedules, too; this is for a machine that should do nothing else. Any number
+    may run: each time of a schedule gives one job.
+    """
+    _serve(base_dir, _fire)
+
+
+class Daemon:
+    """A project whose daemon runs in the current task, and what a signal does to it."""
+
+    def __init__(self, project: Project) -> None:
+        from fp_async.patience import Patience
+
+        self.project = project
+        self.patience = Patience()
+        self.drain: Callable[[], object] | None = None
+        self.signals = 0
+        self.code = 0
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+
+    def signal(self, number: int) -> None:
+        """The first drains, the next cancels, the last kills."""
+        self.signals += 1
+        if self.signals == 1 and self.drain is not None:
+            self.drain()
+        elif self.signals == 1:
+            self._task.cancel()
+        elif self.signals == 2 and self.drain is not None:
+            log.info("giving back what runs; once more: killed")
+            self.code = 128 + number
+            self._task.cancel()
+        else:
+            fail_at_once(_WORDS[signal.Signals(number)], 128 + number)
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Backend]:
+        """The backend, as soon as its store can be reached; schedules of conf/ applied."""
+        from fp_async.backend import connected
+        from fp_async.client import apply
+
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.project.aclose)
+            backend = await self.patience(
+                lambda: stack.enter_async_context(connected(self.project.root))
+            )
+            await self.patience(lambda: apply(self.project.flows, backend))
+            yield backend
+
+
+def _serve(base_dir: str | None, main: Callable[[Daemon], Coroutine[Any, Any, None]]) -> None:
+    from fp_async.cli.running import use_packages
+    from fp_async.project import Project
+
+    logging.basicConfig(level=logging.INFO, format=_FORMAT)
+    project = Project(base_dir)
+    use_packages(project)
+    code = asyncio.run(_until_signalled(project, main))
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+async def _until_signalled(
+    project: Project, main: Callable[[Daemon], Coroutine[Any, Any, None]]
+) -> int:
+    daemon = Daemon(project)
+    loop = asyncio.get_running_loop()
+    for number in _WORDS:
+        loop.add_signal_handler(number, daemon.signal, number)
+    try:
+        await main(daemon)
+    except asyncio.CancelledError:
+        if not daemon.signals:
+            raise
+    return daemon.code
+
+
+# Worker -------------------------------------------------------------------------------------
+
+
+async def _work(daemon: Daemon, changes: dict[str, Any]) -> None:
+    from fp_async.client import changed
+    from fp_async.worker import make_worker
+
+    async with daemon.connected() as backend:
+        settings = changed(backend.worker, changes)
+        worker = make_worker(daemon.project.flows, backend, settings)
+        daemon.drain = lambda: _drain(worker, settings.grace)
+        log.info(
+            "worker %s: queues %s, runner %s, schedules %s; %s",
+            worker.name,
+            ",".join(settings.queues),
+            settings.runner,
+            "yes" if settings.schedules else "no",
+            await _places(daemon, backend),
+        )
+        try:
+            await worker.run()
+        finally:
+            log.info("worker %s has ended", worker.name)
+
+
+def _drain(worker: Worker, grace: float) -> None:
+    count = len(worker._held())
+    if count:
+        jobs = "1 job" if count == 1 else f"{count} jobs"
+        text = "waiting for %s to end, at most %g s; once more: given back at once"
+        log.info(text, jobs, grace)
+    worker.drain()
+
+
+async def _places(daemon: Daemon, backend: Backend) -> str:
+    from fp_async import config
+
+    facts = await daemon.patience(backend.store.info)
+    broker = config.read(daemon.project.root, "scheduler.yml").event_broker
+    kind = "memory" if broker is None else broker.type
+    return f"data store {facts['type']} ({facts['place']}), event broker {kind}"
+
+
+# Scheduler ----------------------------------------------------------------------------------
+
+
+async def _fire(daemon: Daemon) -> None:
+    from fp_async.firing import serve
+
+    async with daemon.connected() as backend:
+        if not backend.store.shared:
+            raise UsageError(
+                "the data store is of type memory: no worker would see what is fired; set "
+                "another data_store in conf/scheduler.yml, or use start-worker"
+            )
+        name = f"{socket.gethostname()}-{os.getpid()}"
+        log.info("scheduler %s: %s", name, await _places(daemon, backend))
+        showing = asyncio.create_task(_show_up(daemon, backend, name))
+        try:
+            await serve(backend.store, backend.hub, backend.worker.poll_interval)
+        finally:
+            await _gone(showing, backend, name)
+            log.info("scheduler %s has ended", name)
+
+
+async def _show_up(daemon: Daemon, backend: Backend, name: str) -> None:
+    """Tell the store, every now and then, that this scheduler is there."""
+    import time
+
+    import msgspec
+
+    from fp_async.jobs import Member
+
+    facts = {"host": socket.gethostname(), "pid": os.getpid(), "started_at": time.time()}
+    member = Member(kind="scheduler", name=name, info=msgspec.json.encode(facts))
+    while True:
+        await daemon.patience(lambda: backend.store.saw(member, 3 * _SEEN))
+        await asyncio.sleep(_SEEN)
+
+
+async def _gone(showing: asyncio.Task[None], backend: Backend, name: str) -> None:
+    from fp_async.jobs import Member
+
+    showing.cancel()
+    with suppress(StoreError, TimeoutError):
+        async with asyncio.timeout(1.0):
+            await asyncio.wait([showing])
+            await backend.store.saw(Member(kind="scheduler", name=name), 0)

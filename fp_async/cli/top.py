@@ -1,0 +1,258 @@
+"""`top`: queues, workers, running jobs and the next schedules."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fp_async.cli import base_dir
+from fp_async.cli.following import output_option
+from fp_async.errors import StoreUnavailableError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fp_async.backend import Backend
+    from fp_async.jobs import Job
+    from fp_async.stores import Store
+
+_REFRESH = 1.0
+_QUICKEST = 0.1
+_SHOWN = 15
+_COUNTED = 500
+_ALWAYS = ("queued", "running", "succeeded", "failed")
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Print it once, and end.")
+@output_option
+@base_dir
+def top(output: str, base_dir: str | None, *, once: bool) -> None:
+    """Watch queues, workers, running jobs and the next schedules. Ctrl-C ends it.
+
+    Where stdout is no terminal it is printed once.
+    """
+    from fp_async.cli.output import console, echo_json
+    from fp_async.project import find_root
+
+    root = find_root(base_dir)
+    if output == "table" and not once and sys.stdout.isatty():
+        asyncio.run(_watch(root))
+        return
+    facts = asyncio.run(_once(root))
+    if output == "json":
+        echo_json(_as_json(facts))
+    else:
+        console().print(_view(facts))
+
+
+async def _once(root: Path) -> dict[str, Any]:
+    from fp_async.backend import connected
+
+    async with connected(root) as backend:
+        return await snapshot(backend.store)
+
+
+# What there is to see -----------------------------------------------------------------------
+
+
+async def snapshot(store: Store) -> dict[str, Any]:
+    """Queues, workers, schedulers, running jobs and schedules; times in epoch seconds."""
+    from fp_async.cli.shown import words
+    from fp_async.jobs import Find
+
+    jobs = await store.find(Find(states=("running",), limit=_COUNTED))
+    running = [_running(job) for job in jobs]
+    due = await store.due(float(2**40), _SHOWN)
+    return {
+        "at": await store.now(),
+        "queues": _queues(await store.counts()),
+        "workers": _counted(await _members(store, "worker"), running),
+        "schedulers": await _members(store, "scheduler"),
+        "running": running[:_SHOWN],
+        "schedules": [
+            {"id": row.id, "pipeline": row.pipeline, "trigger": words(row), "at": at}
+            for row in due
+            if (at := row.next_fire_time) is not None
+        ],
+    }
+
+
+def _queues(counts: dict[tuple[str, str], int]) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, int]] = {}
+    for (queue, state), count in sorted(counts.items()):
+        found.setdefault(queue, dict.fromkeys(_ALWAYS, 0))[state] = count
+    return [{"queue": queue, **states} for queue, states in found.items()]
+
+
+async def _members(store: Store, kind: str) -> list[dict[str, Any]]:
+    import msgspec
+
+    members = await store.members(kind)
+    return [{"name": m.name, "seen_at": m.seen_at, **msgspec.json.decode(m.info)} for m in members]
+
+
+def _counted(workers: list[dict[str, Any]], running: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Workers with the jobs that they run now, which they tell themselves only now and then."""
+    if len(running) == _COUNTED:
+        return workers
+    counts = Counter(row["worker"] for row in running)
+    return [{**worker, "running": counts[worker["name"]]} for worker in workers]
+
+
+def _running(job: Job) -> dict[str, Any]:
+    owner = (job.owner or "").split("/")
+    worker = owner[0].rpartition("@")[2] + (f"-{owner[3]}" if len(owner) > 3 else "")
+    names = ("id", "pipeline", "queue", "attempt", "started_at", "schedule_id")
+    return {**{name: getattr(job, name) for name in names}, "worker": worker}
+
+
+_TIMES = ("at", "seen_at", "started_at")
+
+
+def _as_json(value: Any) -> Any:
+    from fp_async.cli.shown import stamp
+
+    if isinstance(value, list):
+        return [_as_json(item) for item in value]
+    if isinstance(value, dict):
+        return {k: stamp(v) if k in _TIMES else _as_json(v) for k, v in value.items()}
+    return value
+
+
+# The view -----------------------------------------------------------------------------------
+
+
+async def _watch(root: Path) -> None:
+    """Until Ctrl-C, which is how it is meant to end."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    from fp_async.backend import connected
+
+    try:
+        async with connected(root) as backend:
+            await _refresh(backend)
+    except asyncio.CancelledError:
+        return
+
+
+async def _refresh(backend: Backend) -> None:
+    from rich.live import Live
+
+    from fp_async.cli.output import console
+
+    facts = await snapshot(backend.store)
+    topics = ("job:*", "work:*", "schedules")
+    with (
+        backend.hub.listen(*topics) as listener,
+        Live(_view(facts), console=console(), screen=True, auto_refresh=False) as live,
+    ):
+        while True:
+            try:
+                facts = {**await snapshot(backend.store), "problem": backend.hub.problem}
+            except StoreUnavailableError as error:
+                facts = {**facts, "problem": str(error)}
+            live.update(_view(facts), refresh=True)
+            await asyncio.sleep(_QUICKEST)
+            await listener.wait(_REFRESH - _QUICKEST)
+
+
+def _view(facts: dict[str, Any]) -> Any:
+    from rich.console import Group
+    from rich.text import Text
+
+    from fp_async.cli.shown import local
+
+    schedulers = len(facts["schedulers"])
+    head = Text.assemble(("flowerpower top", "bold"), f"  {local(facts['at'])}")
+    if schedulers:
+        head.append(f"  {schedulers} scheduler{'s' if schedulers > 1 else ''}")
+    parts: list[Any] = [head]
+    if problem := facts.get("problem"):
+        parts.append(Text(problem, style="red"))
+    now = facts["at"]
+    for title, rows, empty in (
+        ("queues", _queue_rows(facts), "no jobs"),
+        ("workers", _worker_rows(facts, now), "no workers: flowerpower start-worker"),
+        ("running", _running_rows(facts, now), "nothing runs"),
+        ("next schedules", _schedule_rows(facts, now), "none"),
+    ):
+        parts += [Text(), _table(title, rows) if rows else Text(f"{title}: {empty}", style="dim")]
+    return Group(*parts)
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for number, column in enumerate(rows[0]):
+        right = isinstance(rows[0][column], int)
+        head = f"[bold not dim cyan]{title}[/]" if not number else column
+        table.add_column(head, justify="right" if right else "left", no_wrap=column != "trigger")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    return table
+
+
+def _queue_rows(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    states = dict.fromkeys([*_ALWAYS, *(s for row in facts["queues"] for s in row if s != "queue")])
+    return [
+        {"queue": row["queue"], **{state: row.get(state, 0) for state in states}}
+        for row in facts["queues"]
+    ]
+
+
+def _worker_rows(facts: dict[str, Any], now: float) -> list[dict[str, Any]]:
+    from fp_async.cli.shown import span
+
+    return [
+        {
+            "name": row["name"],
+            "queues": ",".join(row.get("queues", [])),
+            "running": f"{row.get('running', '?')} of {row.get('concurrency', '?')}",
+            "runner": row.get("runner", ""),
+            "host": row.get("host", ""),
+            "pid": str(row.get("pid", "")),
+            "up": span(float(int(now - row.get("started_at", now)))).replace(".000", ""),
+            "": "drains" if row.get("draining") else "",
+        }
+        for row in facts["workers"]
+    ]
+
+
+def _running_rows(facts: dict[str, Any], now: float) -> list[dict[str, Any]]:
+    from fp_async.cli.shown import span
+
+    return [
+        {
+            "id": row["id"],
+            "pipeline": row["pipeline"],
+            "queue": row["queue"],
+            "for": span(now - (row["started_at"] or now)),
+            "attempt": row["attempt"],
+            "worker": row["worker"],
+        }
+        for row in facts["running"]
+    ]
+
+
+def _schedule_rows(facts: dict[str, Any], now: float) -> list[dict[str, Any]]:
+    from fp_async.cli.shown import ago, local
+
+    return [
+        {
+            "id": row["id"],
+            "pipeline": row["pipeline"],
+            "trigger": row["trigger"],
+            "at": local(row["at"]),
+            "": ago(row["at"], now),
+        }
+        for row in facts["schedules"]
+    ]

@@ -1,0 +1,359 @@
+"""Handing in jobs and asking for them: what `Project` and the command do with a backend."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+import msgspec
+
+from fp_async import backend as backends
+from fp_async import codec, orders, watching
+from fp_async.backend import Backend, check_kept, connected
+from fp_async.config import WorkerSettings
+from fp_async.errors import (
+    JobCancelledError,
+    JobError,
+    JobExpiredError,
+    JobFailedError,
+    JobNotFinishedError,
+    JobTimeoutError,
+    UnknownNameError,
+    UsageError,
+)
+from fp_async.flow import Progress
+from fp_async.flows import Flows
+from fp_async.jobs import Find, Job, Schedule
+from fp_async.nodes import NodeEvent
+from fp_async.orders import JobOptions, ScheduleOptions
+from fp_async.patience import Patience
+from fp_async.watching import JobEvent
+from fp_async.worker import Worker, make_worker
+
+__all__ = ["Client", "JobOptions", "ScheduleOptions", "held", "work"]
+
+_PATIENCE = 3.0  # seconds without anybody to run it before `run` says so
+
+
+class Client:
+    """The jobs and schedules of one project. Connects for each call, unless it is held."""
+
+    def __init__(self, flows: Flows) -> None:
+        self._flows = flows
+
+    # Jobs -----------------------------------------------------------------------------------
+
+    async def add(self, name: str, options: Mapping[str, Any]) -> str:
+        """See `Project.add_job`."""
+        async with self._connected() as backend:
+            check_kept(backend)
+            job = await self._job(backend, name, options)
+            return await _stored(backend, job)
+
+    async def run(self, name: str, progress: Progress | None, options: Mapping[str, Any]) -> Any:
+        """See `Project.run_job`."""
+        async with self._connected() as backend, _implied_worker(self._flows, backend):
+            job = await self._job(backend, name, options)
+            with watching.Waiter(backend, job.id) as waiter:
+                id = await _stored(backend, job)
+                if id == job.id:
+                    return _result(await _attended(backend, waiter, progress, look=False))
+            with watching.Waiter(backend, id) as waiter:  # of the job that bears the same key
+                return _result(await _attended(backend, waiter, progress))
+
+    async def attend(self, id: str, progress: Progress | None = None) -> Any:
+        """The result of a job that was added, as `run` waits for it and tells of it."""
+        async with self._connected() as backend:
+            with watching.Waiter(backend, id) as waiter:
+                return _result(await _attended(backend, waiter, progress))
+
+    async def get(self, id: str) -> Job:
+        """See `Project.get_job`."""
+        async with self._connected() as backend:
+            job = await backend.store.get(id)
+        if job is None:
+            raise watching.unknown(id)
+        return job
+
+    async def result(self, id: str, wait: float | bool | None) -> Any:
+        """See `Project.get_result`."""
+        seconds = None if wait is True else float(wait or 0)
+        async with self._connected() as backend:
+            with watching.Waiter(backend, id) as waiter:
+                return _result(await waiter.outcome(seconds))
+
+    async def cancel(self, id: str, reason: str | None) -> Job:
+        """See `Project.cancel_job`."""
+        async with self._connected() as backend:
+            if await backend.store.cancel(id, reason) is None:
+                raise watching.unknown(id)
+            backend.hub.publish(f"cancel:{id}", f"job:{id}")
+            job = await backend.store.get(id)
+        if job is None:
+            raise watching.unknown(id)
+        return job
+
+    async def retry(self, id: str) -> str:
+        """See `Project.retry_job`."""
+        async with self._connected() as backend:
+            old = await backend.store.get(id)
+            if old is None:
+                raise watching.unknown(id)
+            if not old.finished:
+                raise UsageError(f"job {id} is {old.state}: only a job that has ended is retried")
+            return await _stored(backend, orders.again(old))
+
+    async def find(self, query: Mapping[str, Any]) -> list[Job]:
+        """See `Project.list_jobs`."""
+        known = Find.__struct_fields__
+        for name in query:
+            if name not in known:
+                raise UnknownNameError("argument", name, known, where=" of list_jobs()")
+        async with self._connected() as backend:
+            return await backend.store.find(Find(**query))
+
+    async def watch(self, id: str) -> AsyncIterator[JobEvent]:
+        """See `Project.watch`."""
+        async with self._connected() as backend:
+            async for event in watching.changes(backend, id):
+                yield event
+
+    # Schedules ------------------------------------------------------------------------------
+
+    async def schedule(
+        self, name: str, trigger: Any, args: tuple[Any, ...], options: Mapping[str, Any]
+    ) -> Schedule:
+        """See `Project.schedule`."""
+        async with self._connected() as backend:
+            check_kept(backend)
+            now = await backend.store.now()
+            new = orders.schedule(self._flows, name, trigger, args, options, now)
+            return await _put(backend, new)
+
+    async def apply_schedules(self) -> list[Schedule]:
+        """See `Project.apply_schedules`."""
+        async with self._connected() as backend:
+            check_kept(backend)
+            return await apply(self._flows, backend)
+
+    async def schedules(self) -> list[Schedule]:
+        """See `Project.list_schedules`."""
+        async with self._connected() as backend:
+            return await backend.store.schedules()
+
+    async def pause(self, id: str) -> Schedule:
+        """See `Project.pause_schedule`."""
+        async with self._connected() as backend:
+            return await _known(backend, id, await backend.store.pause(id, paused=True))
+
+    async def resume(self, id: str) -> Schedule:
+        """See `Project.resume_schedule`."""
+        async with self._connected() as backend:
+            old = await _known(backend, id, await backend.store.schedule(id))
+            if not old.paused:
+                return old
+            after = orders.next_fire(old, await backend.store.now())
+            resumed = await backend.store.pause(id, paused=False, next_fire_time=after)
+            backend.hub.publish("schedules")
+            return await _known(backend, id, resumed)
+
+    async def remove(self, id: str) -> None:
+        """See `Project.remove_schedule`."""
+        async with self._connected() as backend:
+            if not await backend.store.delete(id):
+                await _known(backend, id, None)
+
+    def _connected(self) -> AbstractAsyncContextManager[Backend]:
+        return connected(self._flows.root)
+
+    async def _job(self, backend: Backend, name: str, options: Mapping[str, Any]) -> Job:
+        return orders.job(self._flows, name, options, await backend.store.now())
+
+
+async def _known(backend: Backend, id: str, schedule: Schedule | None) -> Schedule:
+    if schedule is None:
+        raise UnknownNameError("schedule", id, [s.id for s in await backend.store.schedules()])
+    return schedule
+
+
+async def _stored(backend: Backend, job: Job) -> str:
+    """Store a job, and wake those who work on its queue.
+
+    A worker in this process is woken before: its claim then shares the transaction of the add.
+    """
+    adding = backend.nearby.adding
+    topic = f"{'later' if job.run_at else 'work'}:{job.queue}"
+    adding[job.id] = False
+    try:
+        backend.hub.publish_here(topic)
+        (id,) = await backend.store.add([job])
+        if backend.nearby.workers:
+            await asyncio.sleep(0)  # a claim that came along with the add is heard of now
+    finally:
+        taken = adding.pop(job.id, False)
+    if not taken:
+        backend.hub.publish(topic)
+    return id
+
+
+async def _put(backend: Backend, new: Schedule) -> Schedule:
+    """Put a schedule; one that is there already and was not changed goes on as it was."""
+    old = await backend.store.schedule(new.id)
+    if old is not None and orders.same(old, new):
+        return old
+    stored = await backend.store.put(new)
+    backend.hub.publish("schedules")
+    return stored
+
+
+async def apply(flows: Flows, backend: Backend) -> list[Schedule]:
+    """Put the schedules of the configuration, and delete those that came from it and are gone."""
+    entries = orders.configured(flows, await backend.store.now())
+    kept = [await _put(backend, entry) for entry in entries]
+    names = {schedule.id for schedule in kept}
+    for old in await backend.store.schedules():
+        if old.origin == orders.FROM_CONF and old.id not in names:
+            await backend.store.delete(old.id)
+    return kept
+
+
+# Outcomes -----------------------------------------------------------------------------------
+
+
+async def _attended(
+    backend: Backend, waiter: watching.Waiter, progress: Progress | None, *, look: bool = True
+) -> Job:
+    """The outcome; `progress` hears of the nodes on the way there."""
+    if progress is None:
+        return await _patiently(backend, waiter, look=look)
+    telling = asyncio.create_task(_tell(backend, waiter.id, progress), name="fp-progress")
+    try:
+        job = await _patiently(backend, waiter, look=look)
+        await telling
+    finally:
+        telling.cancel()
+    return job
+
+
+async def _tell(backend: Backend, id: str, progress: Progress) -> None:
+    async for event in watching.changes(backend, id):
+        for node in event.nodes:
+            progress(NodeEvent(node.node, node.status, node.seconds, node.error))
+
+
+async def _patiently(backend: Backend, waiter: watching.Waiter, *, look: bool) -> Job:
+    """The outcome; complains when nobody is there who would work for it."""
+    id = waiter.id
+    job = await waiter.outcome(_PATIENCE, look=look)
+    while not job.finished:
+        if job.state == "queued" and not await _served(backend, job):
+            raise JobNotFinishedError(
+                f"no worker serves queue '{job.queue}': job {id} stays queued; start one with: "
+                f"flowerpower start-worker --queues {job.queue}"
+            )
+        job = await waiter.outcome(_PATIENCE)
+    return job
+
+
+async def _served(backend: Backend, job: Job) -> bool:
+    members = await backend.store.members("worker")
+    infos = [msgspec.json.decode(member.info) for member in members]
+    return any(job.queue in info.get("queues", ()) for info in infos)
+
+
+def _result(job: Job) -> Any:
+    """The decoded result of a job, or the error that stands for its outcome."""
+    if job.state == "succeeded":
+        return codec.decode_value(job.result or b"")
+    if not job.finished:
+        raise JobNotFinishedError(f"job {job.id} of pipeline '{job.pipeline}' is {job.state}")
+    raise error_of(job)
+
+
+_ERRORS: dict[str, type[JobError]] = {
+    "cancelled": JobCancelledError,
+    "expired": JobExpiredError,
+    "failed": JobFailedError,
+    "rejected": JobFailedError,
+}
+_TIMEOUTS = ("RunTimeoutError", "NodeTimeoutError")
+
+
+def error_of(job: Job) -> JobError:
+    """The exception for a job that ended otherwise than well."""
+    failure = job.failure
+    kind = failure.kind if failure else ""
+    texts = [job.reason or "", failure.message if failure else ""]
+    text = "; ".join(dict.fromkeys(text for text in texts if text)) or "no reason was given"
+    raised = JobTimeoutError if job.state == "failed" and kind in _TIMEOUTS else _ERRORS[job.state]
+    return raised(job.id, job.state, text, kind=kind)
+
+
+# Workers in this process --------------------------------------------------------------------
+
+
+async def work(flows: Flows, settings: WorkerSettings | None, changes: Mapping[str, Any]) -> None:
+    """See `Project.start_worker`. Waits for a store that is not there yet."""
+    async with AsyncExitStack() as stack:
+        backend = await Patience()(lambda: stack.enter_async_context(connected(flows.root)))
+        chosen = changed(settings or backend.worker, changes)
+        await apply(flows, backend)
+        await make_worker(flows, backend, chosen).run()
+
+
+def changed(settings: WorkerSettings, changes: Mapping[str, Any]) -> WorkerSettings:
+    """Settings with changes laid over them; None changes nothing."""
+    valid = WorkerSettings.__struct_fields__
+    for name in changes:
+        if name not in valid:
+            raise UnknownNameError("argument", name, valid, where=" of start_worker()")
+    given = {name: value for name, value in changes.items() if value is not None}
+    return msgspec.convert({**msgspec.to_builtins(settings), **given}, WorkerSettings)
+
+
+@asynccontextmanager
+async def held(flows: Flows, settings: WorkerSettings | None) -> AsyncIterator[None]:
+    """What an open project keeps: nothing until it is needed, unless it is to have a worker.
+
+    With a store that only this process sees, a worker comes with the first job.
+    """
+
+    @asynccontextmanager
+    async def more(backend: Backend) -> AsyncIterator[None]:
+        if settings is None and backend.store.shared:
+            yield
+            return
+        chosen = settings or msgspec.structs.replace(backend.worker, runner="inline")
+        async with in_background(make_worker(flows, backend, chosen)):
+            yield
+
+    async with backends.kept(flows.root, more):
+        if settings is not None:
+            async with connected(flows.root) as backend:
+                await apply(flows, backend)
+        yield
+
+
+@asynccontextmanager
+async def _implied_worker(flows: Flows, backend: Backend) -> AsyncIterator[None]:
+    """With a store that only this process sees, and no project held open, a worker."""
+    if backend.store.shared or backends.is_kept(backend):
+        yield
+        return
+    settings = msgspec.structs.replace(backend.worker, runner="inline", schedules=False)
+    async with in_background(make_worker(flows, backend, settings)):
+        yield
+
+
+@asynccontextmanager
+async def in_background(worker: Worker) -> AsyncIterator[None]:
+    """The worker at work until the block ends, whose unfinished jobs it then gives back."""
+    task = asyncio.create_task(worker.run(), name="fp-worker")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

@@ -1,0 +1,116 @@
+"""Fires schedules: adds their jobs when their times have come. Any number may do it at once.
+
+The job's id follows from the schedule and the nominal time, and the schedule moves on in the
+same step of the store: whoever crashes or comes second, there is one job per nominal time.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from fp_async import orders, triggers
+from fp_async.events import Hub
+from fp_async.jobs import Fire, Job, Schedule, Template, identity
+from fp_async.patience import Patience
+from fp_async.stores import Store
+
+log = logging.getLogger("fp_async")
+_BATCH = 500
+
+
+class Firing:
+    """Fires the schedules of one store. `poll_interval` seconds is the longest it does not look."""
+
+    def __init__(self, store: Store, hub: Hub, poll_interval: float) -> None:
+        self._store = store
+        self._hub = hub
+        self._poll = poll_interval
+        self._patience = Patience()
+
+    async def run(self) -> None:
+        """Until cancelled, which may be at any moment: what was fired then is fired, or not."""
+        with self._hub.listen("schedules") as listener:
+            while True:
+                wait = await self._patience(self.fire_due)
+                if wait > 0:
+                    await listener.wait(min(wait, self._poll))
+
+    async def fire_due(self) -> float:
+        """Fire what is due; the seconds until more may be."""
+        store = self._store
+        after = await store.next_due()
+        if after is None:
+            return self._poll
+        now = await store.now()
+        if after > now:
+            return after - now
+        fires = [
+            fire for row in await store.due(now, _BATCH) if (fire := await self._fire(row, now))
+        ]
+        added = await store.fire(fires)
+        new = [job for fire, ids in zip(fires, added, strict=True) if ids for job in fire.jobs]
+        late = {f"later:{job.queue}" for job in new if job.run_at > now}
+        self._hub.publish(*late, *{f"work:{job.queue}" for job in new})
+        return 0.0
+
+    async def _fire(self, row: Schedule, now: float) -> Fire | None:
+        try:
+            return decide(row, now)
+        except Exception as error:  # one schedule that cannot be read must not stop the others
+            log.exception("schedule '%s' is paused: it cannot be fired: %s", row.id, error)  # noqa: TRY401
+            await self._store.pause(row.id, paused=True, next_fire_time=row.next_fire_time)
+            return None
+
+
+def decide(row: Schedule, now: float) -> Fire:
+    """What firing a due schedule at `now` adds, and when it is due next."""
+    assert row.next_fire_time is not None
+    spec, policy, template = _decoded(row.trigger, row.policy, row.template)
+    decision = triggers.decide(policy, spec, row.next_fire_time, now)
+    most = triggers.max_jitter(policy, spec)
+    return Fire(
+        id=row.id,
+        revision=row.revision,
+        expected=row.next_fire_time,
+        next_fire_time=decision.next,
+        last_fire_time=decision.fires[-1] if decision.fires else row.last_fire_time,
+        jobs=[job(row, template, nominal, most, now) for nominal in decision.fires],
+        skipped=decision.skipped,
+    )
+
+
+def job(row: Schedule, template: Template, nominal: float, jitter: float, now: float) -> Job:
+    """The job of one nominal time; jitter delays its start and leaves the nominal time alone."""
+    late = triggers.jitter(row.id, nominal, jitter) if jitter else 0.0
+    made = orders.from_template(
+        template, identity(row.id, repr(nominal)), row.pipeline, nominal + late, now
+    )
+    mark = f"schedule:{row.id}"
+    return msgspec.structs.replace(
+        made,
+        schedule_id=row.id,
+        nominal_at=nominal,
+        identity=True,
+        key=mark if template.overlap == "skip" else template.key,
+        lane=mark if template.overlap == "queue" else None,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _decoded(
+    trigger: bytes, policy: bytes, template: bytes
+) -> tuple[Any, triggers.Policy, Template]:
+    return (
+        triggers.decode(trigger),
+        msgspec.json.decode(policy, type=triggers.Policy),
+        msgspec.json.decode(template, type=Template),
+    )
+
+
+async def serve(store: Store, hub: Hub, poll_interval: float) -> None:
+    """Fire until cancelled: what `start-scheduler` runs."""
+    await Firing(store, hub, poll_interval).run()

@@ -1,0 +1,259 @@
+"""The pipelines of one folder, loaded: modules, DAGs and plans kept between runs.
+
+What a project, a worker's child process and a worker inside an application run pipelines with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fp_async import config as configs
+from fp_async import executors, scaffold
+from fp_async.child import Children
+from fp_async.errors import UnknownNameError, UsageError
+from fp_async.flow import Flow, Progress, Request
+
+_KEPT_FLOWS = 64
+_Loop = asyncio.AbstractEventLoop
+Params = Mapping[str, Mapping[str, Any]]
+
+
+class Flows:
+    """The pipelines below `root`. May be used from several threads."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.held = False  # whether child processes are kept after the last run
+        self._flows: OrderedDict[Hashable, Flow] = OrderedDict()
+        self._stamps: dict[Path, tuple[int, int]] = {}
+        self._looked = float("-inf")
+        self._known: set[str] = set()  # names of pipelines, as of the latest refresh
+        self._file: configs.PipelinesFile | None = None
+        self._children: weakref.WeakKeyDictionary[_Loop, dict[int | None, Children]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._lock = threading.RLock()
+        weakref.finalize(self, _unload, self._flows).atexit = False
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    def names(self) -> list[str]:
+        """The names of the pipelines, sorted."""
+        return scaffold.pipeline_names(self.root)
+
+    async def aclose(self) -> None:
+        """End the child processes that this event loop's runs have used."""
+        for children in self._children.pop(asyncio.get_running_loop(), {}).values():
+            children.close()
+
+    def flow(
+        self,
+        name: str,
+        *,
+        environment: str = configs.DEFAULT_ENVIRONMENT,
+        config: Mapping[str, Any] | None = None,
+        params: Params | None = None,
+        adapters: Sequence[Any] = (),
+        materializers: Sequence[Any] = (),
+    ) -> Flow:
+        """The pipeline, loaded; cached as long as its arguments can be compared."""
+        arguments = (name, environment, config or {}, params or {}, adapters, materializers)
+        try:
+            key = _key(*arguments)
+        except TypeError:  # a value that cannot be hashed: build it anew
+            return self._load(*arguments)
+        with self._lock:
+            if key in self._flows:
+                self._flows.move_to_end(key)
+                return self._flows[key]
+            flow = self._load(*arguments)
+            flow.kept = True
+            self._flows[key] = flow
+            if len(self._flows) > _KEPT_FLOWS:
+                self._flows.popitem(last=False)[1].namespace.unload()
+            return flow
+
+    def _load(
+        self,
+        name: str,
+        environment: str,
+        extra_config: Mapping[str, Any],
+        extra_params: Params,
+        adapters: Sequence[Any],
+        materializers: Sequence[Any],
+    ) -> Flow:
+        from fp_async import dag, modules
+        from fp_async.params import Params as PipelineParams
+
+        values = configs.merged(self.parameters(name, environment), extra_params, 2)
+        settings = configs.run_settings(self.configuration, name, environment)
+        folder = self.root / "pipelines"
+        names = settings.modules or [name]
+        for module in names:
+            if not modules.exists(folder, module):
+                where = f" in {folder} (run.{name}.{environment}.modules)"
+                raise UnknownNameError("module", module, self.names(), where=where)
+        libraries = modules.libraries(folder, names)
+        dag.load_extensions(libraries)
+        params = PipelineParams(name, values)
+        namespace = modules.Namespace(folder, name, params, identity=repr(values))
+        try:
+            graph = dag.Graph(
+                name,
+                dag.load_modules(namespace, names),
+                configs.given(configs.merged(settings.config or {}, extra_config)),
+                adapters=adapters,
+                materializers=materializers,
+                allow_overrides=bool(settings.module_overrides),
+            )
+            return Flow(name, folder, settings, namespace, graph, values, libraries)
+        except BaseException:
+            namespace.unload()
+            raise
+
+    def parameters(self, name: str, environment: str) -> dict[str, Any]:
+        """The configured parameters of a pipeline in an environment, by function."""
+        self.require(name)
+        base = (self.configuration.params or {}).get(name) or {}
+        over = configs.run_settings(self.configuration, name, environment).params or {}
+        return configs.merged(base, over, 2)
+
+    def planned(self, flow: Flow, **options: Any) -> tuple[list[str], list[str]]:
+        """The nodes that a run with these options would compute, and the final ones among them.
+
+        Raises as `run` would.
+        """
+        defaults = dict.fromkeys(
+            ("inputs", "final_vars", "overrides", "executor", "timeout", "progress")
+        )
+        plan = flow.plan(self.request(flow, **{**defaults, **options}))
+        return [*plan.names[plan.given :]], [name for name, _ in plan.finals]
+
+    def require(self, name: str) -> None:
+        """Raises UnknownNameError where there is no such pipeline."""
+        if name in self._known:
+            return
+        names = self.names()
+        self._known.update(names)
+        if name not in names:
+            raise UnknownNameError("pipeline", name, names, where=f" in {self.root / 'pipelines'}")
+
+    @property
+    def configuration(self) -> configs.PipelinesFile:
+        """`conf/pipelines.yml`, read once. Raises ConfigError."""
+        if self._file is None:
+            self._file = configs.read(self.root, "pipelines.yml")
+        return self._file
+
+    def reload(self) -> None:
+        """Forget modules, DAGs and configuration; the next run reads the files again."""
+        with self._lock:
+            _unload(self._flows)
+            self._flows.clear()
+            self._known.clear()
+            self._file = None
+
+    def refresh(self, within: float = 0.0) -> None:
+        """Reload what was edited since it was loaded; nothing if that was looked at just now,
+        `within` so many seconds.
+        """
+        from fp_async.modules import stamp
+
+        clock = time.monotonic()
+        if clock - self._looked < within:
+            return
+        self._looked = clock
+        self._known.clear()
+        conf = self.root / "conf" / "pipelines.yml"
+        with self._lock:
+            if self._stamps.get(conf, now := stamp(conf)) != now:
+                self.reload()
+            self._stamps[conf] = now
+            for key in [key for key, flow in self._flows.items() if flow.namespace.changed()]:
+                self._flows.pop(key).namespace.unload()
+
+    def request(
+        self,
+        flow: Flow,
+        inputs: Mapping[str, Any] | None,
+        final_vars: Sequence[str] | str | None,
+        overrides: Mapping[str, Any] | None,
+        executor: str | configs.ExecutorSettings | None,
+        timeout: float | None,
+        progress: Progress | None,
+    ) -> Request:
+        """What a run asks for, with the flow's settings below what is given."""
+        settings = flow.settings
+        wanted = final_vars or settings.final_vars or ()
+        return Request(
+            inputs=inputs or {},
+            final_vars=(wanted,) if isinstance(wanted, str) else tuple(wanted),
+            overrides=overrides or {},
+            executor=executors.resolve(executor or settings.executor),
+            timeout=settings.timeout if timeout is None else seconds(timeout),
+            progress=progress,
+        )
+
+    async def run(self, flow: Flow, request: Request) -> Any:
+        """Run once, with child processes where the executor asks for them."""
+        if request.executor.type != "processpool":
+            return await flow.run(request)
+        children = self._pool(request.executor.max_workers)
+        children.users += 1
+        try:
+            return await flow.run(request, children)
+        finally:
+            children.users -= 1
+            if not children.users and not self.held:
+                await self.aclose()
+
+    def _pool(self, workers: int | None) -> Children:
+        pools = self._children.setdefault(asyncio.get_running_loop(), {})
+        if workers not in pools:
+            pools[workers] = Children(workers)
+        return pools[workers]
+
+
+def seconds(timeout: float) -> float:
+    """A timeout that is one. Raises UsageError."""
+    if not isinstance(timeout, int | float) or not timeout > 0:
+        raise UsageError(f"timeout is a number of seconds, more than 0, not {timeout!r}")
+    return timeout
+
+
+def _key(
+    name: str,
+    environment: str,
+    config: Mapping[str, Any],
+    params: Params,
+    adapters: Sequence[Any],
+    materializers: Sequence[Any],
+) -> Hashable:
+    objects = (tuple(map(id, adapters)), tuple(map(id, materializers)))  # the flow holds them
+    given = (_frozen(config), _frozen(params)) if config or params else ()
+    return (name, environment, given, *objects)
+
+
+def _frozen(value: Any) -> Hashable:
+    """A hashable image of plain data; raises TypeError for what has none."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return tuple((key, _frozen(item)) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(item) for item in value)
+    hash(value)
+    return (type(value), value)
+
+
+def _unload(flows: OrderedDict[Hashable, Flow]) -> None:
+    for flow in flows.values():
+        flow.namespace.unload()

@@ -1,0 +1,258 @@
+"""Jobs as rows, and the rules by which a row changes: plain functions over values.
+
+Every store keeps the fields of `Job` as columns or document fields of these names, and applies
+what the functions here return within one transaction. Times are seconds since the epoch, UTC.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from fp_async.config import Retry
+from fp_async.lifecycle import TERMINAL, Event, State
+
+DEFAULT_QUEUE = "default"
+RESULT_TTL = 7 * 86_400.0
+IDENTITY_TTL = 60 * 86_400.0  # how long the bare id of a pruned job with an identity is kept
+CANCEL_DEADLINE = 60.0
+LEASE = 10.0
+MAX_CRASHES = 3
+_NAMESPACE = uuid.UUID("f10e57b0-5c4e-5d0b-9f0a-2f6b0d6a7c11")  # ours; any constant will do
+
+OnCrash = Literal["retry", "fail"]
+
+
+class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What to run and by which rules, without the inputs: kept as JSON in `Job.spec`."""
+
+    final_vars: list[str] | None = None
+    config: dict[str, Any] | None = None
+    environment: str = "dev"
+    executor: str | None = None
+    params: dict[str, dict[str, Any]] | None = None
+    with_tracker: bool | None = None
+    timeout: float | None = None
+    retry: Retry | None = None
+    on_crash: OnCrash = "retry"
+    max_crashes: Annotated[int, msgspec.Meta(ge=1)] = MAX_CRASHES
+
+
+class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why an attempt failed: the class of the error, its text, the user's own traceback."""
+
+    kind: str
+    message: str
+    traceback: str = ""
+    kinds: list[str] = []  # the names of the class and its bases, for `retry: {on: [...]}`
+
+
+class NodeTiming(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is kept of a node of the latest attempt; `seconds` is the time it took."""
+
+    node: str
+    status: str
+    seconds: float = 0.0
+    error: str = ""
+
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an attempt left behind beside its result: node timings, and the end of its log."""
+
+    nodes: list[NodeTiming] = []
+    log: str = ""
+    worker: str = ""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A durable request to run a pipeline, with its outcome. All truth about it is in here.
+
+    `attempt` is only a fence: every claim and offer increments it. `lease_until` is read by the
+    store's own lease clock. `slot` and `lane_held` are unique where they are set: they are the
+    place that a running job has among those of its pipeline, and of its schedule. `spec` is
+    JSON, `inputs` and `result` are `codec` bytes, `error` is a Failure, `record` a Record.
+    """
+
+    id: str
+    pipeline: str
+    state: State = "queued"
+    reason: str | None = None
+    queue: str = DEFAULT_QUEUE
+    priority: int = 0
+    target: str | None = None
+    agent: str | None = None
+    group_id: str | None = None
+    created_at: float = 0.0
+    run_at: float = 0.0
+    expires_at: float | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    prune_at: float | None = None
+    attempt: int = 0
+    errors: int = 0
+    crashes: int = 0
+    owner: str | None = None
+    lease_until: float | None = None
+    cancel_at: float | None = None
+    key: str | None = None
+    active_key: str | None = None
+    concurrency: int | None = None
+    slot: str | None = None
+    lane: str | None = None
+    lane_held: str | None = None
+    schedule_id: str | None = None
+    nominal_at: float | None = None
+    retried_from: str | None = None
+    identity: bool = False
+    pruned: bool = False
+    result_ttl: float = RESULT_TTL
+    spec: bytes = b"{}"
+    error: bytes | None = None
+    inputs: bytes = b""
+    result: bytes | None = None
+    record: bytes | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has an outcome."""
+        return self.state in TERMINAL
+
+    @property
+    def rules(self) -> Spec:
+        """`spec`, decoded."""
+        return _specs.decode(self.spec)
+
+    @property
+    def failure(self) -> Failure | None:
+        """`error`, decoded."""
+        return None if self.error is None else _failures.decode(self.error)
+
+    @property
+    def trace(self) -> Record:
+        """`record`, decoded."""
+        return Record() if self.record is None else _records.decode(self.record)
+
+
+COLUMNS: tuple[str, ...] = Job.__struct_fields__
+LIGHT: tuple[str, ...] = COLUMNS[:-3]  # without what may be large, which stands at the end
+FLAGS: tuple[str, ...] = ("identity", "pruned")  # numbers in some databases
+CHANGING: tuple[str, ...] = (  # what a new job never has
+    *("state", "reason", "agent", "started_at", "ended_at", "prune_at", "attempt", "errors"),
+    *("crashes", "owner", "lease_until", "cancel_at", "slot", "lane_held", "pruned"),
+    *("error", "result", "record"),
+)
+_specs = msgspec.json.Decoder(Spec)
+_failures = msgspec.json.Decoder(Failure)
+_records = msgspec.json.Decoder(Record)
+
+Changes = dict[str, Any]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker tells of the attempt that it holds. `retry_in` seconds, for `retry`."""
+
+    id: str
+    attempt: int
+    event: Event
+    reason: str | None = None
+    retry_in: float = 0.0
+    result: bytes | None = None
+    error: bytes | None = None
+    record: bytes | None = None
+
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
+    """When to add which job. `trigger` and `policy` are JSON of `triggers`, `template` a Job's.
+
+    `revision` changes with every change by a person, so that a scheduler that has looked
+    before cannot fire what was changed since.
+    """
+
+    id: str
+    pipeline: str
+    trigger: bytes
+    policy: bytes = b"{}"
+    template: bytes = b"{}"
+    paused: bool = False
+    next_fire_time: float | None = None
+    last_fire_time: float | None = None
+    fired: int = 0
+    skipped: int = 0
+    revision: int = 1
+    created_at: float = 0.0
+    origin: str = "api"
+
+
+class Template(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What every job of a schedule is like: kept as JSON in `Schedule.template`.
+
+    `expires_in` counts from the moment of firing. `digest` tells a schedule that is put again
+    unchanged from one that was changed.
+    """
+
+    spec: Spec = Spec()
+    inputs: bytes = b""
+    queue: str = DEFAULT_QUEUE
+    priority: Annotated[int, msgspec.Meta(ge=-32768, le=32767)] = 0
+    key: str | None = None
+    concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    expires_in: float | None = None
+    target: str | None = None
+    result_ttl: float = RESULT_TTL
+    overlap: Literal["allow", "skip", "queue"] = "allow"
+    digest: str = ""
+
+
+class Fire(msgspec.Struct, frozen=True, kw_only=True):
+    """One firing of a schedule: add `jobs`, and go from `expected` to `next_fire_time`."""
+
+    id: str
+    revision: int
+    expected: float
+    next_fire_time: float | None
+    last_fire_time: float | None
+    jobs: list[Job]
+    skipped: int = 0
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody who was seen: a worker, a scheduler, an agent, a gateway. `info` is JSON."""
+
+    kind: str
+    name: str
+    info: bytes = b"{}"
+    seen_at: float = 0.0
+    until: float = 0.0
+
+
+class Find(msgspec.Struct, frozen=True, kw_only=True):
+    """Which jobs to list, the newest first; what is None or empty does not narrow."""
+
+    states: tuple[str, ...] = ()
+    pipeline: str | None = None
+    queue: str | None = None
+    schedule_id: str | None = None
+    group_id: str | None = None
+    owner: str | None = None
+    limit: int = 50
+
+
+# Identities ---------------------------------------------------------------------------------
+
+
+def new_id() -> str:
+    """A UUID whose order is that of time (version 7), so that indexes grow at one end."""
+    random = int.from_bytes(os.urandom(10), "big")
+    milliseconds = time.time_ns() // 1_000_000
+    value = (milliseconds & (2**48 - 1)) << 80 | 0x7 << 76
+    value |= (random >> 68 & 0xFFF) << 64 | 0b10 << 62 | random & (2**62 - 1)
+    return str(uuid.UUID(int=value))
+
+
+def identity(*parts: object) -> str:
+    """A deterministic id: the same parts give the same job, whoever asks and however often."""
+    return str(uuid.uuid5(_NAMESPACE, "\x1f".join(map(str, parts))))

@@ -1,0 +1,129 @@
+"""Keeps the leases of the jobs that a worker holds, from a place that user code cannot block.
+
+With child processes that is the worker's own event loop, which runs no user code. A worker that
+runs jobs on its loop gets a thread for it, with a loop and a store connection of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from fp_async.errors import StoreUnavailableError
+from fp_async.jobs import LEASE
+from fp_async.patience import Patience
+from fp_async.stores import CANCEL, LOST, Store
+
+RENEWAL = 2.5
+UNRENEWED = 8.0  # seconds without a renewal after which an attempt is given up, before its lease is
+
+Why = Literal["cancel", "lost", "drain"]
+Stop = Callable[[str, int, Why], None]
+Held = Callable[[], Iterable[tuple[str, int]]]
+
+
+class Keeper:
+    """Renews, and tells `stop` of attempts that were taken away, or that nobody wants any more.
+
+    `held` gives (id, attempt) of all that is held; it is called from the keeper's thread.
+    """
+
+    def __init__(self, owner: str, held: Held, stop: Stop) -> None:
+        self._owner = owner
+        self._held = held
+        self._stop = stop
+        self._patience = Patience()
+        self._renewed_at: dict[tuple[str, int], float] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wanted: asyncio.Event | None = None
+
+    def look(self) -> None:
+        """Renew now: somebody said that a job is to be cancelled. From any thread."""
+        loop, wanted = self._loop, self._wanted
+        if loop is not None and wanted is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(wanted.set)
+
+    async def run(self, store: Store) -> None:
+        """Renew every 2.5 s until cancelled."""
+        self._loop, self._wanted = asyncio.get_running_loop(), asyncio.Event()
+        while True:
+            await self._renew(store, sorted(self._held()))
+            try:
+                async with asyncio.timeout(RENEWAL):
+                    await self._wanted.wait()
+            except TimeoutError:
+                pass
+            self._wanted.clear()
+
+    async def _renew(self, store: Store, held: list[tuple[str, int]]) -> None:
+        now = time.monotonic()
+        self._renewed_at = {pair: self._renewed_at.get(pair, now) for pair in held}
+        if not held:
+            return
+        try:
+            async with asyncio.timeout(RENEWAL):
+                answers = await store.renew(self._owner, held, LEASE)
+        except StoreUnavailableError as error:
+            self._patience.failed(error)
+            answers = []
+        except TimeoutError:
+            answers = []
+        self._apply(held, answers, now)
+
+    def _apply(self, held: list[tuple[str, int]], answers: list[str], began: float) -> None:
+        for pair, answer in zip(held, answers, strict=False):
+            if answer == LOST:
+                self._stop(*pair, "lost")
+            else:
+                self._renewed_at[pair] = began
+            if answer == CANCEL:
+                self._stop(*pair, "cancel")
+        for pair, renewed in self._renewed_at.items():
+            if time.monotonic() - renewed > UNRENEWED:
+                self._stop(*pair, "lost")
+
+
+class KeeperThread:
+    """A keeper in a thread of its own. `connect` makes the store that it uses there."""
+
+    def __init__(self, keeper: Keeper, connect: Callable[[], Store]) -> None:
+        self._keeper = keeper
+        self._connect = connect
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="fp-keeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin, and return when there is something to stop."""
+        self._thread.start()
+        self._started.wait()
+
+    async def stop(self) -> None:
+        """End it and wait for its end."""
+        assert self._loop is not None
+        assert self._task is not None
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._task.cancel)
+            await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    def _main(self) -> None:
+        with asyncio.Runner() as runner:
+            self._loop = runner.get_loop()
+            self._task = self._loop.create_task(self._serve())
+            self._started.set()
+            try:
+                self._loop.run_until_complete(self._task)
+            except asyncio.CancelledError:
+                return
+
+    async def _serve(self) -> None:
+        store = self._connect()
+        try:
+            await Patience()(store.open)
+            await self._keeper.run(store)
+        finally:
+            await store.close()

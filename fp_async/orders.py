@@ -1,0 +1,338 @@
+"""From what a user asks for to the rows that say it: jobs and schedules."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypedDict
+
+import msgspec
+
+from fp_async import codec, executors, jobs, triggers
+from fp_async import config as configs
+from fp_async.config import Retry, RunSettings, ScheduleEntry
+from fp_async.errors import ConfigError, UnknownNameError, UsageError
+from fp_async.flows import Flows
+from fp_async.jobs import Job, Schedule, Spec, Template
+
+FROM_CONF = "conf"
+_LONGEST = 191  # characters of a key, queue or schedule id: what every store can index
+
+
+class JobOptions(TypedDict, total=False):
+    """What can be said of a job beside its pipeline. See `Project.add_job`."""
+
+    inputs: Mapping[str, Any] | None
+    final_vars: Sequence[str] | str | None
+    config: Mapping[str, Any] | None
+    environment: str
+    executor: str | None
+    params: Mapping[str, Mapping[str, Any]] | None
+    with_tracker: bool | None
+    run_at: datetime | str | float | None
+    delay: float | timedelta | None
+    priority: int | None
+    key: str | None
+    timeout: float | None
+    retry: Retry | Mapping[str, Any] | None
+    on_crash: jobs.OnCrash | None
+    max_crashes: int | None
+    concurrency: int | None
+    expires: float | timedelta | None
+    queue: str | None
+    result_ttl: float | timedelta | None
+    on: str | None
+
+
+class ScheduleOptions(JobOptions, total=False):
+    """What can be said of a schedule beside its trigger. See `Project.schedule`."""
+
+    id: str | None
+    paused: bool
+    overlap: str
+    misfire_grace_time: float | timedelta | None
+    coalesce: str
+    max_catch_up: int
+    max_jitter: float
+    timezone: str | None
+
+
+_JOB = frozenset(JobOptions.__annotations__)
+_ONLY_JOBS = frozenset({"run_at", "delay"})
+_POLICY = ("misfire_grace_time", "coalesce", "max_catch_up", "max_jitter")
+_OVERLAPS = ("allow", "skip", "queue")
+
+
+def job(flows: Flows, name: str, options: Mapping[str, Any], now: float) -> Job:
+    """The row of a new job. Raises UnknownNameError, UsageError, EncodingError, ConfigError."""
+    for option in options:
+        if option not in _JOB:
+            raise UnknownNameError("option", option, _JOB, where=" of a job")
+    template = _template(flows, name, options)
+    run_at, delay = options.get("run_at"), options.get("delay")
+    if run_at is not None and delay is not None:
+        raise UsageError("give run_at or delay, not both")
+    due = moment(run_at) if run_at is not None else 0.0
+    if delay is not None:
+        due = now + seconds("delay", delay, least=0.0)
+    return from_template(template, jobs.new_id(), name, due, now)
+
+
+def from_template(template: Template, id: str, name: str, run_at: float, now: float) -> Job:
+    """A job as a template has it; `run_at` 0 means now."""
+    expires = template.expires_in
+    return Job(
+        id=id,
+        pipeline=name,
+        queue=template.queue,
+        priority=template.priority,
+        target=template.target,
+        run_at=run_at,
+        expires_at=None if expires is None else max(run_at, now) + expires,
+        key=template.key,
+        concurrency=template.concurrency,
+        result_ttl=template.result_ttl,
+        spec=msgspec.json.encode(template.spec),
+        inputs=template.inputs,
+    )
+
+
+def again(old: Job) -> Job:
+    """A new job like one that has ended."""
+    return Job(
+        id=jobs.new_id(),
+        pipeline=old.pipeline,
+        queue=old.queue,
+        priority=old.priority,
+        target=old.target,
+        key=old.key,
+        concurrency=old.concurrency,
+        result_ttl=old.result_ttl,
+        spec=old.spec,
+        inputs=old.inputs,
+        retried_from=old.id,
+    )
+
+
+def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
+    flows.refresh(within=1.0)
+    flows.require(name)
+    given = {key: value for key, value in options.items() if value is not None}
+    environment = given.get("environment", configs.DEFAULT_ENVIRONMENT)
+    settings = configs.run_settings(flows.configuration, name, environment)
+    if given.get("with_tracker"):
+        raise UsageError("with_tracker: tracking is not part of this version yet")
+    if "on" in given:
+        raise UsageError("on: running on agents is not part of this version yet")
+    if given.get("executor") is not None:
+        executors.resolve(given["executor"])
+    try:
+        template = Template(
+            spec=_spec(given, settings, environment),
+            inputs=codec.encode(given.get("inputs") or {}, what="input"),
+            queue=_name("queue", _either(given, settings, "queue", jobs.DEFAULT_QUEUE)),
+            priority=_either(given, settings, "priority", 0),
+            key=None if "key" not in given else _name("key", given["key"]),
+            concurrency=_either(given, settings, "concurrency", None),
+            expires_in=_positive(_either(given, settings, "expires", None), "expires"),
+            result_ttl=_positive(
+                _either(given, settings, "result_ttl", jobs.RESULT_TTL), "result_ttl"
+            )
+            or jobs.RESULT_TTL,
+        )
+        return msgspec.convert(msgspec.to_builtins(template, builtin_types=(bytes,)), Template)
+    except (msgspec.ValidationError, TypeError) as error:
+        if isinstance(error, TypeError) and "msgspec" not in type(error).__module__:
+            raise
+        raise UsageError(f"options of a job of '{name}': {error}") from error
+
+
+def _spec(given: Mapping[str, Any], settings: RunSettings, environment: str) -> Spec:
+    finals = given.get("final_vars")
+    retry = _either(given, settings, "retry", None)
+    if isinstance(retry, Mapping):
+        retry = msgspec.convert(dict(retry), Retry)
+    timeout = _either(given, settings, "timeout", None)
+    return Spec(
+        final_vars=[finals] if isinstance(finals, str) else None if finals is None else [*finals],
+        config=None if given.get("config") is None else dict(given["config"]),
+        environment=environment,
+        executor=given.get("executor"),
+        params=None if given.get("params") is None else _plain(given["params"]),
+        timeout=_positive(timeout, "timeout"),
+        retry=retry,
+        on_crash=_either(given, settings, "on_crash", "retry"),
+        max_crashes=_either(given, settings, "max_crashes", jobs.MAX_CRASHES),
+    )
+
+
+def _plain(params: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {function: dict(values) for function, values in params.items()}
+
+
+def _either(given: Mapping[str, Any], settings: RunSettings, name: str, default: Any) -> Any:
+    """What the caller says, else what the configuration says."""
+    if name in given:
+        return given[name]
+    configured = getattr(settings, name)
+    return default if configured is None else configured
+
+
+def _name(what: str, text: Any) -> str:
+    if not isinstance(text, str) or not text or len(text) > _LONGEST or not text.isprintable():
+        raise UsageError(f"{what} is a text of 1 to {_LONGEST} printable characters, not {text!r}")
+    return text
+
+
+def _positive(value: Any, what: str) -> float | None:
+    return None if value is None else seconds(what, value, least=1e-9)
+
+
+def seconds(what: str, value: Any, *, least: float) -> float:
+    """A number of seconds, or a timedelta, as a float. Raises UsageError."""
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    valid = isinstance(number, int | float) and not isinstance(number, bool)
+    if not valid or not least <= number < 1e11:
+        raise UsageError(f"{what} is a number of seconds or a timedelta, not {value!r}")
+    return float(number)
+
+
+def moment(value: Any) -> float:
+    """A datetime (naive ones are local time), ISO text or epoch seconds, as epoch seconds."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError as error:
+            raise UsageError(f"run_at: {error}; write 2027-01-31T08:00:00+01:00") from error
+    if isinstance(value, datetime):
+        return value.timestamp()
+    return seconds("run_at", value, least=0.0)
+
+
+# Schedules ----------------------------------------------------------------------------------
+
+
+def schedule(
+    flows: Flows,
+    name: str,
+    trigger: Any,
+    args: Sequence[Any],
+    options: Mapping[str, Any],
+    now: float,
+    *,
+    origin: str = "api",
+) -> Schedule:
+    """The row of a schedule: options are the job's, the schedule's own, or the trigger's."""
+    own = frozenset(ScheduleOptions.__annotations__) - _JOB
+    of_job = {key: value for key, value in options.items() if key in _JOB}
+    of_trigger = {key: v for key, v in options.items() if key not in _JOB and key not in own}
+    for option in _ONLY_JOBS & of_job.keys():
+        raise UsageError(f"{option} is for single jobs; a schedule's trigger says when")
+    arguments = _arguments(trigger, args, of_trigger)
+    spec = triggers.parse(trigger, arguments, timezone=options.get("timezone"), now=now)
+    policy = _policy(options)
+    template = _template(flows, name, of_job)
+    overlap = options.get("overlap") or "allow"
+    if overlap not in _OVERLAPS:
+        raise UnknownNameError("overlap", str(overlap), _OVERLAPS)
+    if overlap != "allow" and template.key is not None:
+        raise UsageError("key and overlap are two ways to say the same; give one of them")
+    digest = _digest(trigger, arguments, options.get("timezone"), policy, template, overlap)
+    id = _name("id", options.get("id") or f"{name}-{_kind(spec)}-{digest[:6]}")
+    template = msgspec.structs.replace(template, overlap=overlap, digest=digest)
+    return Schedule(
+        id=id,
+        pipeline=name,
+        trigger=msgspec.json.encode(spec),
+        policy=msgspec.json.encode(policy),
+        template=msgspec.json.encode(template),
+        paused=bool(options.get("paused", False)),
+        next_fire_time=triggers.first_fire(spec, now),
+        origin=origin,
+    )
+
+
+_FIRST = {"cron": "crontab", "crontab": "crontab", "date": "run_date"}
+
+
+def _arguments(trigger: Any, args: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """A trigger's arguments by name: one may stand alone, as in `"crontab", "0 3 * * *"`."""
+    if not args:
+        return dict(named)
+    first = _FIRST.get(trigger) if isinstance(trigger, str) else None
+    if len(args) > 1 or first is None:
+        raise UsageError("name the arguments of a trigger: 'interval', seconds=30")
+    return {first: args[0], **named}
+
+
+def _kind(spec: Any) -> str:
+    return str(msgspec.to_builtins(spec)["type"])
+
+
+def _policy(options: Mapping[str, Any]) -> triggers.Policy:
+    given = {name: options[name] for name in _POLICY if options.get(name) is not None}
+    if "misfire_grace_time" in given:
+        what = "misfire_grace_time"
+        given[what] = seconds(what, given[what], least=0.0)
+    try:
+        return msgspec.convert(given, triggers.Policy)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"schedule: {error}") from error
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+
+
+def same(old: Schedule, new: Schedule) -> bool:
+    """Whether a schedule that is put again was not changed: its times then go on as they were."""
+    return (
+        template_of(old).digest == template_of(new).digest
+        and (old.pipeline, old.origin) == (new.pipeline, new.origin)
+        and (old.paused or not new.paused)
+    )
+
+
+def template_of(row: Schedule) -> Template:
+    """The decoded template."""
+    return _templates.decode(row.template)
+
+
+_templates = msgspec.json.Decoder(Template)
+
+
+def next_fire(row: Schedule, now: float) -> float | None:
+    """When a schedule that is resumed fires next: never for a time that has passed."""
+    return triggers.first_fire(triggers.decode(row.trigger), now)
+
+
+def configured(flows: Flows, now: float) -> list[Schedule]:
+    """The rows of the `schedule:` entries in conf/pipelines.yml."""
+    flows.refresh()
+    rows: list[Schedule] = []
+    for name, environments in (flows.configuration.run or {}).items():
+        for environment, settings in (environments or {}).items():
+            found = settings.schedule if settings is not None else None
+            entries = found if isinstance(found, list) else [found] if found else []
+            for number, entry in enumerate(entries):
+                id = entry.id or f"{name}.{environment}" + (f".{number + 1}" if number else "")
+                rows.append(_from_entry(flows, name, environment, id, entry, now))
+    return rows
+
+
+def _from_entry(
+    flows: Flows, name: str, environment: str, id: str, entry: ScheduleEntry, now: float
+) -> Schedule:
+    given = msgspec.to_builtins(entry)
+    kind, params, crontab = (given.pop(key) for key in ("type", "params", "crontab"))
+    if crontab is not None:
+        params = {**params, "crontab": crontab}
+    options = {**given, **params, "id": id, "environment": environment}
+    try:
+        return schedule(flows, name, kind, (), options, now, origin=FROM_CONF)
+    except ConfigError:
+        raise
+    except Exception as error:
+        where = f"conf/pipelines.yml: run.{name}.{environment}.schedule"
+        raise ConfigError(f"{where}: {error}") from error

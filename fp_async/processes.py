@@ -1,0 +1,64 @@
+"""Who a process is, so that others can tell whether it still lives.
+
+A name that a worker writes beside what it holds: `label@host/boot id/PID namespace/pid/start
+time`. Only somebody of the same boot and the same PID namespace can judge by the process itself;
+everybody else has to wait for the lease.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import time
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+_count = itertools.count(1)
+
+
+@cache
+def boot_id() -> str:
+    """The identity of the machine's current boot; of the host where the system has none."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{socket.gethostname()}-{int(time.time() - time.monotonic())}"
+
+
+def lease_clock() -> float:
+    """Seconds since the boot, counted through suspends, and never set back."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
+def owner(label: str) -> str:
+    """The name of somebody in this process. Each call gives another one."""
+    pid = os.getpid()
+    name = f"{label}-{next(_count)}@{socket.gethostname()}".replace("/", "_")
+    return "/".join((name, boot_id(), _namespace(), str(pid), _started(pid) or ""))
+
+
+def has_died(name: str) -> bool:
+    """Whether that owner's process is certainly gone; False where it cannot be told from here."""
+    parts = name.split("/")
+    if len(parts) != 5 or parts[1] != boot_id() or parts[2] != _namespace() or not parts[2]:
+        return False
+    return not parts[3].isdigit() or _started(int(parts[3])) != parts[4]
+
+
+@cache
+def _namespace() -> str:
+    with suppress(OSError):
+        return str(Path("/proc/self/ns/pid").stat().st_ino)
+    return ""
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in clock ticks since the boot; None where there is none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name in brackets may hold anything
+    return None if fields[0] in "ZX" else fields[19]  # a zombie runs nothing any more

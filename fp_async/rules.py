@@ -1,0 +1,197 @@
+"""What changes in a job's row, and when: plain functions over values, used by every store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+from msgspec.structs import replace
+
+from fp_async.jobs import CANCEL_DEADLINE, IDENTITY_TTL, Changes, Failure, Job, Report
+from fp_async.lifecycle import STALE, State, step
+
+_UNBOUND: Changes = {"owner": None, "lease_until": None, "slot": None, "lane_held": None}
+
+
+class Outcome(Protocol):
+    """How an attempt ended; see `attempt.Outcome`."""
+
+    @property
+    def status(self) -> str: ...
+    @property
+    def result(self) -> bytes | None: ...
+    @property
+    def failure(self) -> Failure | None: ...
+    @property
+    def reason(self) -> str | None: ...
+
+
+def added(job: Job, now: float) -> Job:
+    """A new job as it is stored: `run_at` 0 means now."""
+    return replace(job, created_at=now, run_at=job.run_at or now, active_key=job.key)
+
+
+def ended(job: Job, state: State, now: float, reason: str | None = None) -> Changes:
+    """What a row changes by when the job ends."""
+    return {
+        "state": state,
+        "reason": reason,
+        "ended_at": now,
+        "prune_at": now + job.result_ttl,
+        "active_key": None,
+        **_UNBOUND,
+    }
+
+
+def queued_again(run_at: float, reason: str | None) -> Changes:
+    """What a row changes by when the job goes back to the queue."""
+    return {"state": "queued", "reason": reason, "run_at": run_at, **_UNBOUND}
+
+
+def reported(job: Job, report: Report, now: float) -> Changes | None:
+    """What a report changes in the row; None where it is stale: the attempt was taken away."""
+    after = step(job.state, report.event, current=report.attempt == job.attempt)
+    if after is STALE:
+        return None
+    if report.event == "crash":
+        return {**crashed(job, now, report.reason), "record": report.record, **_error(report)}
+    if report.event in ("retry", "give_back", "lose"):
+        changes = _again_unless_cancelled(job, now, now + report.retry_in, report.reason)
+        if report.event == "retry":
+            changes["errors"] = job.errors + 1
+        return {**changes, "record": report.record, **_error(report)}
+    reason = job.reason if report.event == "confirm_cancel" else None  # why it was asked for
+    changes = ended(job, after, now, report.reason or reason)
+    if report.event == "fail":
+        changes["errors"] = job.errors + 1
+    return {**changes, "result": report.result, "record": report.record, **_error(report)}
+
+
+def _error(report: Report) -> Changes:
+    return {} if report.error is None and report.event == "give_back" else {"error": report.error}
+
+
+def _again_unless_cancelled(job: Job, now: float, run_at: float, reason: str | None) -> Changes:
+    """A job that somebody wants cancelled is not begun again."""
+    if job.cancel_at is not None:
+        return ended(job, "cancelled", now, job.reason)
+    return queued_again(run_at, reason)
+
+
+def verdict(job: Job, outcome: Outcome, record: bytes, chance: float) -> Report:
+    """What a worker reports of an attempt; `chance` in [0, 1) spreads the pause of a retry."""
+    report = Report(id=job.id, attempt=job.attempt, event="succeed", record=record)
+    if outcome.status == "succeeded":
+        return replace(report, result=outcome.result)
+    if outcome.status == "crashed":
+        failure = Failure("Crashed", outcome.reason or "its process died")
+        error = msgspec.json.encode(failure)
+        return replace(report, event="crash", reason=outcome.reason, error=error)
+    failure = outcome.failure or Failure("Unknown", "no reason was given")
+    report = replace(report, event="fail", error=msgspec.json.encode(failure))
+    retry, failures = job.rules.retry, job.errors + 1
+    if retry is None or not retry.allows(failure.kinds, failures):
+        return report
+    return replace(report, event="retry", retry_in=retry.delay(failures, chance))
+
+
+def crashed(job: Job, now: float, reason: str | None) -> Changes:
+    """What a row changes by when the process that ran the job has died."""
+    crashes = job.crashes + 1
+    rules = job.rules
+    if job.cancel_at is None and rules.on_crash == "fail":
+        return {**ended(job, "failed", now, reason), "crashes": crashes}
+    if job.cancel_at is None and crashes >= rules.max_crashes:
+        text = f"crashed {crashes} times, the last time: {reason}"
+        return {**ended(job, "failed", now, text), "crashes": crashes}
+    return {**_again_unless_cancelled(job, now, now, reason), "crashes": crashes}
+
+
+def rescued(job: Job, now: float, *, dead: bool) -> Changes | None:
+    """What a row needs that nobody looks after; None where it is well.
+
+    `dead` says that the worker which holds it has died, or has let its lease expire.
+    """
+    if job.state == "queued" and job.expires_at is not None and job.expires_at <= now:
+        started = job.started_at is not None
+        return None if started else ended(job, "expired", now, "not started in time")
+    if job.state == "running" and dead:
+        return {**crashed(job, now, "its worker died"), "error": _DIED}
+    late = job.cancel_at is not None and job.cancel_at + CANCEL_DEADLINE <= now
+    if late and job.state in ("running", "offered", "accepted"):
+        return ended(job, "cancelled", now, "unconfirmed")
+    return None
+
+
+_DIED = msgspec.json.encode(Failure("WorkerDied", "the worker that ran it died"))
+
+
+def cancelled(job: Job, now: float, reason: str | None) -> Changes | None:
+    """What asking for a cancel changes; None where the job has ended, or was asked before."""
+    after = step(job.state, "cancel")
+    if after is STALE or (job.cancel_at is not None and after == job.state):
+        return None
+    if after == "cancelled":
+        return {**ended(job, "cancelled", now, reason), "cancel_at": now}
+    return {"cancel_at": now, "reason": reason}
+
+
+def claimed(job: Job, owner: str, now: float, lease_until: float) -> Changes:
+    """What a claim changes; the caller adds `slot` and `lane_held` where the job needs them."""
+    step(job.state, "claim")
+    return {
+        "state": "running",
+        "reason": None,
+        "owner": owner,
+        "lease_until": lease_until,
+        "attempt": job.attempt + 1,
+        "started_at": job.started_at or now,
+    }
+
+
+class Places:
+    """The places that running jobs hold: `limit` of their pipeline, one of their schedule.
+
+    `taken` looks up what is held now; it is called when the first job needs it. `pipelines` and
+    `lanes` have been found full.
+    """
+
+    def __init__(self, taken: Callable[[], set[str]]) -> None:
+        self.pipelines: set[str] = set()
+        self.lanes: set[str] = set()
+        self._look = taken
+        self._taken: set[str] | None = None
+
+    def take(self, job: Job) -> Changes | None:
+        """What the job holds while it runs; None where there is no place for it."""
+        if job.concurrency is None and job.lane is None:
+            return {}
+        taken = self._taken = self._look() if self._taken is None else self._taken
+        if job.lane is not None and job.lane in taken:
+            self.lanes.add(job.lane)
+            return None
+        slot = None if job.concurrency is None else self._slot(job, taken)
+        if job.concurrency is not None and slot is None:
+            self.pipelines.add(job.pipeline)
+            return None
+        taken.update(name for name in (slot, job.lane) if name is not None)
+        return {"slot": slot, "lane_held": job.lane}
+
+    @staticmethod
+    def _slot(job: Job, taken: set[str]) -> str | None:
+        names = (f"{job.pipeline}#{i}" for i in range(job.concurrency or 0))
+        return next((name for name in names if name not in taken), None)
+
+
+def pruned(now: float) -> Changes:
+    """What is left of a pruned job that has an identity: its id, so that it never comes again."""
+    return {
+        "pruned": True,
+        "prune_at": now + IDENTITY_TTL,
+        "spec": b"{}",
+        "inputs": b"",
+        "result": None,
+        "error": None,
+        "record": None,
+    }

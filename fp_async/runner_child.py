@@ -1,0 +1,79 @@
+"""The child process that loads Hamilton and runs what the worker hands it, one job at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from fp_async.attempt import FORMAT, Order, attempt
+from fp_async.child import die_with_parent
+from fp_async.flows import Flows
+from fp_async.jobs import NodeTiming
+from fp_async.runner import LENGTH, Answer, NodeDone, Request, Settings
+
+_requests = msgspec.msgpack.Decoder(Request)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def main() -> None:
+    """Serve orders until the worker closes its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which decides
+    die_with_parent(int(sys.argv[2]))
+    logging.basicConfig(level=logging.INFO, format=FORMAT)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        asyncio.run(_serve(socket.socket(fileno=int(sys.argv[3]))))
+    os._exit(0)  # an abandoned node in a thread must not hold us up
+
+
+async def _serve(connection: socket.socket) -> None:
+    os.set_inheritable(connection.fileno(), False)  # what a job starts must not keep it open
+    reader, writer = await asyncio.open_connection(sock=connection)
+    settings = await _read(reader)
+    assert isinstance(settings, Settings)
+    _limit_memory(settings.memory_limit)
+    sys.path.insert(0, settings.root)  # the project's own packages, as under python -m
+    flows = Flows(Path(settings.root))
+    flows.held = True
+    while True:
+        order = await _read(reader)
+        assert isinstance(order, Order)
+        flows.refresh()
+        # a task of its own: what the job sets in its context must not be the next one's
+        outcome = await asyncio.create_task(
+            attempt(flows, order, lambda timing: _tell(writer, timing))
+        )
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _write(writer, outcome)
+        await writer.drain()
+
+
+def _tell(writer: asyncio.StreamWriter, timing: NodeTiming) -> None:
+    _write(writer, NodeDone(timing))
+
+
+async def _read(reader: asyncio.StreamReader) -> Request:
+    head = await reader.readexactly(LENGTH.size)
+    request: Request = _requests.decode(await reader.readexactly(LENGTH.unpack(head)[0]))
+    return request
+
+
+def _write(writer: asyncio.StreamWriter, answer: Answer) -> None:
+    data = _encode(answer)
+    writer.write(LENGTH.pack(len(data)) + data)
+
+
+def _limit_memory(mebibytes: int | None) -> None:
+    """Private memory; address space would also count what threads and libraries only reserve."""
+    if mebibytes is not None:
+        limit = mebibytes * 2**20
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -1,0 +1,390 @@
+"""Jobs in MongoDB: the truth about a job is in one document, so no transaction spans two.
+
+Whatever is read, decided and written is written by compare-and-set on `rev`, which every write
+that a decision could depend on increments. Where two documents change (`fire`), the jobs come
+first, under ids that are the same at every try. Times are by the server's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from msgspec.structs import asdict, replace
+
+from fp_async import processes, rules
+from fp_async.errors import StoreUnavailableError
+from fp_async.jobs import Changes, Find, Fire, Job, Member, Report, Schedule
+from fp_async.stores import CANCEL, HELD, LOST, SCHEMA_VERSION, mongo_claiming
+from fp_async.stores.mongo_claiming import each_of
+from fp_async.stores.mongo_documents import (
+    HELD_STATES,
+    ID,
+    TEXT,
+    WITHOUT_BLOBS,
+    Document,
+    Documents,
+    document,
+    firsts,
+    job,
+    member,
+    safe,
+    schedule,
+    translated,
+    troubled,
+)
+
+_CLOCK_SECONDS = 10.0  # how long a look at the server's clock is counted on from
+_INSERTED_AT_ONCE = 1000
+
+
+class MongoStore:
+    """The store contract (`stores`) on the database that the path of `uri` names.
+
+    Raises MissingExtraError without pymongo. Belongs to one event loop.
+    """
+
+    shared = True
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._documents: Documents | None = None
+        self._looked_at = float("-inf")
+        self._ahead = 0.0
+        self._last_seq = 0
+
+    async def open(self) -> None:
+        await self.close()
+        with translated(self.uri):
+            documents = Documents(self.uri)
+        try:
+            with translated(self.uri):
+                await documents.prepare()
+        except BaseException:
+            await documents.client.close()
+            raise
+        self._documents = documents
+
+    async def close(self) -> None:
+        documents, self._documents = self._documents, None
+        if documents is not None:
+            await documents.client.close()
+
+    def _require(self) -> Documents:
+        if self._documents is None:
+            raise StoreUnavailableError("the data store is not open")
+        return self._documents
+
+    async def now(self) -> float:
+        with translated(self.uri):
+            return await self._now(self._require())
+
+    async def _now(self, documents: Documents) -> float:
+        """The server's clock, counted on by the machine's, which nothing sets back."""
+        before = processes.lease_clock()
+        if before - self._looked_at > _CLOCK_SECONDS:
+            time = (await documents.client.admin.command("hello"))["localTime"].timestamp()
+            self._looked_at = processes.lease_clock()
+            self._ahead = time - (before + self._looked_at) / 2
+        return processes.lease_clock() + self._ahead
+
+    # Jobs -----------------------------------------------------------------------------------
+
+    async def add(self, jobs: Sequence[Job]) -> list[str]:
+        with translated(self.uri):
+            return [id for id, _ in await self._add(self._require(), jobs)]
+
+    async def _add(self, documents: Documents, jobs: Sequence[Job]) -> list[tuple[str, bool]]:
+        """(id that stands for it, whether it is there under its own) of each job."""
+        now = await self._now(documents)
+        new = [document(rules.added(job, now), self._seq(now)) for job in jobs]
+        first = firsts(new)
+        refused: set[int] = set(range(len(new))).difference(first)
+        for start in range(0, len(first), _INSERTED_AT_ONCE):
+            page = first[start : start + _INSERTED_AT_ONCE]
+            failed = await documents.insert(documents.jobs, [new[i] for i in page])
+            refused.update(page[i] for i in failed)
+        answers: list[tuple[str, bool]] = []
+        for index, given in enumerate(new):
+            holder = await self._holder(documents, given) if index in refused else None
+            answers.append((holder or given["_id"], holder is None))
+        return answers
+
+    def _seq(self, now: float) -> int:
+        """Numbers in the order of insertion: of one process strictly, of others by the clock."""
+        self._last_seq = max(self._last_seq + 1, int(now * 1e6))
+        return self._last_seq
+
+    @staticmethod
+    async def _holder(documents: Documents, given: Document) -> str | None:
+        """Who stands for a job that could not be inserted; None where it is there itself."""
+        while True:
+            if await documents.jobs.find_one({"_id": given["_id"]}, ID) is not None:
+                return None
+            which = {"active_key": {"$eq": given["active_key"], **TEXT}}
+            found = await documents.jobs.find_one(which, ID)
+            if found is not None:
+                return str(found["_id"])
+            if not await documents.insert(documents.jobs, [given]):  # its holder has ended
+                return None
+
+    async def claim(self, owner: str, queues: Sequence[str], limit: int, lease: float) -> list[Job]:
+        """Cancelled, it may have claimed some: their leases run out."""
+        documents = self._require()
+        with translated(self.uri):
+            now = await self._now(documents)
+            return await mongo_claiming.claim(documents, owner, queues, limit, (now, now + lease))
+
+    async def renew(self, owner: str, held: Sequence[tuple[str, int]], lease: float) -> list[str]:
+        documents = self._require()
+
+        async def one(pair: tuple[str, int]) -> str:
+            which = {"_id": pair[0], "attempt": pair[1], "owner": owner, "state": "running"}
+            change = {"$set": {"lease_until": until}, "$inc": {"rev": 1}}
+            found = await documents.jobs.find_one_and_update(which, change, {"cancel_at": 1})
+            return LOST if found is None else HELD if found["cancel_at"] is None else CANCEL
+
+        with translated(self.uri):
+            until = await self._now(documents) + lease
+            return await each_of(one, held)
+
+    async def note(self, records: Sequence[tuple[str, int, bytes]]) -> None:
+        documents = self._require()
+
+        async def one(note: tuple[str, int, bytes]) -> None:
+            which = {"_id": note[0], "attempt": note[1], "state": "running"}
+            await documents.jobs.update_one(which, {"$set": {"record": note[2]}})
+
+        with translated(self.uri):
+            await each_of(one, records)
+
+    async def finish(self, reports: Sequence[Report]) -> list[bool]:
+        documents = self._require()
+
+        async def one(index: int) -> None:
+            for i in of_one_job[index]:  # in their order: the first wins
+                report = reports[i]
+                decide = _reported(report, now)
+                done[i] = await documents.compare_and_set(report.id, decide) is not None
+
+        of_one_job: dict[int, list[int]] = {}
+        first: dict[str, int] = {}
+        for i, report in enumerate(reports):
+            of_one_job.setdefault(first.setdefault(report.id, i), []).append(i)
+        done = [False] * len(reports)
+        with translated(self.uri):
+            now = await self._now(documents)
+            await each_of(one, list(of_one_job))
+        return done
+
+    async def cancel(self, id: str, reason: str | None = None) -> str | None:
+        documents = self._require()
+        seen: list[str] = []
+
+        def decide(job: Job) -> Changes | None:
+            changes = rules.cancelled(job, now, reason)
+            seen.append((changes or {}).get("state", job.state))
+            return changes
+
+        with translated(self.uri):
+            now = await self._now(documents)
+            await documents.compare_and_set(id, decide)
+        return seen[-1] if seen else None
+
+    async def rescue(self, dead: Sequence[str] = ()) -> list[Job]:
+        documents = self._require()
+        gone = set(dead)
+
+        def decide(job: Job) -> Changes | None:
+            late = job.lease_until is not None and job.lease_until < now
+            return rules.rescued(job, now, dead=late or job.owner in gone)
+
+        async def one(id: str) -> Job | None:
+            return await documents.compare_and_set(id, decide)
+
+        with translated(self.uri):
+            now = await self._now(documents)
+            found = [each["_id"] async for each in documents.jobs.find(troubled(now, gone), ID)]
+            return [job for job in await each_of(one, found) if job is not None]
+
+    async def owners(self) -> list[str]:
+        which = {**HELD_STATES, "owner": {"$type": "string"}}
+        with translated(self.uri):
+            return list(await self._require().jobs.distinct("owner", which))
+
+    async def get(self, id: str) -> Job | None:
+        with translated(self.uri):
+            found = await self._require().jobs.find_one({"_id": id, "pruned": False})
+        return None if found is None else job(found)
+
+    async def find(self, query: Find) -> list[Job]:
+        which: dict[str, Any] = {"pruned": False}
+        if query.states:
+            which["state"] = {"$in": list(query.states)}
+        for name in ("pipeline", "queue", "schedule_id", "group_id", "owner"):
+            if getattr(query, name) is not None:
+                which[name] = {"$eq": getattr(query, name), **TEXT}
+        if query.limit <= 0:
+            return []
+        with translated(self.uri):
+            found = self._require().jobs.find(which, WITHOUT_BLOBS).sort("seq", -1)
+            return [job(each) async for each in found.limit(query.limit)]
+
+    async def counts(self) -> dict[tuple[str, str], int]:
+        stages: list[dict[str, Any]] = [
+            {"$match": {"pruned": False}},
+            {"$group": {"_id": {"queue": "$queue", "state": "$state"}, "n": {"$sum": 1}}},
+        ]
+        with translated(self.uri):
+            found = await (await self._require().jobs.aggregate(stages)).to_list()
+        return {(each["_id"]["queue"], each["_id"]["state"]): each["n"] for each in found}
+
+    async def next_run_at(self, queues: Sequence[str]) -> float | None:
+        which = {"state": "queued", "target": None, "queue": {"$in": list(queues)}}
+        with translated(self.uri):
+            found = await self._require().jobs.find_one(which, {"run_at": 1}, sort=[("run_at", 1)])
+        return None if found is None else float(found["run_at"])
+
+    async def prune(self, limit: int = 1000) -> int:
+        jobs = self._require().jobs
+        with translated(self.uri):
+            now = await self._now(self._require())
+            over = {"prune_at": {"$gt": 0, "$lte": now}}
+            found = await jobs.find(over, {"identity": 1, "pruned": 1}).limit(limit).to_list()
+            bare = [each["_id"] for each in found if each["identity"] and not each["pruned"]]
+            whole = [each["_id"] for each in found if not each["identity"] or each["pruned"]]
+            if bare:
+                change = {"$set": rules.pruned(now), "$inc": {"rev": 1}}
+                await jobs.update_many({"_id": {"$in": bare}, "pruned": False, **over}, change)
+            if whole:
+                await jobs.delete_many({"_id": {"$in": whole}, **over})
+        return len(found)
+
+    # Schedules ------------------------------------------------------------------------------
+
+    async def put(self, schedule_: Schedule) -> Schedule:
+        schedules = self._require().schedules
+        kept = ("id", "created_at", "last_fire_time", "fired", "skipped", "revision")
+        given = asdict(schedule_)
+        change = {
+            "$set": {name: value for name, value in given.items() if name not in kept},
+            "$inc": {"revision": 1},
+        }
+        with translated(self.uri):
+            if not schedule_.created_at:
+                given["created_at"] = await self._now(self._require())
+            which = {"_id": given.pop("id")}
+            while True:
+                found = await schedules.find_one_and_update(which, change, return_document=True)
+                if found is not None:
+                    return schedule(found)
+                if not await self._require().insert(schedules, [{**which, **given}]):
+                    return schedule({**which, **given})
+
+    async def schedule(self, id: str) -> Schedule | None:
+        with translated(self.uri):
+            found = await self._require().schedules.find_one({"_id": id})
+        return None if found is None else schedule(found)
+
+    async def schedules(self) -> list[Schedule]:
+        with translated(self.uri):
+            return [schedule(each) async for each in self._require().schedules.find().sort("_id")]
+
+    async def pause(
+        self, id: str, *, paused: bool, next_fire_time: float | None = None
+    ) -> Schedule | None:
+        values = {"paused": paused, "next_fire_time": next_fire_time}
+        change = {"$set": values, "$inc": {"revision": 1}}
+        with translated(self.uri):
+            found = await self._require().schedules.find_one_and_update(
+                {"_id": id}, change, return_document=True
+            )
+        return None if found is None else schedule(found)
+
+    async def delete(self, id: str) -> bool:
+        with translated(self.uri):
+            return bool((await self._require().schedules.delete_one({"_id": id})).deleted_count)
+
+    async def due(self, until: float, limit: int = 500) -> list[Schedule]:
+        which = {"paused": False, "next_fire_time": {"$lte": until}}
+        with translated(self.uri):
+            found = self._require().schedules.find(which).sort("next_fire_time").limit(limit)
+            return [schedule(each) async for each in found]
+
+    async def next_due(self) -> float | None:
+        which = {"paused": False, "next_fire_time": {"$type": "number"}}
+        order = [("next_fire_time", 1)]
+        with translated(self.uri):
+            found = await self._require().schedules.find_one(which, sort=order)
+        return None if found is None else float(found["next_fire_time"])
+
+    async def fire(self, fires: Sequence[Fire]) -> list[list[str] | None]:
+        """Cancelled between the two, the same fire again finds its jobs and moves the schedule."""
+        documents = self._require()
+        with translated(self.uri):
+            return [await self._fire(documents, fire) for fire in fires]
+
+    async def _fire(self, documents: Documents, fire: Fire) -> list[str] | None:
+        which = {
+            "_id": fire.id,
+            "revision": fire.revision,
+            "next_fire_time": fire.expected,
+            "paused": False,
+        }
+        if await documents.schedules.find_one(which, ID) is None:
+            return None  # before the jobs: they must not come from what was changed long ago
+        added = [id for id, own in await self._add(documents, fire.jobs) if own]
+        skipped = fire.skipped + len(fire.jobs) - len(added)
+        change = {
+            "$set": {
+                "next_fire_time": fire.next_fire_time,
+                "last_fire_time": fire.last_fire_time,
+            },
+            "$inc": {"fired": len(added), "skipped": skipped},
+        }
+        moved = await documents.schedules.update_one(which, change)
+        return added if moved.matched_count else None
+
+    # Members --------------------------------------------------------------------------------
+
+    async def saw(self, member: Member, seconds: float) -> None:
+        documents = self._require()
+        which = {"_id": {"kind": member.kind, "name": member.name}}
+        with translated(self.uri):
+            if seconds <= 0:
+                await documents.members.delete_one(which)
+                return
+            now = await self._now(documents)
+            seen = asdict(replace(member, seen_at=now, until=now + seconds))
+            await documents.members.replace_one(which, {**which, **seen}, upsert=True)
+
+    async def members(self, kind: str) -> list[Member]:
+        documents = self._require()
+        with translated(self.uri):
+            which = {"kind": kind, "until": {"$gt": await self._now(documents)}}
+            return [member(each) async for each in documents.members.find(which).sort("name")]
+
+    # Housekeeping ---------------------------------------------------------------------------
+
+    async def info(self) -> dict[str, Any]:
+        documents = self._require()
+        with translated(self.uri):
+            sizes = await documents.database.command("dbStats")
+            return {
+                "type": "mongodb",
+                "place": safe(self.uri),
+                "schema": SCHEMA_VERSION,
+                "server": f"MongoDB {(await documents.client.server_info())['version']}",
+                "bytes": int(sizes["storageSize"]) + int(sizes["indexSize"]),
+                "jobs": await documents.jobs.count_documents({}),
+                "schedules": await documents.schedules.count_documents({}),
+                "members": await documents.members.count_documents({}),
+            }
+
+    async def vacuum(self) -> None:
+        """Nothing: WiredTiger uses the space of removed documents again by itself."""
+        self._require()
+
+
+def _reported(report: Report, now: float) -> Callable[[Job], Changes | None]:
+    return lambda job: rules.reported(job, report, now)

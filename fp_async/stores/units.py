@@ -1,0 +1,261 @@
+"""Units of work on one SQLite connection, committed in groups.
+
+A unit is a function of the raw connection, run on aiosqlite's connection thread, to which it
+crosses as one call. All that wait when the thread is free share one transaction: durable work
+costs one fsync a group, not one a statement. A unit that fails fails alone: its group is undone
+and its units run again, each by itself. So a unit changes nothing but the database.
+
+Each statement lets go of the interpreter's lock and has to wait for it again, so what matters
+beside the fsyncs is the number of statements: a verb over items (`together`) gets the items of
+all who call it at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiosqlite
+
+from fp_async.errors import StoreError, StoreUnavailableError
+
+T = TypeVar("T")
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+Verb = Callable[[sqlite3.Connection, Sequence[Item]], list[Answer]]
+_Done = tuple["asyncio.Future[Any]", Any, BaseException | None]
+
+
+@dataclass(slots=True)
+class _Work:
+    """What waits for the thread: a unit, or one call of a verb over `items`."""
+
+    future: asyncio.Future[Any]
+    run: Callable[..., Any]
+    items: Sequence[Any] | None
+    write: bool
+
+
+_LARGEST_GROUP = 500
+_BUSY_SECONDS = 10.0
+_PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA journal_size_limit = 16777216",
+    "PRAGMA temp_store = MEMORY",
+)
+
+
+class Units:
+    """One connection to a SQLite file, or to a database in memory. Belongs to one event loop."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._pending: deque[_Work] = deque()
+        self._waking = False  # whether the thread has been told that something is pending
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connection: aiosqlite.Connection | None = None
+
+    async def open(self) -> None:
+        """Connect. Raises StoreError where the file is none of ours, or cannot be opened."""
+        self._loop = asyncio.get_running_loop()
+        connection = aiosqlite.connect(
+            self.path or ":memory:",
+            isolation_level=None,
+            timeout=_BUSY_SECONDS,
+            cached_statements=200,
+        )
+        connection._thread.daemon = True  # a store that nobody closed must not keep us alive
+        try:
+            self._connection = await _whole(_prepared(connection))
+        except BaseException as error:
+            await self.close()
+            if isinstance(error, sqlite3.Error):
+                raise translated(error, self.path) from error
+            raise
+
+    async def close(self) -> None:
+        """Finish what is pending and close."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await _whole(connection.close())
+
+    async def write(self, unit: Callable[[sqlite3.Connection], T]) -> T:
+        """Run the unit in a transaction; returns when that is on disk.
+
+        Cancelled, the unit is still run, or not run at all. Raises StoreError and
+        StoreUnavailableError.
+        """
+        result: T = await self._submit(unit, None, write=True)
+        return result
+
+    async def together(self, verb: Verb[Item, Answer], items: Sequence[Item]) -> list[Answer]:
+        """As `write`, for a verb over items: calls that wait at the same time run as one."""
+        answers: list[Answer] = await self._submit(verb, items, write=True)
+        return answers
+
+    async def read(self, unit: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a unit that changes nothing."""
+        result: T = await self._submit(unit, None, write=False)
+        return result
+
+    async def alone(self, unit: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a unit outside of any transaction: VACUUM, say."""
+        connection = self._require()
+        try:
+            result: T = await connection._execute(unit, connection._conn)  # type: ignore[no-untyped-call]
+        except sqlite3.Error as error:
+            raise translated(error, self.path) from error
+        return result
+
+    def _require(self) -> aiosqlite.Connection:
+        if self._connection is None:
+            raise StoreUnavailableError("the data store is not open")
+        return self._connection
+
+    async def _submit(
+        self, run: Callable[..., Any], items: Sequence[Any] | None, *, write: bool
+    ) -> Any:
+        connection = self._require()
+        assert self._loop is not None
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._pending.append(_Work(future, run, items, write))
+        if not self._waking:
+            self._waking = True
+            # Not at once: what is about to be submitted in this turn of the loop comes along.
+            self._loop.call_soon(self._wake, connection)
+        return await future
+
+    def _wake(self, connection: aiosqlite.Connection) -> None:
+        raw = connection._connection
+        if raw is not None:
+            connection._tx.put_nowait((None, lambda: self._run_pending(raw)))
+
+    # On the thread --------------------------------------------------------------------------
+
+    def _run_pending(self, db: sqlite3.Connection) -> None:
+        self._waking = False  # before looking: what comes now may be looked at twice
+        while self._pending:
+            group: list[_Work] = []
+            done = self._run_group(db, group)
+            if done is None:
+                done = [self._run_alone(db, work) for work in group]
+            assert self._loop is not None
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(_deliver, done)
+
+    def _run_group(self, db: sqlite3.Connection, group: list[_Work]) -> list[_Done] | None:
+        """Run what waits, also what comes meanwhile, in one transaction; None if one failed."""
+        done: list[_Done] = []
+        try:
+            while self._pending and len(group) < _LARGEST_GROUP:
+                works = [self._pending.popleft() for _ in range(len(self._pending))]
+                group += works
+                if not db.in_transaction and any(work.write for work in works):
+                    db.execute("BEGIN IMMEDIATE")
+                done += _run_works(db, works)
+            if db.in_transaction:
+                db.execute("COMMIT")
+        except BaseException:
+            _roll_back(db)
+            return None
+        return done
+
+    def _run_alone(self, db: sqlite3.Connection, work: _Work) -> _Done:
+        try:
+            if work.write:
+                db.execute("BEGIN IMMEDIATE")
+            (done,) = _run_works(db, [work])
+            if work.write:
+                db.execute("COMMIT")
+        except BaseException as error:
+            _roll_back(db)
+            known = isinstance(error, sqlite3.Error)
+            return work.future, None, translated(error, self.path) if known else error
+        return done
+
+
+async def _prepared(connecting: aiosqlite.Connection) -> aiosqlite.Connection:
+    connection = await connecting
+    try:
+        for pragma in _PRAGMAS:
+            await connection.execute_fetchall(pragma)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+async def _whole(work: Coroutine[Any, Any, T]) -> T:
+    """Await something to its end, whoever cancels: half opened or half closed, aiosqlite leaves
+    its thread behind, which then calls a loop that is gone.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled() and task.exception() is None:
+            result = task.result()
+            if isinstance(result, aiosqlite.Connection):
+                await result.close()
+        raise
+    return task.result()
+
+
+def _run_works(db: sqlite3.Connection, works: list[_Work]) -> list[_Done]:
+    """Run the units in order; a verb once, over the items of all its calls, at its first."""
+    done: list[_Done] = []
+    joint: dict[Callable[..., Any], list[_Work]] = {}
+    for work in works:
+        if work.items is not None:
+            joint.setdefault(work.run, []).append(work)
+    for work in works:
+        if work.items is None:
+            done.append((work.future, work.run(db), None))
+        elif joint[work.run]:
+            done += _run_joint(db, joint[work.run])
+            joint[work.run] = []
+    return done
+
+
+def _run_joint(db: sqlite3.Connection, calls: list[_Work]) -> list[_Done]:
+    answers = calls[0].run(db, [item for call in calls for item in call.items or ()])
+    done: list[_Done] = []
+    start = 0
+    for call in calls:
+        end = start + len(call.items or ())
+        done.append((call.future, answers[start:end], None))
+        start = end
+    return done
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    if db.in_transaction:
+        db.execute("ROLLBACK")
+
+
+def _deliver(done: list[_Done]) -> None:
+    for future, result, error in done:
+        if future.done():
+            continue  # whoever waited was cancelled
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+
+_TRANSIENT = ("locked", "busy", "full", "disk I/O", "unable to open")
+
+
+def translated(error: BaseException, path: Path | None) -> StoreError:
+    """SQLite's error as one of ours: what may pass is StoreUnavailableError."""
+    text = f"data store {path or 'in memory'}: {error}"
+    if isinstance(error, sqlite3.OperationalError) and any(w in str(error) for w in _TRANSIENT):
+        return StoreUnavailableError(text)
+    return StoreError(text)

@@ -1,0 +1,372 @@
+"""The worker: claims jobs in batches, has them run, and stores what became of them.
+
+What it holds is in the store before it begins, and what came out of it is there before anybody
+hears of it. If the store cannot be reached it waits; if it is told to end, it gives back what it
+could not finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from fp_async import processes, rules
+from fp_async.attempt import Outcome, Trail, capture, order
+from fp_async.backend import Backend
+from fp_async.config import WorkerSettings
+from fp_async.errors import StoreError, StoreUnavailableError
+from fp_async.firing import Firing
+from fp_async.flows import Flows
+from fp_async.jobs import LEASE, Failure, Job, Member, Report
+from fp_async.keeper import Keeper, KeeperThread, Why
+from fp_async.patience import Patience
+from fp_async.runner import InlineRunner, ProcessRunner, Runner
+from fp_async.stores import Store
+
+log = logging.getLogger("fp_async")
+_RESCUE = 2.0
+_PRUNE = 60.0
+_NOTE = 1.0
+_PRESENCE = 10.0
+_GIVE_BACK = 10.0  # seconds that giving back may take
+_BATCH = 100
+_INLINE = 100  # jobs at once on the worker's own loop
+
+
+class _Attempt:
+    """A job that the worker holds; `why` says who ended it before its time."""
+
+    def __init__(self, job: Job, worker: str) -> None:
+        self.job = job
+        self.trail = Trail(worker)
+        self.why: Why | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def stop(self, why: Why) -> None:
+        if self.why is None and self.task is not None:
+            self.why = why
+            self.task.cancel()
+
+
+class Worker:
+    """Works on the queues of `settings` until cancelled or drained.
+
+    `connect` makes a store for the thread that keeps leases; None where no thread is needed.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        settings: WorkerSettings,
+        runner: Runner,
+        connect: Callable[[], Store] | None,
+    ) -> None:
+        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self.owner = processes.owner("worker")
+        self._store = backend.store
+        self._hub = backend.hub
+        self._nearby = backend.nearby
+        self._settings = settings
+        self._runner = runner
+        self._connect = connect
+        self._limit = _limit(settings)
+        self._attempts: dict[str, _Attempt] = {}
+        self._patience = Patience()
+        self._keeper = Keeper(self.owner, self._held, self._stop_from_anywhere)
+        self._room = asyncio.Event()
+        self._draining = False
+        self._loop = asyncio.get_running_loop()
+        self._began = time.time()
+
+    # The whole ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until cancelled or drained. Unfinished jobs are given back then, within 10 s.
+
+        Raises StoreError for what waiting does not mend.
+        """
+        release = capture()
+        self._nearby.workers += 1
+        background = [
+            asyncio.create_task(loop(), name=f"fp-worker-{loop.__name__}") for loop in self._loops()
+        ]
+        working = asyncio.create_task(self._work(), name="fp-worker-claim")
+        try:
+            await asyncio.wait([working, *background], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            try:
+                await self._end(working)
+            finally:
+                await _cancelled(background)
+                self._nearby.workers -= 1
+                await self._leave()
+                release()
+        for task in [working, *background]:
+            if not task.cancelled() and (error := task.exception()):
+                raise error
+
+    def _loops(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+        loops = [self._rescue, self._note, self._listen, self._appear]
+        if self._connect is None:
+            loops.append(self._keep)
+        else:
+            loops.append(self._keep_aside)
+        if self._settings.schedules:
+            loops.append(self._fire)
+        return loops
+
+    def drain(self) -> None:
+        """Claim no more; `run` returns when what runs has ended, or its grace time is over."""
+        self._draining = True
+        self._room.set()
+        self._hub.publish(f"work:{self._settings.queues[0]}")
+
+    async def _end(self, working: asyncio.Task[None]) -> None:
+        """Stop claiming, and give back what still runs."""
+        await _cancelled([working])
+        for attempt in list(self._attempts.values()):
+            attempt.stop("drain")
+        tasks = [attempt.task for attempt in self._attempts.values() if attempt.task]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=_GIVE_BACK)
+            await _cancelled(list(late))
+        await self._runner.close()
+
+    async def _leave(self) -> None:
+        with suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(1.0):
+                await self._store.saw(Member(kind="worker", name=self.name), 0)
+
+    # Claiming -------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        """Claim what there is, then wait. `work:` says that a queue has something to claim,
+        `later:` that it has something whose time will come; whatever else is heard may be both.
+        """
+        topics = [
+            f"{what}:{queue}" for what in ("work", "later") for queue in self._settings.queues
+        ]
+        heard: frozenset[str] = frozenset()
+        next_at: float | None = None
+        with self._hub.listen(*topics) as listener:  # subscribe first, then look, then wait
+            while not self._draining:
+                free = min(self._limit - len(self._attempts), _BATCH)
+                if free <= 0:
+                    self._room.clear()
+                    await self._room.wait()
+                    continue
+                claimed = await self._claim(free)
+                if not all(topic.startswith("work:") for topic in heard or "?"):
+                    next_at = await self._next_run_at()
+                if len(claimed) < free and not self._draining:
+                    heard = await listener.wait(self._until(next_at))
+        await self._emptied()
+
+    async def _claim(self, limit: int) -> list[Job]:
+        queues = self._settings.queues
+        jobs = await self._patience(lambda: self._store.claim(self.owner, queues, limit, LEASE))
+        self._nearby.claimed(jobs)
+        for job in jobs:
+            attempt = self._attempts[job.id] = _Attempt(job, self.name)
+            attempt.task = self._loop.create_task(self._attempt(attempt))
+        return jobs
+
+    async def _next_run_at(self) -> float | None:
+        """On this process's monotonic clock."""
+        at = await self._patience(lambda: self._store.next_run_at(self._settings.queues))
+        if at is None:
+            return None
+        return time.monotonic() + at - await self._patience(self._store.now)
+
+    def _until(self, next_at: float | None) -> float:
+        poll = self._settings.poll_interval
+        if next_at is None:
+            return poll
+        left = next_at - time.monotonic()
+        return poll if left <= 0 else min(poll, left + 0.001)
+
+    async def _emptied(self) -> None:
+        """Wait for what runs, at most for the grace time."""
+        deadline = time.monotonic() + self._settings.grace
+        while self._attempts and (left := deadline - time.monotonic()) > 0:
+            self._room.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._room.wait()
+
+    # Attempts -------------------------------------------------------------------------------
+
+    async def _attempt(self, attempt: _Attempt) -> None:
+        try:
+            report = await self._outcome(attempt)
+            if report is not None:
+                await self._report(attempt.job, report)
+        finally:
+            del self._attempts[attempt.job.id]
+            self._room.set()
+
+    async def _outcome(self, attempt: _Attempt) -> Report | None:
+        job, trail = attempt.job, attempt.trail
+        try:
+            outcome = await self._runner.run(order(job, self._settings.max_result_size), trail)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if attempt.why is None or task is None:
+                raise
+            task.uncancel()
+            return _stopped(job, trail, attempt.why)
+        except Exception as error:
+            log.exception("job %s could not be started", job.id)
+            outcome = Outcome("crashed", reason=f"it could not be started: {error}")
+        return rules.verdict(job, outcome, trail.record(), random.random())
+
+    async def _report(self, job: Job, report: Report) -> None:
+        """Store it, however long that takes; then tell who waits for it."""
+        try:
+            (stored,) = await self._patience(lambda: self._store.finish([report]))
+            changes = rules.reported(job, report, time.time()) if stored else None
+            if changes and report.event in ("succeed", "fail"):
+                self._nearby.ended(msgspec.structs.replace(job, **changes))
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            failure = Failure("StoreError", f"the outcome could not be stored: {error}")
+            refused = Report(
+                id=job.id,
+                attempt=job.attempt,
+                event="fail",
+                error=msgspec.json.encode(failure),
+            )
+            await self._patience(lambda: self._store.finish([refused]))
+        topics = [f"job:{job.id}"]
+        if report.event in ("retry", "crash", "give_back") or job.slot or job.lane_held:
+            topics.append(f"{'later' if report.retry_in else 'work'}:{job.queue}")
+        self._hub.publish(*topics)
+
+    # Leases ---------------------------------------------------------------------------------
+
+    def _held(self) -> list[tuple[str, int]]:
+        return [(held.job.id, held.job.attempt) for held in list(self._attempts.values())]
+
+    def _stop_from_anywhere(self, id: str, attempt: int, why: Why) -> None:
+        with suppress(RuntimeError):  # the loop has been closed
+            self._loop.call_soon_threadsafe(self._stop, id, attempt, why)
+
+    def _stop(self, id: str, attempt: int, why: Why) -> None:
+        held = self._attempts.get(id)
+        if held is not None and held.job.attempt == attempt:
+            held.stop(why)
+
+    async def _keep(self) -> None:
+        await self._keeper.run(self._store)
+
+    async def _keep_aside(self) -> None:
+        assert self._connect is not None
+        thread = KeeperThread(self._keeper, self._connect)
+        thread.start()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await thread.stop()
+
+    async def _listen(self) -> None:
+        """Look at once when somebody wants a job of ours cancelled."""
+        with self._hub.listen("cancel:*") as listener:
+            while True:
+                topics = await listener.wait()
+                if any(topic.removeprefix("cancel:") in self._attempts for topic in topics):
+                    self._keeper.look()
+
+    # The rest -------------------------------------------------------------------------------
+
+    async def _rescue(self) -> None:
+        """Look after jobs whose workers have died, unless it is the store that was away."""
+        pruned_at = time.monotonic()
+        while True:
+            if self._patience.since_failure() > LEASE:
+                await self._patience(self._rescue_once)
+            if time.monotonic() - pruned_at > _PRUNE:
+                pruned_at = time.monotonic()
+                await self._patience(self._store.prune)
+            await asyncio.sleep(_RESCUE)
+
+    async def _rescue_once(self) -> None:
+        dead = [owner for owner in await self._store.owners() if processes.has_died(owner)]
+        for job in await self._store.rescue(dead):
+            log.warning("job %s of '%s': %s (%s)", job.id, job.pipeline, job.state, job.reason)
+            self._hub.publish(f"job:{job.id}", f"work:{job.queue}")
+
+    async def _note(self) -> None:
+        """Store what running jobs have logged and done so far, for those who watch."""
+        while True:
+            await asyncio.sleep(_NOTE)
+            changed = [held for held in self._attempts.values() if held.trail.changed]
+            if changed:
+                records = [(h.job.id, h.job.attempt, h.trail.record()) for h in changed]
+                await self._patience(lambda: self._store.note(records))  # noqa: B023
+                self._hub.publish(*(f"job:{held.job.id}" for held in changed))
+
+    async def _appear(self) -> None:
+        while True:
+            await self._patience(lambda: self._store.saw(self._member(), 3 * _PRESENCE))
+            await asyncio.sleep(_PRESENCE)
+
+    def _member(self) -> Member:
+        info = {
+            "queues": self._settings.queues,
+            "concurrency": self._limit,
+            "running": len(self._attempts),
+            "runner": self._settings.runner,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started_at": self._began,
+            "draining": self._draining,
+        }
+        return Member(kind="worker", name=self.name, info=msgspec.json.encode(info))
+
+    async def _fire(self) -> None:
+        await Firing(self._store, self._hub, self._settings.poll_interval).run()
+
+
+def _limit(settings: WorkerSettings) -> int:
+    default = _INLINE if settings.runner == "inline" else os.cpu_count() or 1
+    return settings.concurrency or default
+
+
+def _stopped(job: Job, trail: Trail, why: Why) -> Report | None:
+    """What is reported of an attempt that was ended from outside."""
+    if why == "cancel":
+        return Report(
+            id=job.id,
+            attempt=job.attempt,
+            event="confirm_cancel",
+            reason=job.reason,
+            record=trail.record(),
+        )
+    reason = "its worker was ended" if why == "drain" else "its lease could not be renewed"
+    return Report(id=job.id, attempt=job.attempt, event="give_back", reason=reason)
+
+
+async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+def make_worker(flows: Flows, backend: Backend, settings: WorkerSettings) -> Worker:
+    """A worker on this event loop, with the runner that its settings say."""
+    if settings.runner == "inline":
+        connect = backend.another_store if backend.store.shared else None
+        return Worker(backend, settings, InlineRunner(flows), connect)
+    runner = ProcessRunner(flows.root, settings.memory_limit, settings.idle_timeout)
+    return Worker(backend, settings, runner, None)

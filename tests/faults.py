@@ -1,0 +1,125 @@
+"""Faults, each by its name: a killed process, a network that is cut, silent, or resets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+from typing import Self
+
+
+def kill9(process: subprocess.Popen) -> None:
+    """Kill like the out-of-memory killer: no goodbye, nothing flushed. Waits for the end."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait(10)
+
+
+@contextlib.contextmanager
+def frozen(process: subprocess.Popen):
+    """A process that is alive and does nothing, until the end of the `with`."""
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+
+
+class Proxy:
+    """A TCP proxy on `port` of this machine in front of a server.
+
+    `cut` closes all connections and refuses new ones, `reset` breaks the open ones with RST,
+    `stall` keeps everything open and lets no byte through, `heal` ends any of these.
+    """
+
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self._target = (host, port)
+        self._lanes: set[asyncio.Task] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._server: asyncio.Server | None = None
+        self.port = 0
+        self.accepted = 0
+
+    async def __aenter__(self) -> Self:
+        await self._listen()
+        return self
+
+    async def __aexit__(self, *_) -> None:
+        await self.cut()
+
+    async def _listen(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def cut(self) -> None:
+        """Close all connections; nobody listens any more."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        await self._drop()
+
+    async def reset(self) -> None:
+        """Break all open connections with RST; new ones are welcome."""
+        for writer in self._writers:
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await self._drop()
+
+    def stall(self) -> None:
+        """Let nothing through any more, and close nothing."""
+        self._flowing.clear()
+
+    async def heal(self) -> None:
+        """Be a good network again; what was stalled arrives."""
+        self._flowing.set()
+        if self._server is None:
+            await self._listen()
+
+    async def _drop(self) -> None:
+        for writer in tuple(self._writers):
+            writer.transport.abort()
+        for lane in tuple(self._lanes):
+            lane.cancel()
+        if self._lanes:
+            await asyncio.wait(tuple(self._lanes), timeout=5)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        lane = asyncio.current_task()
+        self._lanes.add(lane)
+        self._writers.add(writer)
+        try:
+            await self._join(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            pass  # a server's task that ends as cancelled is reported by asyncio
+        finally:
+            self._lanes.discard(lane)
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _join(self, reader, writer) -> None:
+        far_reader, far_writer = await asyncio.open_connection(*self._target)
+        self._writers.add(far_writer)
+        try:
+            async with asyncio.TaskGroup() as group:
+                ways = (self._pump(reader, far_writer), self._pump(far_reader, writer))
+                tasks = [group.create_task(way) for way in ways]
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in tasks:
+                    task.cancel()
+        finally:
+            self._writers.discard(far_writer)
+            far_writer.close()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                await self._flowing.wait()
+                writer.write(data)
+                await writer.drain()

@@ -1,0 +1,356 @@
+"""Every kind of store for the tests: where it is, how to look behind it, how to cut a verb off.
+
+Run as a program it is a process that works on a store: `python stores_kit.py claim TYPE URI`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import services
+
+from fp_async import processes
+from fp_async.config import DataStore
+from fp_async.jobs import Job, new_id
+from fp_async.stores import Store, connect
+
+KINDS = ("memory", "sqlite", "postgres", "mysql", "mongodb")
+SHARED = KINDS[1:]
+SQL = ("sqlite", "postgres", "mysql")
+A, B = processes.owner("a"), processes.owner("b")
+_MODULES = {"postgres": "sql", "mysql": "sql", "mongodb": "mongo"}
+
+
+def job(**fields: Any) -> Job:
+    return Job(
+        id=fields.pop("id", None) or new_id(), pipeline=fields.pop("pipeline", "flow"), **fields
+    )
+
+
+class Place:
+    """One database of one kind, and what the contract has no verb for."""
+
+    def __init__(self, kind: str, uri: str | None) -> None:
+        self.kind = kind
+        self.settings = DataStore(type=kind, uri=uri)
+        self._opened: list[Store] = []
+
+    def store(self) -> Store:
+        """Another one, not opened yet; closed at the end of the test."""
+        self._opened.append(connect(self.settings, Path("/")))
+        return self._opened[-1]
+
+    async def opened(self) -> Store:
+        store = self.store()
+        await store.open()
+        return store
+
+    async def close(self) -> None:
+        for store in self._opened:
+            await store.close()
+
+    async def clear(self) -> None:
+        """Forget the rows that an earlier test has left on a server."""
+        if self.kind in ("postgres", "mysql"):
+            for table in TABLES:
+                await self.sql(f"DELETE FROM {table}")
+        elif self.kind == "mongodb":
+            async with _mongo(self.settings.uri) as database:
+                for name in TABLES:
+                    await database[name].delete_many({})
+
+    async def drop(self) -> None:
+        """As before the first time that anybody opened it."""
+        if self.kind in ("postgres", "mysql"):
+            for table in (*TABLES, SCHEMA_TABLE):
+                await self.sql(f"DROP TABLE IF EXISTS {table}")
+        elif self.kind == "mongodb":
+            async with _mongo(self.settings.uri) as database:
+                await database.client.drop_database(database)
+
+    async def change(self, store: Store, id: str, **fields: Any) -> None:
+        """Write into the row of a job, whatever the rules say."""
+        if self.kind in ("memory", "sqlite"):
+            from fp_async.stores import tables
+
+            await store._units.write(lambda db: tables.change(db, id, fields))
+        elif self.kind == "mongodb":
+            async with _mongo(self.settings.uri) as database:
+                await database.fp_jobs.update_one({"_id": id}, {"$set": fields})
+        else:
+            names = ", ".join(f"{name} = :{name}" for name in fields)
+            await self.sql(f"UPDATE fp_jobs SET {names} WHERE id = :the_id", the_id=id, **fields)
+
+    async def set_schema(self, store: Store, version: int) -> None:
+        """Make the store look as if another version of the program had used it."""
+        if self.kind == "sqlite":
+            await store._units.alone(lambda db: db.execute(f"PRAGMA user_version = {version}"))
+        elif self.kind == "mongodb":
+            async with _mongo(self.settings.uri) as database:
+                await database.fp_meta.update_one({"_id": "schema"}, {"$set": {"version": version}})
+        else:
+            await self.sql(f"UPDATE {SCHEMA_TABLE} SET version = {version}")
+
+    async def states_checked(self, store: Store) -> set[str]:
+        """The states that the database itself lets a job have."""
+        if self.kind == "sqlite":
+            sql = "SELECT sql FROM sqlite_master WHERE name = 'jobs'"
+            text = (await store._units.read(lambda db: db.execute(sql).fetchone()))[0]
+        elif self.kind == "postgres":
+            rows = await self.sql(
+                "SELECT pg_get_constraintdef(oid) FROM pg_constraint "
+                "WHERE contype = 'c' AND conrelid = 'fp_jobs'::regclass"
+            )
+            text = " ".join(f"CHECK {row[0]}" for row in rows)
+        else:
+            rows = await self.sql(
+                "SELECT check_clause FROM information_schema.check_constraints "
+                "WHERE constraint_schema = database() AND table_name = 'fp_jobs'"
+            )
+            text = " ".join(f"CHECK {row[0]}" for row in rows)
+        found = re.findall(r"CHECK.*?\bstate\b.*?(?:IN|ANY)\s*\(+(.*?)\)", text, re.S | re.I)
+        return {state for clause in found for state in re.findall(r"'(\w+)'", clause)}
+
+    async def sql(self, statement: str, **values: Any) -> list[Any]:
+        from sqlalchemy import text
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        engine = create_async_engine(_sqlalchemy_url(self.settings.uri))
+        try:
+            async with engine.begin() as connection:
+                result = await connection.execute(text(statement), values)
+                return list(result.fetchall()) if result.returns_rows else []
+        finally:
+            await engine.dispose()
+
+
+class _Any:
+    """Equal to whatever it is compared with."""
+
+    def __eq__(self, _: object) -> bool:
+        return True
+
+    __hash__ = None
+
+
+ANY = _Any()
+TABLES = ("fp_jobs", "fp_schedules", "fp_members")
+SCHEMA_TABLE = "fp_schema"
+
+
+def _sqlalchemy_url(uri: str) -> str:
+    drivers = {"postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+    drivers |= {"mysql": "mysql+asyncmy", "mariadb": "mariadb+asyncmy"}
+    scheme, _, rest = uri.partition("://")
+    return f"{drivers.get(scheme, scheme)}://{rest}"
+
+
+class _mongo:
+    """The database itself, for as long as the block lasts."""
+
+    def __init__(self, uri: str) -> None:
+        import pymongo
+
+        self._client = pymongo.AsyncMongoClient(uri)
+
+    async def __aenter__(self) -> Any:
+        return self._client.get_default_database("flowerpower")
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+
+# Servers ------------------------------------------------------------------------------------
+
+
+def need(kind: str) -> None:
+    """Skip a store whose module does not exist yet."""
+    module = _MODULES.get(kind)
+    if module and importlib.util.find_spec(f"fp_async.stores.{module}") is None:
+        services.missing(f"fp_async/stores/{module}.py is not written yet")
+
+
+class SecantusDB(services.Server):
+    """What speaks MongoDB's protocol where there is no MongoDB: a package of PyPI."""
+
+    options: tuple[str, ...] | list[str] = ()
+
+    @property
+    def uri(self) -> str:
+        return f"mongodb://127.0.0.1:{self.port}/flowerpower_test"
+
+    def command(self) -> list[str]:
+        program = Path(sys.executable).parent / "secantusd-py"
+        if not program.exists():
+            services.missing("no MongoDB: set FP_MONGODB_URI, or pip install --pre secantusdb")
+        where = ["--host", "127.0.0.1", "--port", str(self.port)]
+        return [str(program), *where, "--storage-path", str(self.folder / "data"), *self.options]
+
+
+@contextmanager
+def databases() -> Iterator[Callable[[str], str]]:
+    """Makes the URI of an empty database of a kind, the same one each time."""
+    with ExitStack() as stack:
+
+        @cache
+        def uri(kind: str) -> str:
+            if kind == "mongodb":
+                given = os.environ.get("FP_MONGODB_URI")
+                return given or stack.enter_context(SecantusDB()).uri
+            fresh = {"postgres": services.fresh_postgres, "mysql": services.fresh_mysql}[kind]
+            if services.reachable(services.PORTS[kind]):
+                return stack.enter_context(fresh())
+            server = stack.enter_context(services.SERVERS[kind]())
+            return stack.enter_context(fresh(server.uri))
+
+        yield uri
+
+
+# Cutting off --------------------------------------------------------------------------------
+
+
+@types.coroutine
+def _stepped(work: Coroutine[Any, Any, Any], n: int, late: bool) -> Any:
+    task = asyncio.current_task()
+    error: BaseException | None = None
+    for i in itertools.count():
+        try:
+            future = work.send(None) if error is None else work.throw(error)
+        except StopIteration as stop:
+            return stop.value
+        if i == n and late and future is not None:
+            future.add_done_callback(lambda _: task.cancel())
+        elif i == n:
+            task.cancel()
+        try:
+            error = None
+            yield future
+        except BaseException as raised:
+            error = raised
+
+
+async def cut_off(work: Coroutine[Any, Any, Any], n: int, *, late: bool = False) -> bool:
+    """Run `work`, cancelled where it waits for the n-th time; False if it ended before that.
+
+    `late` cancels it when what it waits for has come, but before it has heard of it.
+    """
+
+    async def run() -> None:
+        await _stepped(work, n, late)
+
+    task = asyncio.create_task(run())
+    await asyncio.wait([task], timeout=30)
+    if not task.cancelled():
+        task.result()  # raises what went wrong
+    return task.cancelled()
+
+
+async def eventually(look: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
+    """Wait until the server is done with what nobody waits for any more."""
+    async with asyncio.timeout(seconds):
+        while not await look():
+            await asyncio.sleep(0.01)
+
+
+# Processes ----------------------------------------------------------------------------------
+
+
+class Worker:
+    """A process that works on a store; its lines are what it has done for certain."""
+
+    def __init__(self, command: str, place: Place, *args: str) -> None:
+        line = [sys.executable, __file__, command, place.kind, place.settings.uri or "", *args]
+        self.process = subprocess.Popen(
+            line, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+        )
+
+    def line(self) -> str:
+        return self.process.stdout.readline().strip()
+
+    def go(self) -> None:
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> list[str]:
+        """kill -9; the whole lines that it has written."""
+        self.process.send_signal(signal.SIGKILL)
+        text = self.process.communicate()[0]
+        return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def rest(self) -> list[str]:
+        """Wait for its end; all that it has written since."""
+        text, _ = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0
+        return text.split("\n")[:-1]
+
+
+def _say(*words: object) -> None:
+    print(*words, flush=True)
+
+
+async def _ready(store: Store) -> None:
+    await store.open()
+    _say("ready")
+    await asyncio.to_thread(sys.stdin.readline)
+
+
+async def _open(store: Store) -> None:
+    _say("ready")
+    await asyncio.to_thread(sys.stdin.readline)
+    await store.open()
+    await store.add([job()])
+
+
+async def _claim(store: Store, limit: str) -> None:
+    """Claim until nothing is left."""
+    await _ready(store)
+    while jobs := await store.claim(processes.owner("worker"), ["default"], int(limit), 60):
+        for each in jobs:
+            _say(each.id)
+
+
+async def _add(store: Store) -> None:
+    await _ready(store)
+    while True:
+        for id in await store.add([job() for _ in range(3)]):
+            _say(id)
+
+
+async def _churn(store: Store) -> None:
+    """Add, claim, end, for ever."""
+    from fp_async.jobs import Report
+
+    await _ready(store)
+    owner = processes.owner("churn")
+    while True:
+        await store.add([job(concurrency=5, lane="lane") for _ in range(2)])
+        for each in await store.claim(owner, ["default"], 4, 60):
+            await store.finish(
+                [Report(id=each.id, attempt=each.attempt, event="succeed", result=b"r")]
+            )
+            _say(each.id)
+
+
+async def _main(command: str, kind: str, uri: str, *args: str) -> None:
+    store = connect(DataStore(type=kind, uri=uri or None), Path("/"))
+    try:
+        await {"open": _open, "claim": _claim, "add": _add, "churn": _churn}[command](store, *args)
+    finally:
+        await store.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(*sys.argv[1:]))
