@@ -200,9 +200,9 @@ def peer_rows(run: Run, cache: Path, names: list[str], scale: float) -> list[Fig
     for row, version, figures in running.measure_all(
         cache, names, run.rounds, scale, run.work, run.repeat
     ):
-        figures = {n: spread(v) if isinstance(v, list) else v for n, v in figures.items()}
+        spreads = {n: spread(v) if isinstance(v, list) else v for n, v in figures.items()}
         described = {"who": f"{row.peer} {version}", "store": row.store, "settings": row.settings}
-        rows.append({**described, "durable": row.durable, **figures})
+        rows.append({**described, "durable": row.durable, **spreads})
     return rows
 
 

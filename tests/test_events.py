@@ -26,7 +26,8 @@ from services import SERVERS, Mosquitto, program, psql, require, run
 from fp_async import events
 from fp_async.config import EventBroker
 from fp_async.errors import BrokerError, ConfigError, MissingExtraError, UsageError
-from fp_async.events import Hub, Outbox, packed, transport, unpacked
+from fp_async.events import Hub, transport
+from fp_async.events.outbox import WAITING_LIMIT, Outbox, acceptable, packed, unpacked
 from fp_async.events.sockets import SocketTransport
 from fp_async.link import Connection, Link, connected
 
@@ -613,7 +614,7 @@ async def test_two_tasks_cannot_wait_on_one_listener():
 async def test_a_listener_that_never_waits_keeps_no_more_than_a_star():
     hub = Hub()
     with hub.listen("job:*") as listener:
-        for number in range(events.WAITING_LIMIT + 1):
+        for number in range(WAITING_LIMIT + 1):
             hub.publish(f"job:{number}")
         assert await listener.wait(0) == {"*"}
 
@@ -682,7 +683,7 @@ def test_pauses_are_random_and_double_up_to_the_patience():
 
 async def test_an_outbox_that_overflows_says_star():
     outbox = Outbox()
-    for number in range(events.WAITING_LIMIT + 1):
+    for number in range(WAITING_LIMIT + 1):
         outbox.put([f"job:{number}"])
     assert len(outbox) == 1
     assert unpacked(await outbox.take(), "other") == ["*"]
@@ -690,7 +691,7 @@ async def test_an_outbox_that_overflows_says_star():
 
 async def test_overflow_reaches_other_processes_as_a_star(shared):
     here = shared.hub()
-    here.publish(*(f"job:{n}" for n in range(events.WAITING_LIMIT + 5)))
+    here.publish(*(f"job:{n}" for n in range(WAITING_LIMIT + 5)))
     async with shared.hubs(1) as (there,):
         with there.listen("job:1") as listener:
             async with running(here):
@@ -712,7 +713,7 @@ async def test_what_was_taken_and_not_done_is_sent_again_first():
 async def test_every_message_is_short_and_what_peers_would_refuse_becomes_a_star(topics):
     outbox = Outbox("me")
     outbox.put(topics)
-    wanted = list(dict.fromkeys(topic if events.acceptable(topic) else "*" for topic in topics))
+    wanted = list(dict.fromkeys(topic if acceptable(topic) else "*" for topic in topics))
     got: list[str] = []
     while len(outbox):
         message = await outbox.take()
@@ -725,7 +726,7 @@ async def test_every_message_is_short_and_what_peers_would_refuse_becomes_a_star
 
 @given(st.binary() | st.binary().map(lambda junk: b"fp-wake-1 " + junk))
 def test_junk_is_never_more_than_acceptable_topics(junk):
-    assert all(map(events.acceptable, unpacked(junk, "me")))
+    assert all(map(acceptable, unpacked(junk, "me")))
 
 
 # Settings

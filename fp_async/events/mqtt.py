@@ -7,7 +7,8 @@ from collections.abc import Callable
 from urllib.parse import quote
 
 from fp_async.config import EventBroker
-from fp_async.events import MESSAGE_LIMIT, Outbox, address, patience_for, until_one_ends
+from fp_async.events import address, patience_for, until_one_ends
+from fp_async.events.outbox import MESSAGE_LIMIT, Outbox
 from fp_async.link import Connection, Link, connected
 
 SEND_SECONDS = 10.0

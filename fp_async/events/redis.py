@@ -12,7 +12,8 @@ import anyio
 
 from fp_async.config import EventBroker
 from fp_async.errors import BrokerError, MissingExtraError, describe
-from fp_async.events import Outbox, address, patience_for, until_one_ends
+from fp_async.events import address, patience_for, until_one_ends
+from fp_async.events.outbox import Outbox
 
 ANSWER_SECONDS = 10.0
 KEEPALIVE_SECONDS = 20.0

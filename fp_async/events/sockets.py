@@ -22,7 +22,8 @@ from typing import Self
 import anyio
 
 from fp_async.errors import BrokerError
-from fp_async.events import EVERYTHING, LOCAL_PATIENCE, MESSAGE_LIMIT, Outbox, packed
+from fp_async.events import LOCAL_PATIENCE
+from fp_async.events.outbox import EVERYTHING, MESSAGE_LIMIT, Outbox, packed
 
 CHECK_SECONDS = 5.0  # between looks whether the folder is still ours
 RETRY_SECONDS = 0.05  # before a peer that was full is tried again
