@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
@@ -34,6 +35,7 @@ from fp_async.worker import Worker, make_worker
 
 __all__ = ["Client", "JobOptions", "ScheduleOptions", "held", "work"]
 
+log = logging.getLogger("fp_async")
 _PATIENCE = 3.0  # seconds without anybody to run it before `run` says so
 
 
@@ -347,10 +349,17 @@ async def _implied_worker(flows: Flows, backend: Backend) -> AsyncIterator[None]
         yield
 
 
+def _say_why(worker: asyncio.Task[None]) -> None:
+    """A worker that ends by itself is missed at once, not when its block ends."""
+    if not worker.cancelled() and (error := worker.exception()):
+        log.error("the worker in the background has ended: %s", error)
+
+
 @asynccontextmanager
 async def in_background(worker: Worker) -> AsyncIterator[None]:
     """The worker at work until the block ends, whose unfinished jobs it then gives back."""
     task = asyncio.create_task(worker.run(), name="fp-worker")
+    task.add_done_callback(_say_why)
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ import binascii
 import dataclasses
 import enum
 import math
+import re
 import uuid
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -29,6 +30,9 @@ TOO_DEEP = f"its value is nested deeper than {MAX_DEPTH} levels, or contains its
 _MANY = 16  # items, from which on looking at all their types at once is faster
 _DEEP = "nested too deep"
 _INLINE = 1024  # bytes: a smaller binary is base64 in the text, so that the whole stays text
+_MADE_UP = re.compile(
+    r"^fp_pipelines_\w+_[0-9a-f]{8}(_\d+)?\."
+)  # the package that a flow's modules get
 _LOWEST, _HIGHEST = -(2**63), 2**64 - 1
 _ATOMS = frozenset({type(None), bool, str})
 _STR = frozenset({str})
@@ -56,7 +60,7 @@ class Record:
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name not in self._fields:
-            raise AttributeError(f"{self._kind} has no field '{name}'")
+            raise AttributeError(f"{_shown(self._kind)} has no field '{name}'")
         return self._fields[name]
 
     def __getitem__(self, name: str) -> Any:
@@ -82,7 +86,7 @@ class Record:
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in self._fields.items())
-        return f"<{self._kind} {fields}>"
+        return f"<{_shown(self._kind)} {fields}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Record, (self._kind, self._fields)
@@ -92,7 +96,7 @@ class UnwritableError(Exception):
     """A value that has no form as data; `reason` names its type, `trail` leads to it."""
 
     def __init__(self, value: Any, hint: str = "", *, reason: str = "") -> None:
-        self.reason = reason or f"a {type_name(type(value))}{f' ({hint})' if hint else ''}"
+        self.reason = reason or f"a {_shown(type_name(type(value)))}{f' ({hint})' if hint else ''}"
         self.trail: list[tuple[Any, int]] = []
         super().__init__(self.reason)
 
@@ -121,6 +125,11 @@ def type_name(kind: type) -> str:
     """`module.QualifiedName`; built-in types without the module."""
     module = kind.__module__
     return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
+
+
+def _shown(name: str) -> str:
+    """A class's name as its author knows it."""
+    return _MADE_UP.sub("", name)
 
 
 def is_plain(value: Any, depth: int = 0) -> bool:

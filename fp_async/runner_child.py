@@ -29,6 +29,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which decides
     die_with_parent(int(sys.argv[2]))
     logging.basicConfig(level=logging.INFO, format=FORMAT)
+    logging.getLogger("hamilton").setLevel(logging.WARNING)  # its INFO is about itself
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         asyncio.run(_serve(socket.socket(fileno=int(sys.argv[3]))))
     os._exit(0)  # an abandoned node in a thread must not hold us up

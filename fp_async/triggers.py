@@ -297,12 +297,19 @@ def _fields(kind: str, values: dict[str, Any], place: str, now: float) -> dict[s
     if kind == "calendarinterval":
         fields.setdefault("start", datetime.fromtimestamp(now, zone(place)).date())
     elif kind == "interval":
-        given = {name: fields.pop(name) for name in _UNITS if name in fields}
-        seconds = sum(_UNITS[name] * _number(name, value) for name, value in given.items())
+        seconds = _length(fields)
         fields = {**fields, "seconds": seconds, "start": fields.get("start", now + seconds)}
     elif kind == "cron":
         fields |= {name: str(fields[name]) for name in CRON_FIELDS if name in fields}
     return fields
+
+
+def _length(fields: dict[str, Any]) -> float:
+    """The seconds of an interval; takes its units out of `fields`."""
+    given = {name: fields.pop(name) for name in _UNITS if name in fields}
+    if not given:
+        raise TriggerError(f"interval: its length is not given: {', '.join(_UNITS)}")
+    return sum(_UNITS[name] * _number(name, value) for name, value in given.items())
 
 
 def _number(name: str, value: Any) -> float:

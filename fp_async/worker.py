@@ -124,6 +124,11 @@ class Worker:
             loops.append(self._fire)
         return loops
 
+    @property
+    def running(self) -> int:
+        """How many jobs it holds at the moment."""
+        return len(self._attempts)
+
     def drain(self) -> None:
         """Claim no more; `run` returns when what runs has ended, or its grace time is over."""
         self._draining = True
@@ -324,7 +329,7 @@ class Worker:
         info = {
             "queues": self._settings.queues,
             "concurrency": self._limit,
-            "running": len(self._attempts),
+            "running": self.running,
             "runner": self._settings.runner,
             "host": socket.gethostname(),
             "pid": os.getpid(),

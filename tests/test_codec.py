@@ -593,3 +593,11 @@ print({"numpy", "pandas", "polars", "pyarrow", "pickle", "zoneinfo"} & sys.modul
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_record_and_an_error_name_the_class_as_its_author_knows_it():
+    kind = "fp_pipelines_my_flow_0a1b2c3d_2.pipelines.my_flow.Point"
+    point = Record(kind, {"x": 1})
+    assert repr(point) == "<pipelines.my_flow.Point x=1>"
+    with pytest.raises(AttributeError, match="^pipelines.my_flow.Point has no field 'y'"):
+        _ = point.y

@@ -54,6 +54,7 @@ IMPORTERS = {
     "redis": {"events"},
     "sqlalchemy": {"stores"},
     "pymongo": {"stores"},
+    "bson": {"stores"},
 }
 
 

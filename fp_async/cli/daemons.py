@@ -129,6 +129,7 @@ def _serve(base_dir: str | None, main: Callable[[Daemon], Coroutine[Any, Any, No
     from fp_async.project import Project
 
     logging.basicConfig(level=logging.INFO, format=_FORMAT)
+    logging.getLogger("hamilton").setLevel(logging.WARNING)  # its INFO is about itself
     project = Project(base_dir)
     use_packages(project)
     code = asyncio.run(_until_signalled(project, main))
@@ -177,7 +178,7 @@ async def _work(daemon: Daemon, changes: dict[str, Any]) -> None:
 
 
 def _drain(worker: Worker, grace: float) -> None:
-    count = len(worker._held())
+    count = worker.running
     if count:
         jobs = "1 job" if count == 1 else f"{count} jobs"
         text = "waiting for %s to end, at most %g s; once more: given back at once"
