@@ -258,3 +258,13 @@ def _agreed(parts: list[Next], after: float) -> float | None:
 def _soonest(parts: list[Next], after: float) -> float | None:
     times = (part(after) for part in parts)
     return min((moment for moment in times if moment is not None), default=None)
+
+
+def fire_times(spec: Spec, after: float, until: float, limit: int | None) -> list[float]:
+    """The nominal times in (after, until], at most the first `limit`."""
+    times: list[float] = []
+    moment = following(spec, after)
+    while moment is not None and moment <= until and (limit is None or len(times) < limit):
+        times.append(moment)
+        moment = following(spec, moment)
+    return times

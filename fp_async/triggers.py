@@ -36,6 +36,7 @@ from fp_async.trigger_times import (
     Spec,
     Trigger,
     compiled,
+    fire_times,
     first_fire,
     following,
     just_before,
@@ -152,16 +153,6 @@ def _count(spec: Spec, nominal: float, now: float, limit: int) -> tuple[int, boo
         return 2 + round((_latest(spec, second, now) - second) / spec.seconds), True
     times = fire_times(spec, nominal, now, limit)
     return (1 + len(times), True) if len(times) < limit else (limit, False)
-
-
-def fire_times(spec: Spec, after: float, until: float, limit: int | None) -> list[float]:
-    """The nominal times in (after, until], at most the first `limit`."""
-    times: list[float] = []
-    moment = following(spec, after)
-    while moment is not None and moment <= until and (limit is None or len(times) < limit):
-        times.append(moment)
-        moment = following(spec, moment)
-    return times
 
 
 def jitter(identity: str, nominal: float, most: float) -> float:
