@@ -45,11 +45,6 @@ class Nearby:
             if job.id in self.adding:
                 self.adding[job.id] = True
 
-    def ended(self, job: Job) -> None:
-        """A worker here has stored the outcome of this one."""
-        if job.id in self.awaited:
-            self.awaited[job.id] = job
-
 
 class Backend:
     """A connected store with its wake-ups. `users` counts who holds it."""
@@ -73,6 +68,8 @@ class Backend:
     async def acquire(self) -> None:
         """Connect, unless somebody has. Raises StoreError, StoreUnavailableError."""
         self.users += 1
+        if self._hub_task is not None:
+            return
         try:
             async with self._opening:
                 if self._hub_task is None:
@@ -87,8 +84,11 @@ class Backend:
         self.users -= 1
         if self.users:
             return
-        task, self._hub_task = self._hub_task, None
-        if task is not None:
+        async with self._opening:
+            task = self._hub_task
+            if self.users or task is None:  # somebody has come while we waited, or has closed
+                return
+            self._hub_task = None
             try:
                 await self.hub.flush(_FLUSH)
             finally:
@@ -119,18 +119,18 @@ class Keep:
     def __init__(self, more: More) -> None:
         self._more = more
         self._stack = AsyncExitStack()
-        self._filled = False
+        self.filled = False
         self._lock = asyncio.Lock()
 
     async def fill(self, backend: Backend) -> None:
         """Hold the backend as well, once."""
         async with self._lock:
-            if self._filled:
+            if self.filled:
                 return
             await backend.acquire()
             self._stack.push_async_callback(backend.release)
             await self._stack.enter_async_context(self._more(backend))
-            self._filled = True
+            self.filled = True
 
     async def close(self) -> None:
         """Let go of everything."""
@@ -141,26 +141,43 @@ _backends: dict[_Key, Backend] = {}
 _keeps: dict[_Key, list[Keep]] = {}
 
 
-@asynccontextmanager
-async def connected(root: Path) -> AsyncIterator[Backend]:
+class connected:  # noqa: N801 - a context manager, called as functions are
     """The backend of the project at `root`, shared with whoever holds it on this event loop.
 
-    Raises ConfigError, MissingExtraError, StoreError.
+    Raises ConfigError, MissingExtraError, StoreError. A class, because every job that is added
+    goes through it: the generator of `@asynccontextmanager` costs four times as much.
     """
-    key = (root, asyncio.get_running_loop())
-    backend = _backends.get(key)
-    if backend is None:
-        backend = _backends[key] = Backend(root, configs.read(root, "scheduler.yml"))
-    try:
-        await backend.acquire()
+
+    __slots__ = ("_backend", "_key")
+
+    def __init__(self, root: Path) -> None:
+        self._key = (root, asyncio.get_running_loop())
+
+    async def __aenter__(self) -> Backend:
+        key = self._key
+        backend = _backends.get(key)
+        if backend is None:
+            backend = _backends[key] = Backend(key[0], configs.read(key[0], "scheduler.yml"))
+        self._backend = backend
+        try:
+            await backend.acquire()
+        except BaseException:
+            _forget(key, backend)
+            raise
         try:
             for keep in _keeps.get(key, ()):
-                await keep.fill(backend)
-            yield backend
+                if not keep.filled:
+                    await keep.fill(backend)
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return backend
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            await self._backend.release()
         finally:
-            await backend.release()
-    finally:
-        _forget(key, backend)
+            _forget(self._key, self._backend)
 
 
 @asynccontextmanager

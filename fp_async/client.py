@@ -56,14 +56,22 @@ class Client:
 
     async def run(self, name: str, progress: Progress | None, options: Mapping[str, Any]) -> Any:
         """See `Project.run_job`."""
-        async with self._connected() as backend, _implied_worker(self._flows, backend):
-            job = await self._job(backend, name, options)
-            with watching.Waiter(backend, job.id) as waiter:
-                id = await _stored(backend, job)
-                if id == job.id:
-                    return _result(await _attended(backend, waiter, progress, look=False))
-            with watching.Waiter(backend, id) as waiter:  # of the job that bears the same key
-                return _result(await _attended(backend, waiter, progress))
+        async with self._connected() as backend:
+            if backend.store.shared or backends.is_kept(backend):
+                return await self._run(backend, name, progress, options)
+            async with _implied_worker(self._flows, backend):
+                return await self._run(backend, name, progress, options)
+
+    async def _run(
+        self, backend: Backend, name: str, progress: Progress | None, options: Mapping[str, Any]
+    ) -> Any:
+        job = await self._job(backend, name, options)
+        with watching.Waiter(backend, job.id) as waiter:
+            id = await _stored(backend, job)
+            if id == job.id:
+                return _result(await _attended(backend, waiter, progress, look=False))
+        with watching.Waiter(backend, id) as waiter:  # of the job that bears the same key
+            return _result(await _attended(backend, waiter, progress))
 
     async def attend(self, id: str, progress: Progress | None = None) -> Any:
         """The result of a job that was added, as `run` waits for it and tells of it."""
@@ -338,15 +346,10 @@ async def held(flows: Flows, settings: WorkerSettings | None) -> AsyncIterator[N
         yield
 
 
-@asynccontextmanager
-async def _implied_worker(flows: Flows, backend: Backend) -> AsyncIterator[None]:
+def _implied_worker(flows: Flows, backend: Backend) -> AbstractAsyncContextManager[None]:
     """With a store that only this process sees, and no project held open, a worker."""
-    if backend.store.shared or backends.is_kept(backend):
-        yield
-        return
     settings = msgspec.structs.replace(backend.worker, runner="inline", schedules=False)
-    async with in_background(make_worker(flows, backend, settings)):
-        yield
+    return in_background(make_worker(flows, backend, settings))
 
 
 def _say_why(worker: asyncio.Task[None]) -> None:

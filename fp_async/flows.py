@@ -6,6 +6,7 @@ What a project, a worker's child process and a worker inside an application run 
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 import weakref
@@ -31,11 +32,13 @@ class Flows:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.held = False  # whether child processes are kept after the last run
+        self.alone = False  # whether the process is there for these pipelines alone
         self._flows: OrderedDict[Hashable, Flow] = OrderedDict()
         self._stamps: dict[Path, tuple[int, int]] = {}
         self._looked = float("-inf")
         self._known: set[str] = set()  # names of pipelines, as of the latest refresh
         self._file: configs.PipelinesFile | None = None
+        self._settings: dict[tuple[str, str], configs.RunSettings] = {}
         self._children: weakref.WeakKeyDictionary[_Loop, dict[int | None, Children]] = (
             weakref.WeakKeyDictionary()
         )
@@ -76,6 +79,8 @@ class Flows:
                 return self._flows[key]
             flow = self._load(*arguments)
             flow.kept = True
+            if self.alone and not gc.get_freeze_count():
+                gc.freeze()  # pandas and its like: going through them takes 50 ms each time
             self._flows[key] = flow
             if len(self._flows) > _KEPT_FLOWS:
                 self._flows.popitem(last=False)[1].namespace.unload()
@@ -94,7 +99,7 @@ class Flows:
         from fp_async.params import Params as PipelineParams
 
         values = configs.merged(self.parameters(name, environment), extra_params, 2)
-        settings = configs.run_settings(self.configuration, name, environment)
+        settings = self.settings(name, environment)
         folder = self.root / "pipelines"
         names = settings.modules or [name]
         for module in names:
@@ -123,8 +128,16 @@ class Flows:
         """The configured parameters of a pipeline in an environment, by function."""
         self.require(name)
         base = (self.configuration.params or {}).get(name) or {}
-        over = configs.run_settings(self.configuration, name, environment).params or {}
+        over = self.settings(name, environment).params or {}
         return configs.merged(base, over, 2)
+
+    def settings(self, name: str, environment: str) -> configs.RunSettings:
+        """`run.<name>.<environment>` of the configuration. Raises UnknownNameError."""
+        found = self._settings.get((name, environment))
+        if found is None:
+            found = configs.run_settings(self.configuration, name, environment)
+            self._settings[name, environment] = found
+        return found
 
     def planned(self, flow: Flow, **options: Any) -> tuple[list[str], list[str]]:
         """The nodes that a run with these options would compute, and the final ones among them.
@@ -159,6 +172,7 @@ class Flows:
             _unload(self._flows)
             self._flows.clear()
             self._known.clear()
+            self._settings.clear()
             self._file = None
 
     def refresh(self, within: float = 0.0) -> None:

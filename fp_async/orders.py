@@ -14,7 +14,7 @@ from fp_async import config as configs
 from fp_async.config import Retry, RunSettings, ScheduleEntry
 from fp_async.errors import ConfigError, UnknownNameError, UsageError
 from fp_async.flows import Flows
-from fp_async.jobs import Job, Schedule, Spec, Template
+from fp_async.jobs import Job, Schedule, Template
 
 FROM_CONF = "conf"
 _LONGEST = 191  # characters of a key, queue or schedule id: what every store can index
@@ -120,7 +120,7 @@ def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
     flows.require(name)
     given = {key: value for key, value in options.items() if value is not None}
     environment = given.get("environment", configs.DEFAULT_ENVIRONMENT)
-    settings = configs.run_settings(flows.configuration, name, environment)
+    settings = flows.settings(name, environment)
     if given.get("with_tracker"):
         raise UsageError("with_tracker: tracking is not part of this version yet")
     if "on" in given:
@@ -128,47 +128,58 @@ def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
     if given.get("executor") is not None:
         executors.resolve(given["executor"])
     try:
-        template = Template(
-            spec=_spec(given, settings, environment),
-            inputs=codec.encode(given.get("inputs") or {}, what="input"),
-            queue=_name("queue", _either(given, settings, "queue", jobs.DEFAULT_QUEUE)),
-            priority=_either(given, settings, "priority", 0),
-            key=None if "key" not in given else _name("key", given["key"]),
-            concurrency=_either(given, settings, "concurrency", None),
-            expires_in=_positive(_either(given, settings, "expires", None), "expires"),
-            result_ttl=_positive(
+        fields = {
+            "spec": _spec(given, settings, environment),
+            "inputs": codec.encode(given.get("inputs") or {}, what="input"),
+            "queue": _name("queue", _either(given, settings, "queue", jobs.DEFAULT_QUEUE)),
+            "priority": _either(given, settings, "priority", 0),
+            "key": None if "key" not in given else _name("key", given["key"]),
+            "concurrency": _either(given, settings, "concurrency", None),
+            "expires_in": _positive(_either(given, settings, "expires", None), "expires"),
+            "result_ttl": _positive(
                 _either(given, settings, "result_ttl", jobs.RESULT_TTL), "result_ttl"
-            )
-            or jobs.RESULT_TTL,
-        )
-        return msgspec.convert(msgspec.to_builtins(template, builtin_types=(bytes,)), Template)
-    except (msgspec.ValidationError, TypeError) as error:
-        if isinstance(error, TypeError) and "msgspec" not in type(error).__module__:
-            raise
-        raise UsageError(f"options of a job of '{name}': {error}") from error
+            ),
+        }
+        return msgspec.convert(fields, Template)
+    except msgspec.ValidationError as error:
+        text = str(error).replace("$.spec.", "$.")
+        raise UsageError(f"options of a job of '{name}': {text}") from error
 
 
-def _spec(given: Mapping[str, Any], settings: RunSettings, environment: str) -> Spec:
+def _spec(given: Mapping[str, Any], settings: RunSettings, environment: str) -> dict[str, Any]:
+    """The fields of a `Spec`, not checked yet."""
     finals = given.get("final_vars")
     retry = _either(given, settings, "retry", None)
-    if isinstance(retry, Mapping):
-        retry = msgspec.convert(dict(retry), Retry)
+    if isinstance(retry, Retry):  # made by hand, so not checked yet
+        retry = msgspec.to_builtins(retry)
     timeout = _either(given, settings, "timeout", None)
-    return Spec(
-        final_vars=[finals] if isinstance(finals, str) else None if finals is None else [*finals],
-        config=None if given.get("config") is None else dict(given["config"]),
-        environment=environment,
-        executor=given.get("executor"),
-        params=None if given.get("params") is None else _plain(given["params"]),
-        timeout=_positive(timeout, "timeout"),
-        retry=retry,
-        on_crash=_either(given, settings, "on_crash", "retry"),
-        max_crashes=_either(given, settings, "max_crashes", jobs.MAX_CRASHES),
-    )
+    return {
+        "final_vars": [finals] if isinstance(finals, str) else finals,
+        "config": _plain("config", given.get("config")),
+        "environment": environment,
+        "executor": given.get("executor"),
+        "params": _plain("params", given.get("params")),
+        "timeout": _positive(timeout, "timeout"),
+        "retry": retry,
+        "on_crash": _either(given, settings, "on_crash", "retry"),
+        "max_crashes": _either(given, settings, "max_crashes", jobs.MAX_CRASHES),
+    }
 
 
-def _plain(params: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {function: dict(values) for function, values in params.items()}
+def _plain(what: str, values: Any) -> Any:
+    """Config or params as the plain data that they will be for whoever runs the job."""
+    if values is None:
+        return None
+    try:
+        return msgspec.json.decode(msgspec.json.encode(values, enc_hook=_as_dict))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"{what} of a job is stored as JSON: {error}") from error
+
+
+def _as_dict(value: object) -> dict[Any, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
 
 
 def _either(given: Mapping[str, Any], settings: RunSettings, name: str, default: Any) -> Any:

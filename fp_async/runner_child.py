@@ -43,7 +43,7 @@ async def _serve(connection: socket.socket) -> None:
     _limit_memory(settings.memory_limit)
     sys.path.insert(0, settings.root)  # the project's own packages, as under python -m
     flows = Flows(Path(settings.root))
-    flows.held = True
+    flows.held = flows.alone = True
     while True:
         order = await _read(reader)
         assert isinstance(order, Order)

@@ -39,7 +39,7 @@ _NOTE = 1.0
 _PRESENCE = 10.0
 _GIVE_BACK = 10.0  # seconds that giving back may take
 _BATCH = 100
-_INLINE = 100  # jobs at once on the worker's own loop
+_INLINE = 200  # jobs at once on the worker's own loop: one batch runs while the next is claimed
 
 
 class _Attempt:
@@ -238,9 +238,8 @@ class Worker:
         """Store it, however long that takes; then tell who waits for it."""
         try:
             (stored,) = await self._patience(lambda: self._store.finish([report]))
-            changes = rules.reported(job, report, time.time()) if stored else None
-            if changes and report.event in ("succeed", "fail"):
-                self._nearby.ended(msgspec.structs.replace(job, **changes))
+            if stored and job.id in self._nearby.awaited:
+                self._tell_nearby(job, report)
         except StoreUnavailableError:
             raise
         except StoreError as error:
@@ -256,6 +255,12 @@ class Worker:
         if report.event in ("retry", "crash", "give_back") or job.slot or job.lane_held:
             topics.append(f"{'later' if report.retry_in else 'work'}:{job.queue}")
         self._hub.publish(*topics)
+
+    def _tell_nearby(self, job: Job, report: Report) -> None:
+        """Whoever waits in this process need not read the row."""
+        changes = rules.reported(job, report, time.time())
+        if changes and report.event in ("succeed", "fail"):
+            self._nearby.awaited[job.id] = msgspec.structs.replace(job, **changes)
 
     # Leases ---------------------------------------------------------------------------------
 

@@ -446,6 +446,41 @@ async def test_a_thousand_at_once_all_come_back(working):
     assert [result["doubled"] for result in results] == [2 * n for n in range(1000)]
 
 
+async def test_who_comes_while_the_last_one_closes_has_an_open_store(project, monkeypatch):
+    closing, go_on = asyncio.Event(), asyncio.Event()
+    calls = []
+
+    async def flush(_: float) -> bool:
+        closing.set()
+        return await go_on.wait()
+
+    async def first() -> None:
+        async with backend.connected(project.root) as held:
+            held.hub.flush = flush
+            for name in ("open", "close"):
+                real = getattr(held.store, name)
+
+                async def noted(name=name, real=real) -> None:
+                    calls.append(name)
+                    await real()
+                    calls.append(f"{name} done")
+
+                monkeypatch.setattr(held.store, name, noted)
+
+    async def second(others: asyncio.Task[None]) -> object:
+        async with backend.connected(project.root) as held:
+            await others
+            return await held.store.counts()
+
+    closer = asyncio.create_task(first())
+    await closing.wait()
+    comer = asyncio.create_task(second(closer))
+    await asyncio.sleep(0)
+    go_on.set()
+    assert await comer == {}
+    assert calls == [*("close", "close done", "open", "open done", "close", "close done")]
+
+
 async def test_nothing_stays_connected_after_the_last_use(project):
     key = (project.root, asyncio.get_running_loop())
     await project.add_job("flow")

@@ -161,6 +161,7 @@ async def _work(daemon: Daemon, changes: dict[str, Any]) -> None:
 
     async with daemon.connected() as backend:
         settings = changed(backend.worker, changes)
+        daemon.project.flows.alone = True
         worker = make_worker(daemon.project.flows, backend, settings)
         daemon.drain = lambda: _drain(worker, settings.grace)
         log.info(
