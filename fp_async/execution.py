@@ -51,9 +51,9 @@ class Execution:
         values = [given[name] for name in plan.names[: plan.given]]
         values += [None] * (len(plan.names) - plan.given)
         self._caller = caller = Caller(plan, setup, values)
+        self._begin = caller.chosen()
         alone = caller.straight or (caller.all_to_thread and caller.plain)
         self._frontier = Frontier(plan, values, caller.to_thread, alone=alone)
-        self._begin = caller.begin
         self._handed: deque[tuple[int, Awaitable[Any]]] = deque()  # from threads to the loop
         self._places: set[_Place] = set()
         self._lock = threading.Lock()
@@ -103,6 +103,7 @@ class Execution:
             while self._handed:
                 close(self._handed.popleft()[1])
         self._caller.flush()
+        self._frontier.end()
 
     async def _run_straight(self) -> dict[str, Any]:
         """One pass over the plan's order, with nothing to decide or to count."""

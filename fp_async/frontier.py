@@ -37,6 +37,7 @@ class Frontier:
         self._to_thread = to_thread
         self.done: list[int] = []  # what was done alone
         self.shared: int | None = None
+        self.complete: Callable[[int, Any], None] = _ignore
         if not alone:
             self.complete = self._completer()
             for slot in plan.roots:
@@ -45,6 +46,10 @@ class Frontier:
     def results(self) -> dict[str, Any]:
         """The final variables' values, in the order asked for."""
         return {name: self.values[slot] for name, slot in self._plan.finals}
+
+    def end(self) -> None:
+        """Let go of what would be a cycle; whoever comes late completes nothing."""
+        self.complete = _ignore
 
     def advance(self, slot: int, value: Any) -> bool:
         """Complete the next slot in the plan's order, for the one thread that is alone.
@@ -123,6 +128,10 @@ class Frontier:
                 self.unfinished = False
 
         return complete
+
+
+def _ignore(_slot: int, _value: Any) -> None:
+    pass
 
 
 def _tokens(number: int) -> list[bool]:

@@ -77,7 +77,9 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 class Caller:
-    """Begins the nodes of one run. `begin(slot)` gives a node's value, or what to await for it.
+    """Begins the nodes of one run: by `chosen()`, which takes a slot and gives the node's value, or
+    what to await for it. It is not kept in here, where it would be a cycle: what runs leave behind
+    is gone at once, and gives the garbage collector no work.
 
     `to_thread` says which nodes threads may take by themselves; the others begin on the loop.
     `plain` is true where every node is merely called, `all_to_thread` where threads may take every
@@ -97,7 +99,6 @@ class Caller:
         self.watched = setup.progress is not None
         self.straight = self.plain = self.all_to_thread = False
         self.to_thread = self._threaded()
-        self.begin = self._chosen()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Tell where events are delivered: on this loop, whose thread calls this."""
@@ -129,8 +130,11 @@ class Caller:
         hooks = self._setup.hooks
         return hooks is not None and bool(hooks.before_async or hooks.after_async)
 
-    def _chosen(self) -> Callable[[int], Any]:
-        """How a node is begun: as lightly as hooks, events, policies and place allow."""
+    def chosen(self) -> Callable[[int], Any]:
+        """How a node is begun: as lightly as hooks, events, policies and place allow.
+
+        To be called once, before `plain` and `straight` are read.
+        """
         setup, call = self._setup, self._plain()
         if self._awaits_hooks:
             return self._supervise
