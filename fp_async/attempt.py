@@ -20,6 +20,7 @@ from fp_async.nodes import NodeEvent
 LOG_KEPT = 65_536  # characters of a job's log, the end of it
 _NODES_KEPT = 1000
 _TRACEBACK_KEPT = 16_384
+_MESSAGE_KEPT = 4_096
 
 
 class Order(msgspec.Struct, frozen=True, tag="order"):
@@ -61,7 +62,7 @@ class Trail:
 
     def write(self, text: str) -> None:
         """Something was logged or printed."""
-        self._log.append(text)
+        self._log.append(text := storable(text))
         self._size += len(text)
         self.changed = True
         if self._size > 2 * LOG_KEPT:
@@ -111,7 +112,8 @@ async def attempt(flows: Flows, order: Order, tell: Tell) -> Outcome:
 
     def progress(event: NodeEvent) -> None:
         if event.status != "started":
-            tell(NodeTiming(event.node, event.status, round(event.seconds, 6), event.error))
+            error = event.error and storable(event.error, _MESSAGE_KEPT)
+            tell(NodeTiming(event.node, event.status, round(event.seconds, 6), error))
 
     _current.set(CurrentJob(order.id, order.attempt, order.pipeline))
     try:
@@ -158,9 +160,24 @@ def _failure(error: BaseException) -> Failure:
     if cause is not None:
         kinds.append(type(error).__name__)
     text = str(error) if isinstance(error, FlowerPowerError) else describe(error)
-    lines = "".join(traceback.format_exception(raised))
+    lines = storable("".join(traceback.format_exception(raised)))
     shown = type(error) if isinstance(error, TimeoutError) else type(raised)
-    return Failure(shown.__name__, text, lines[-_TRACEBACK_KEPT:], kinds)
+    message = storable(text, _MESSAGE_KEPT)
+    return Failure(shown.__name__, message, lines[-_TRACEBACK_KEPT:], kinds)
+
+
+def storable(text: str, limit: int | None = None) -> str:
+    """A text that UTF-8 can hold: a file's name in another encoding has lone surrogates."""
+    if limit is not None and len(text) > limit:
+        text = f"{text[:limit]}... ({len(text):,} characters)"
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def cancelled_itself() -> Outcome:
+    """What becomes of a run that nobody has cancelled but its own code."""
+    text = "the pipeline cancelled the task that it runs in"
+    kinds = ["CancelledError", "BaseException"]
+    return Outcome("failed", failure=Failure("CancelledError", text, "", kinds))
 
 
 # The log of a job that runs in this process -----------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from fp_async import config, executors
+from fp_async import config, executors, orders
 from fp_async.annotations import fits, type_name
 from fp_async.errors import FlowerPowerError, InputError, suggestion
 from fp_async.flow import Request
@@ -51,6 +52,7 @@ def check(project: Project) -> Report:
         problems += _check_names(project.configuration, names)
         for name in names:
             problems += _check_pipeline(project, name)
+        problems += _check_schedules(project)
     return Report(names, sorted(dict.fromkeys(problems), key=lambda p: (p.level, p.where)))
 
 
@@ -77,6 +79,14 @@ def _check_pipeline(project: Project, name: str) -> Iterator[Problem]:
         try:
             flow = project.flow(name, environment=environment)
             yield from _check_flow(flow, where)
+        except FlowerPowerError as error:
+            yield Problem("error", where, str(error))
+
+
+def _check_schedules(project: Project) -> Iterator[Problem]:
+    for where, make in orders.entries_of(project.flows, time.time()):
+        try:
+            make()
         except FlowerPowerError as error:
             yield Problem("error", where, str(error))
 

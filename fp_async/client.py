@@ -59,7 +59,7 @@ class Client:
         async with self._connected() as backend:
             if backend.store.shared or backends.is_kept(backend):
                 return await self._run(backend, name, progress, options)
-            async with _implied_worker(self._flows, backend):
+            async with _implied_worker(self._flows, backend, options.get("queue")):
                 return await self._run(backend, name, progress, options)
 
     async def _run(
@@ -268,9 +268,8 @@ async def _patiently(backend: Backend, waiter: watching.Waiter, *, look: bool) -
 
 
 async def _served(backend: Backend, job: Job) -> bool:
-    members = await backend.store.members("worker")
-    infos = [msgspec.json.decode(member.info) for member in members]
-    return any(job.queue in info.get("queues", ()) for info in infos)
+    members = await watching.alive(backend.store, "worker")
+    return any(job.queue in member.get("queues", ()) for member in members)
 
 
 def _result(job: Job) -> Any:
@@ -295,8 +294,9 @@ def error_of(job: Job) -> JobError:
     """The exception for a job that ended otherwise than well."""
     failure = job.failure
     kind = failure.kind if failure else ""
-    texts = [job.reason or "", failure.message if failure else ""]
-    text = "; ".join(dict.fromkeys(text for text in texts if text)) or "no reason was given"
+    reason, message = job.reason or "", failure.message if failure else ""
+    texts = [reason, message if message not in reason else ""]
+    text = "; ".join(text for text in texts if text) or "no reason was given"
     raised = JobTimeoutError if job.state == "failed" and kind in _TIMEOUTS else _ERRORS[job.state]
     return raised(job.id, job.state, text, kind=kind)
 
@@ -346,9 +346,13 @@ async def held(flows: Flows, settings: WorkerSettings | None) -> AsyncIterator[N
         yield
 
 
-def _implied_worker(flows: Flows, backend: Backend) -> AbstractAsyncContextManager[None]:
+def _implied_worker(
+    flows: Flows, backend: Backend, queue: str | None
+) -> AbstractAsyncContextManager[None]:
     """With a store that only this process sees, and no project held open, a worker."""
-    settings = msgspec.structs.replace(backend.worker, runner="inline", schedules=False)
+    queues = [*backend.worker.queues, *([queue] if queue else [])]
+    changes = {"runner": "inline", "schedules": False, "queues": queues}
+    settings = msgspec.structs.replace(backend.worker, **changes)
     return in_background(make_worker(flows, backend, settings))
 
 
@@ -360,11 +364,15 @@ def _say_why(worker: asyncio.Task[None]) -> None:
 
 @asynccontextmanager
 async def in_background(worker: Worker) -> AsyncIterator[None]:
-    """The worker at work until the block ends, whose unfinished jobs it then gives back."""
+    """The worker at work until the block ends. What it runs then may end, within its grace time;
+    if the block ends by an exception, what it runs is given back at once.
+    """
     task = asyncio.create_task(worker.run(), name="fp-worker")
     task.add_done_callback(_say_why)
     try:
         yield
+        worker.drain()
+        await asyncio.wait([task])
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

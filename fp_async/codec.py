@@ -64,25 +64,21 @@ def encode(values: Mapping[str, Any], *, limit: int | None = None, what: str = "
     if not _TEXT.issuperset(map(type, named)):
         name = next(name for name in named if type(name) is not str)
         raise EncodingError(f"{what}: the name {name!r} is not a text")
-    data = encode_value(named, what=what)
-    if limit is not None and len(data) > limit:
-        raise EncodingError(_too_large(named, len(data), limit, what))
-    return data
+    return encode_value(named, limit=limit, what=what)
 
 
 def encode_value(value: Any, *, limit: int | None = None, what: str = "result") -> bytes:
     """As `encode`, for a value that need not be a mapping."""
     try:
         if is_plain(value):
-            return _within(_PLAIN + _to_json(value) + _END, limit, what)
-        return _within(_tagged(value, what, careful=False), limit, what)
+            data = _PLAIN + _to_json(value) + _END
+        else:
+            data = _tagged(value, what, careful=False)
     except UnicodeEncodeError:  # a lone surrogate somewhere: look at each text
-        return _within(_tagged(value, what, careful=True), limit, what)
-
-
-def _within(data: bytes, limit: int | None, what: str) -> bytes:
+        data = _tagged(value, what, careful=True)
     if limit is not None and len(data) > limit:
-        raise EncodingError(_too_large({}, len(data), limit, what))
+        named = value if isinstance(value, dict) else {}
+        raise EncodingError(_too_large(named, len(data), limit, what))
     return data
 
 

@@ -22,6 +22,7 @@ IDENTITY_TTL = 60 * 86_400.0  # how long the bare id of a pruned job with an ide
 CANCEL_DEADLINE = 60.0
 LEASE = 10.0
 MAX_CRASHES = 3
+_MOST = 2**31 - 1  # what every store can hold
 _NAMESPACE = uuid.UUID("f10e57b0-5c4e-5d0b-9f0a-2f6b0d6a7c11")  # ours; any constant will do
 
 OnCrash = Literal["retry", "fail"]
@@ -39,7 +40,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     timeout: float | None = None
     retry: Retry | None = None
     on_crash: OnCrash = "retry"
-    max_crashes: Annotated[int, msgspec.Meta(ge=1)] = MAX_CRASHES
+    max_crashes: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] = MAX_CRASHES
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -199,7 +200,7 @@ class Template(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     queue: str = DEFAULT_QUEUE
     priority: Annotated[int, msgspec.Meta(ge=-32768, le=32767)] = 0
     key: str | None = None
-    concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] | None = None
     expires_in: float | None = None
     target: str | None = None
     result_ttl: float = RESULT_TTL

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, TypedDict
 
 import msgspec
@@ -130,8 +131,8 @@ def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
     try:
         fields = {
             "spec": _spec(given, settings, environment),
-            "inputs": codec.encode(given.get("inputs") or {}, what="input"),
-            "queue": _name("queue", _either(given, settings, "queue", jobs.DEFAULT_QUEUE)),
+            "inputs": codec.encode(_inputs(given), what="input"),
+            "queue": _queue(_either(given, settings, "queue", jobs.DEFAULT_QUEUE)),
             "priority": _either(given, settings, "priority", 0),
             "key": None if "key" not in given else _name("key", given["key"]),
             "concurrency": _either(given, settings, "concurrency", None),
@@ -144,6 +145,13 @@ def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
     except msgspec.ValidationError as error:
         text = str(error).replace("$.spec.", "$.")
         raise UsageError(f"options of a job of '{name}': {text}") from error
+
+
+def _inputs(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    inputs = given.get("inputs") or {}
+    if not isinstance(inputs, Mapping):
+        raise UsageError(f"inputs is a mapping of names, not {type(inputs).__name__}")
+    return inputs
 
 
 def _spec(given: Mapping[str, Any], settings: RunSettings, environment: str) -> dict[str, Any]:
@@ -194,6 +202,12 @@ def _name(what: str, text: Any) -> str:
     if not isinstance(text, str) or not text or len(text) > _LONGEST or not text.isprintable():
         raise UsageError(f"{what} is a text of 1 to {_LONGEST} printable characters, not {text!r}")
     return text
+
+
+def _queue(text: Any) -> str:
+    if "," in _name("queue", text):
+        raise UsageError(f"queue is the name of one queue, without a comma, not {text!r}")
+    return str(text)
 
 
 def _positive(value: Any, what: str) -> float | None:
@@ -250,7 +264,8 @@ def schedule(
     if overlap != "allow" and template.key is not None:
         raise UsageError("key and overlap are two ways to say the same; give one of them")
     digest = _digest(trigger, arguments, options.get("timezone"), policy, template, overlap)
-    id = _name("id", options.get("id") or f"{name}-{_kind(spec)}-{digest[:6]}")
+    id = options.get("id")
+    id = f"{name}-{_kind(spec)}-{digest[:6]}" if id is None else _name("id", id)
     template = msgspec.structs.replace(template, overlap=overlap, digest=digest)
     return Schedule(
         id=id,
@@ -319,16 +334,31 @@ def next_fire(row: Schedule, now: float) -> float | None:
 
 
 def configured(flows: Flows, now: float) -> list[Schedule]:
-    """The rows of the `schedule:` entries in conf/pipelines.yml."""
+    """The rows of the `schedule:` entries in conf/pipelines.yml. Raises ConfigError."""
+    rows = []
+    for where, make in entries_of(flows, now):
+        try:
+            rows.append(make())
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"conf/pipelines.yml: {where}: {error}") from error
+    return rows
+
+
+def entries_of(flows: Flows, now: float) -> list[tuple[str, Callable[[], Schedule]]]:
+    """(place in conf/pipelines.yml, what makes the row of it) for each `schedule:` entry."""
     flows.refresh()
-    rows: list[Schedule] = []
+    rows: list[tuple[str, Callable[[], Schedule]]] = []
     for name, environments in (flows.configuration.run or {}).items():
         for environment, settings in (environments or {}).items():
             found = settings.schedule if settings is not None else None
             entries = found if isinstance(found, list) else [found] if found else []
             for number, entry in enumerate(entries):
                 id = entry.id or f"{name}.{environment}" + (f".{number + 1}" if number else "")
-                rows.append(_from_entry(flows, name, environment, id, entry, now))
+                where = f"run.{name}.{environment}.schedule"
+                where += f"[{number}]" if isinstance(found, list) else ""
+                rows.append((where, partial(_from_entry, flows, name, environment, id, entry, now)))
     return rows
 
 
@@ -340,10 +370,4 @@ def _from_entry(
     if crontab is not None:
         params = {**params, "crontab": crontab}
     options = {**given, **params, "id": id, "environment": environment}
-    try:
-        return schedule(flows, name, kind, (), options, now, origin=FROM_CONF)
-    except ConfigError:
-        raise
-    except Exception as error:
-        where = f"conf/pipelines.yml: run.{name}.{environment}.schedule"
-        raise ConfigError(f"{where}: {error}") from error
+    return schedule(flows, name, kind, (), options, now, origin=FROM_CONF)

@@ -96,6 +96,20 @@ def verdict(job: Job, outcome: Outcome, record: bytes, chance: float) -> Report:
     return replace(report, event="retry", retry_in=retry.delay(failures, chance))
 
 
+def stopped(job: Job, why: str, record: bytes) -> Report:
+    """What a worker reports of an attempt that was ended from outside: somebody wants it
+    cancelled ("cancel"), the worker ends ("drain"), or its lease was not renewed ("lost").
+    """
+    report = Report(id=job.id, attempt=job.attempt, event="give_back", record=record)
+    if why == "cancel":
+        return replace(report, event="confirm_cancel", reason=job.reason)
+    reason = "its worker was ended" if why == "drain" else "its lease could not be renewed"
+    if job.rules.on_crash == "retry":
+        return replace(report, reason=reason)
+    error = msgspec.json.encode(Failure("Interrupted", reason))  # it must not begin again
+    return replace(report, event="crash", reason=reason, error=error)
+
+
 def crashed(job: Job, now: float, reason: str | None) -> Changes:
     """What a row changes by when the process that ran the job has died."""
     crashes = job.crashes + 1

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from fp_async.attempt import FORMAT, Order, attempt
+from fp_async.attempt import FORMAT, Order, attempt, cancelled_itself
 from fp_async.child import die_with_parent
 from fp_async.flows import Flows
 from fp_async.jobs import NodeTiming
@@ -44,18 +44,42 @@ async def _serve(connection: socket.socket) -> None:
     sys.path.insert(0, settings.root)  # the project's own packages, as under python -m
     flows = Flows(Path(settings.root))
     flows.held = flows.alone = True
+    before = Surroundings()
     while True:
         order = await _read(reader)
         assert isinstance(order, Order)
         flows.refresh()
         # a task of its own: what the job sets in its context must not be the next one's
-        outcome = await asyncio.create_task(
-            attempt(flows, order, lambda timing: _tell(writer, timing))
-        )
-        sys.stdout.flush()
-        sys.stderr.flush()
+        task = asyncio.create_task(attempt(flows, order, lambda timing: _tell(writer, timing)))
+        await asyncio.wait([task])
+        outcome = cancelled_itself() if task.cancelled() else task.result()
+        if not before.restore():
+            outcome = msgspec.structs.replace(outcome, dirty=True)
         _write(writer, outcome)
         await writer.drain()
+
+
+class Surroundings:
+    """What belongs to the process and a job may change: the next job must find it as it was.
+
+    Not the environment variables: what a module has set when it was imported has to stay.
+    """
+
+    def __init__(self) -> None:
+        self._folder = Path.cwd()
+        self._streams = (sys.stdout, sys.stderr)
+        self._files = [os.fstat(number) for number in (1, 2)]
+
+    def restore(self) -> bool:
+        """Put it back as it was, and write what was printed; False where that cannot be done."""
+        try:
+            os.chdir(self._folder)
+            sys.stdout, sys.stderr = self._streams
+            for stream in self._streams:
+                stream.flush()
+            return all(map(os.path.samestat, self._files, map(os.fstat, (1, 2))))
+        except (OSError, ValueError):  # gone, or closed
+            return False
 
 
 def _tell(writer: asyncio.StreamWriter, timing: NodeTiming) -> None:

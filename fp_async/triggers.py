@@ -12,7 +12,7 @@ adds `jitter(identity, nominal, max_jitter(policy, spec))` to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, time, tzinfo
 from hashlib import blake2b
 from time import time as clock
@@ -288,19 +288,20 @@ def _fields(kind: str, values: dict[str, Any], place: str, now: float) -> dict[s
     if kind == "calendarinterval":
         fields.setdefault("start", datetime.fromtimestamp(now, zone(place)).date())
     elif kind == "interval":
-        seconds = _length(fields)
+        given = _some(kind, fields, _UNITS)
+        seconds = sum(_UNITS[name] * _number(name, value) for name, value in given.items())
         fields = {**fields, "seconds": seconds, "start": fields.get("start", now + seconds)}
     elif kind == "cron":
-        fields |= {name: str(fields[name]) for name in CRON_FIELDS if name in fields}
+        fields |= {name: str(v) for name, v in _some(kind, fields, CRON_FIELDS).items()}
     return fields
 
 
-def _length(fields: dict[str, Any]) -> float:
-    """The seconds of an interval; takes its units out of `fields`."""
-    given = {name: fields.pop(name) for name in _UNITS if name in fields}
+def _some(kind: str, fields: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """What is given of these, taken out of `fields`: at least one."""
+    given = {name: fields.pop(name) for name in names if name in fields}
     if not given:
-        raise TriggerError(f"interval: its length is not given: {', '.join(_UNITS)}")
-    return sum(_UNITS[name] * _number(name, value) for name, value in given.items())
+        raise TriggerError(f"{kind}: when? give some of {', '.join(names)}")
+    return given
 
 
 def _number(name: str, value: Any) -> float:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
+from fp_async import processes
 from fp_async.backend import Backend
 from fp_async.errors import UnknownNameError
 from fp_async.jobs import Job, NodeTiming, Record
+from fp_async.stores import Store
 
 
 class JobEvent(msgspec.Struct, frozen=True):
@@ -93,6 +95,15 @@ def _more(before: str, now: str) -> str:
     overlap = before[-200:]
     position = now.find(overlap)
     return now if position < 0 else now[position + len(overlap) :]
+
+
+async def alive(store: Store, kind: str) -> list[dict[str, Any]]:
+    """What members say of themselves, but for those that are known to have died."""
+    members = [
+        {"name": m.name, "seen_at": m.seen_at, **msgspec.json.decode(m.info)}
+        for m in await store.members(kind)
+    ]
+    return [member for member in members if not processes.has_died(member.get("owner", ""))]
 
 
 def unknown(id: str) -> UnknownNameError:

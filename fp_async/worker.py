@@ -20,10 +20,10 @@ from typing import Any
 import msgspec
 
 from fp_async import processes, rules
-from fp_async.attempt import Outcome, Trail, capture, order
+from fp_async.attempt import Outcome, Trail, cancelled_itself, capture, order
 from fp_async.backend import Backend
 from fp_async.config import WorkerSettings
-from fp_async.errors import StoreError, StoreUnavailableError
+from fp_async.errors import StoreError, StoreUnavailableError, describe
 from fp_async.firing import Firing
 from fp_async.flows import Flows
 from fp_async.jobs import LEASE, Failure, Job, Member, Report
@@ -85,6 +85,7 @@ class Worker:
         self._room = asyncio.Event()
         self._draining = False
         self._loop = asyncio.get_running_loop()
+        self._main: asyncio.Task[None] | None = None
         self._began = time.time()
 
     # The whole ------------------------------------------------------------------------------
@@ -94,6 +95,7 @@ class Worker:
 
         Raises StoreError for what waiting does not mend.
         """
+        self._main = asyncio.current_task()
         release = capture()
         self._nearby.workers += 1
         background = [
@@ -225,19 +227,28 @@ class Worker:
             outcome = await self._runner.run(order(job, self._settings.max_result_size), trail)
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if attempt.why is None or task is None:
-                raise
-            task.uncancel()
-            return _stopped(job, trail, attempt.why)
+            assert task is not None
+            while task.cancelling():
+                task.uncancel()
+            why = attempt.why or ("drain" if self._is_cancelled() else None)
+            if why is not None:
+                return rules.stopped(job, why, trail.record())
+            outcome = cancelled_itself()
         except Exception as error:
             log.exception("job %s could not be started", job.id)
-            outcome = Outcome("crashed", reason=f"it could not be started: {error}")
+            outcome = Outcome("crashed", reason=f"it could not be started: {describe(error)}")
         return rules.verdict(job, outcome, trail.record(), random.random())
+
+    def _is_cancelled(self) -> bool:
+        """Whether somebody ends the worker itself, as `asyncio.run` does in the end."""
+        return self._main is None or self._main.cancelling() > 0
 
     async def _report(self, job: Job, report: Report) -> None:
         """Store it, however long that takes; then tell who waits for it."""
         try:
             (stored,) = await self._patience(lambda: self._store.finish([report]))
+            if stored and report.event != "succeed":
+                _log_failure(job, report)
             if stored and job.id in self._nearby.awaited:
                 self._tell_nearby(job, report)
         except StoreUnavailableError:
@@ -338,6 +349,7 @@ class Worker:
             "runner": self._settings.runner,
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "owner": self.owner,
             "started_at": self._began,
             "draining": self._draining,
         }
@@ -352,18 +364,13 @@ def _limit(settings: WorkerSettings) -> int:
     return settings.concurrency or default
 
 
-def _stopped(job: Job, trail: Trail, why: Why) -> Report | None:
-    """What is reported of an attempt that was ended from outside."""
-    if why == "cancel":
-        return Report(
-            id=job.id,
-            attempt=job.attempt,
-            event="confirm_cancel",
-            reason=job.reason,
-            record=trail.record(),
-        )
-    reason = "its worker was ended" if why == "drain" else "its lease could not be renewed"
-    return Report(id=job.id, attempt=job.attempt, event="give_back", reason=reason)
+def _log_failure(job: Job, report: Report) -> None:
+    """One line in the worker's own log; the job's has the rest."""
+    if report.event in ("fail", "crash", "retry") and report.error is not None:
+        failure = msgspec.json.decode(report.error, type=Failure)
+        text = failure.message.partition("\n")[0]
+        what = {"fail": "failed", "crash": "crashed", "retry": "is tried again"}[report.event]
+        log.warning("job %s of '%s' %s: %s", job.id, job.pipeline, what, text)
 
 
 async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:

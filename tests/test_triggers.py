@@ -100,7 +100,7 @@ def test_spans_are_inclusive_and_have_two_spellings(start):
     [
         ("intervall", {}, "did you mean 'interval'"),
         ("interval", {"secnds": 1}, "no argument 'secnds'; did you mean 'seconds'"),
-        ("interval", {}, "length is not given: weeks, days, hours, minutes, seconds"),
+        ("interval", {}, "give some of weeks, days, hours, minutes, seconds"),
         ("interval", {"seconds": 0}, "seconds"),
         ("interval", {"minutes": -1}, "seconds"),
         ("interval", {"minutes": "x"}, "minutes='x' is no number"),

@@ -65,6 +65,7 @@ async def snapshot(store: Store) -> dict[str, Any]:
     """Queues, workers, schedulers, running jobs and schedules; times in epoch seconds."""
     from fp_async.cli.shown import words
     from fp_async.jobs import Find
+    from fp_async.watching import alive
 
     jobs = await store.find(Find(states=("running",), limit=_COUNTED))
     running = [_running(job) for job in jobs]
@@ -72,8 +73,8 @@ async def snapshot(store: Store) -> dict[str, Any]:
     return {
         "at": await store.now(),
         "queues": _queues(await store.counts()),
-        "workers": _counted(await _members(store, "worker"), running),
-        "schedulers": await _members(store, "scheduler"),
+        "workers": _counted(await alive(store, "worker"), running),
+        "schedulers": await alive(store, "scheduler"),
         "running": running[:_SHOWN],
         "schedules": [
             {"id": row.id, "pipeline": row.pipeline, "trigger": words(row), "at": at}
@@ -88,13 +89,6 @@ def _queues(counts: dict[tuple[str, str], int]) -> list[dict[str, Any]]:
     for (queue, state), count in sorted(counts.items()):
         found.setdefault(queue, dict.fromkeys(_ALWAYS, 0))[state] = count
     return [{"queue": queue, **states} for queue, states in found.items()]
-
-
-async def _members(store: Store, kind: str) -> list[dict[str, Any]]:
-    import msgspec
-
-    members = await store.members(kind)
-    return [{"name": m.name, "seen_at": m.seen_at, **msgspec.json.decode(m.info)} for m in members]
 
 
 def _counted(workers: list[dict[str, Any]], running: list[dict[str, Any]]) -> list[dict[str, Any]]:
