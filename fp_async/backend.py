@@ -132,9 +132,10 @@ class Keep:
             await self._stack.enter_async_context(self._more(backend))
             self.filled = True
 
-    async def close(self) -> None:
-        """Let go of everything."""
-        await self._stack.aclose()
+    async def close(self, error: BaseException | None) -> None:
+        """Let go of everything; `error` is what it all ends by, if it does."""
+        kind, traceback = (type(error), error.__traceback__) if error else (None, None)
+        await self._stack.__aexit__(kind, error, traceback)
 
 
 _backends: dict[_Key, Backend] = {}
@@ -186,14 +187,18 @@ async def kept(root: Path, more: More) -> AsyncIterator[None]:
     key = (root, asyncio.get_running_loop())
     keep = Keep(more)
     _keeps.setdefault(key, []).append(keep)
+    error: BaseException | None = None
     try:
         yield
+    except BaseException as raised:
+        error = raised
+        raise
     finally:
         _keeps[key].remove(keep)
         if not _keeps[key]:
             del _keeps[key]
         backend = _backends.get(key)
-        await keep.close()
+        await keep.close(error)
         if backend is not None:
             _forget(key, backend)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import anyio
 import msgspec
 
 from fp_async import backend as backends
@@ -169,11 +170,12 @@ class Client:
             backend.hub.publish("schedules")
             return await _known(backend, id, resumed)
 
-    async def remove(self, id: str) -> None:
-        """See `Project.remove_schedule`."""
+    async def remove(self, id: str) -> Schedule:
+        """See `Project.remove_schedule`. What was removed."""
         async with self._connected() as backend:
-            if not await backend.store.delete(id):
-                await _known(backend, id, None)
+            row = await _known(backend, id, await backend.store.schedule(id))
+            await backend.store.delete(id)
+            return row
 
     def _connected(self) -> AbstractAsyncContextManager[Backend]:
         return connected(self._flows.root)
@@ -255,16 +257,21 @@ async def _tell(backend: Backend, id: str, progress: Progress) -> None:
 
 async def _patiently(backend: Backend, waiter: watching.Waiter, *, look: bool) -> Job:
     """The outcome; complains when nobody is there who would work for it."""
-    id = waiter.id
     job = await waiter.outcome(_PATIENCE, look=look)
     while not job.finished:
         if job.state == "queued" and not await _served(backend, job):
             raise JobNotFinishedError(
-                f"no worker serves queue '{job.queue}': job {id} stays queued; start one with: "
-                f"flowerpower start-worker --queues {job.queue}"
+                f"no worker serves queue '{job.queue}': {_way_out(backend, job)}"
             )
         job = await waiter.outcome(_PATIENCE)
     return job
+
+
+def _way_out(backend: Backend, job: Job) -> str:
+    if not backend.store.shared:
+        return "with a data store of type memory the worker of this process has to (worker.queues)"
+    start = f"flowerpower start-worker --queues {job.queue}"
+    return f"job {job.id} stays queued; start one with: {start}"
 
 
 async def _served(backend: Backend, job: Job) -> bool:
@@ -375,5 +382,7 @@ async def in_background(worker: Worker) -> AsyncIterator[None]:
         await asyncio.wait([task])
     finally:
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        with anyio.CancelScope(shield=True):  # anyio cancels again and again
+            await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()

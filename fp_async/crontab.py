@@ -329,8 +329,8 @@ def zone(name: str) -> tzinfo:
             return timezone(offset)
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        keys = get_close_matches(name, available_timezones(), 5) or ["UTC", "Europe/Berlin"]
-        hint = suggestion(name, keys)
+        keys = get_close_matches(name, available_timezones(), 5)
+        hint = suggestion(name, keys) if keys else "; they are called Europe/Berlin, UTC, +02:00"
         raise TriggerError(f"unknown time zone '{name}' (timezone){hint}") from None
 
 

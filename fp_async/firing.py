@@ -29,11 +29,13 @@ _TURN = 0.005  # seconds
 class Firing:
     """Fires the schedules of one store. `poll_interval` seconds is the longest it does not look."""
 
-    def __init__(self, store: Store, hub: Hub, poll_interval: float) -> None:
+    def __init__(
+        self, store: Store, hub: Hub, poll_interval: float, patience: Patience | None = None
+    ) -> None:
         self._store = store
         self._hub = hub
         self._poll = poll_interval
-        self._patience = Patience()
+        self._patience = patience or Patience()
 
     async def run(self) -> None:
         """Until cancelled, which may be at any moment: what was fired then is fired, or not."""

@@ -31,11 +31,11 @@ class Keeper:
     `held` gives (id, attempt) of all that is held; it is called from the keeper's thread.
     """
 
-    def __init__(self, owner: str, held: Held, stop: Stop) -> None:
+    def __init__(self, owner: str, held: Held, stop: Stop, patience: Patience) -> None:
         self._owner = owner
         self._held = held
         self._stop = stop
-        self._patience = Patience()
+        self._patience = patience
         self._renewed_at: dict[tuple[str, int], float] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wanted: asyncio.Event | None = None

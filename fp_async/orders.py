@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 import msgspec
 
@@ -63,6 +63,7 @@ _JOB = frozenset(JobOptions.__annotations__)
 _ONLY_JOBS = frozenset({"run_at", "delay"})
 _POLICY = ("misfire_grace_time", "coalesce", "max_catch_up", "max_jitter")
 _OVERLAPS = ("allow", "skip", "queue")
+_ON_CRASH = get_args(jobs.OnCrash)
 
 
 def job(flows: Flows, name: str, options: Mapping[str, Any], now: float) -> Job:
@@ -169,7 +170,7 @@ def _spec(given: Mapping[str, Any], settings: RunSettings, environment: str) -> 
         "params": _plain("params", given.get("params")),
         "timeout": _positive(timeout, "timeout"),
         "retry": retry,
-        "on_crash": _either(given, settings, "on_crash", "retry"),
+        "on_crash": _one_of("on_crash", _either(given, settings, "on_crash", "retry"), _ON_CRASH),
         "max_crashes": _either(given, settings, "max_crashes", jobs.MAX_CRASHES),
     }
 
@@ -208,6 +209,12 @@ def _queue(text: Any) -> str:
     if "," in _name("queue", text):
         raise UsageError(f"queue is the name of one queue, without a comma, not {text!r}")
     return str(text)
+
+
+def _one_of(what: str, value: Any, valid: Sequence[str]) -> Any:
+    if value not in valid:
+        raise UnknownNameError(what, str(value), valid)
+    return value
 
 
 def _positive(value: Any, what: str) -> float | None:
@@ -259,8 +266,7 @@ def schedule(
     policy = _policy(options)
     template = _template(flows, name, of_job)
     overlap = options.get("overlap") or "allow"
-    if overlap not in _OVERLAPS:
-        raise UnknownNameError("overlap", str(overlap), _OVERLAPS)
+    _one_of("overlap", overlap, _OVERLAPS)
     if overlap != "allow" and template.key is not None:
         raise UsageError("key and overlap are two ways to say the same; give one of them")
     digest = _digest(trigger, arguments, options.get("timezone"), policy, template, overlap)

@@ -81,7 +81,7 @@ class Worker:
         self._limit = _limit(settings)
         self._attempts: dict[str, _Attempt] = {}
         self._patience = Patience()
-        self._keeper = Keeper(self.owner, self._held, self._stop_from_anywhere)
+        self._keeper = Keeper(self.owner, self._held, self._stop_from_anywhere, self._patience)
         self._room = asyncio.Event()
         self._draining = False
         self._loop = asyncio.get_running_loop()
@@ -261,7 +261,11 @@ class Worker:
                 event="fail",
                 error=msgspec.json.encode(failure),
             )
-            await self._patience(lambda: self._store.finish([refused]))
+            try:
+                await self._patience(lambda: self._store.finish([refused]))
+            except StoreError:  # then its lease ends, and another attempt begins
+                log.exception("job %s: its outcome could not be stored", job.id)
+                return
         topics = [f"job:{job.id}"]
         if report.event in ("retry", "crash", "give_back") or job.slot or job.lane_held:
             topics.append(f"{'later' if report.retry_in else 'work'}:{job.queue}")
@@ -356,7 +360,7 @@ class Worker:
         return Member(kind="worker", name=self.name, info=msgspec.json.encode(info))
 
     async def _fire(self) -> None:
-        await Firing(self._store, self._hub, self._settings.poll_interval).run()
+        await Firing(self._store, self._hub, self._settings.poll_interval, self._patience).run()
 
 
 def _limit(settings: WorkerSettings) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -349,10 +351,35 @@ def test_the_schedules_of_the_configuration_are_applied(idle):
     )
     rows = as_json("schedule", "--all", cwd=idle)
     assert [row["id"] for row in rows] == ["my_flow.dev"]
+    done = flowerpower("schedules", "remove", "my_flow.dev", cwd=idle)
+    assert "conf/pipelines.yml has it" in done.stdout
+    rows = as_json("schedule", "--all", cwd=idle)
     assert len(rows[0]["next_fire_times"]) == 3
     (idle / "conf" / "pipelines.yml").write_text("run: {my_flow: {dev: {}}}\n")
     assert as_json("schedule", "--all", cwd=idle) == []
     assert as_json("schedules", cwd=idle) == []
+
+
+def test_check_finds_what_would_stop_a_worker(idle):
+    (idle / "conf" / "pipelines.yml").write_text(
+        "run: {my_flow: {dev: {schedule: [{type: interval, params: {hours: 1}},"
+        " {type: interval, params: {hour: 1}}]}}}\n"
+    )
+    where = "run.my_flow.dev.schedule[1]"
+    problems = json.loads(flowerpower("check", "--output", "json", cwd=idle, code=2).stdout)
+    (found,) = [p for p in problems["problems"] if p["where"] == where]
+    assert found["level"] == "error"
+    assert "did you mean 'hours'" in found["message"]
+    assert where in flowerpower("start-worker", cwd=idle, code=2).stderr
+
+
+def test_a_file_of_something_else_is_left_alone(idle):
+    path = idle / "flowerpower.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE jobs (x)")
+    before = path.read_bytes()
+    assert "database of something else" in flowerpower("jobs", cwd=idle, code=3).stderr
+    assert path.read_bytes() == before
 
 
 def test_a_schedule_is_fired_by_a_scheduler_and_run_by_a_worker(idle):
@@ -463,6 +490,8 @@ def test_a_command_does_not_wait_for_the_data_store(idle, line):
 def test_a_store_in_memory(idle):
     (idle / "conf" / "scheduler.yml").write_text("data_store: {type: memory}\n")
     assert flowerpower("run-job", "my_flow", "-q", cwd=idle).stdout == "total  110\n"
+    done = flowerpower("run-job", "my_flow", "-q", "--queue", "other", cwd=idle, code=75)
+    assert "the worker of this process has to (worker.queues)" in done.stderr
     for line in ("add-job my_flow", "schedule my_flow --crontab @daily", "start-scheduler"):
         done = flowerpower(*line.split(), cwd=idle, code=2)
         assert "memory" in done.stderr
@@ -533,6 +562,10 @@ BAD = {
     "add-job my_flow --delay 1 --run-at 2999-01-01": "not both",
     "add-job my_flow --queue ''": "queue is a text",
     "add-job my_flow --retry 0": "--retry",
+    "add-job my_flow --concurrency 99999999999999999999": "$.concurrency",
+    "schedule my_flow --type cron": "cron: when? give some of year",
+    "schedule my_flow --type interval": "interval: when? give some of weeks",
+    "schedule my_flow --crontab '* * * * *' --id ''": "id is a text",
     "add-job my_flow --executor warp": "warp",
     "schedule my_flow --type hourly": "unknown trigger 'hourly'",
     "schedule my_flow --type interval --interval-params second=3": "did you mean 'seconds'",

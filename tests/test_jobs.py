@@ -136,6 +136,12 @@ async def test_with_the_memory_store_run_job_brings_a_worker_along(project):
     assert [result["doubled"] for result in results] == [0, 2, 4, 6, 8]
 
 
+async def test_that_worker_serves_the_queue_that_is_asked_for(project):
+    configure(project, MEMORY)
+    result = await project.run_job("flow", inputs={"count": 4}, final_vars=["doubled"], queue="x")
+    assert result == {"doubled": 8}
+
+
 @pytest.mark.parametrize("what", ["add_job", "schedule"])
 async def test_a_memory_that_is_about_to_go_takes_nothing(project, what):
     configure(project, MEMORY)
@@ -184,6 +190,29 @@ async def test_classes_of_the_pipeline_come_back_as_records(working):
 
 
 # What goes wrong ---------------------------------------------------------------------------------
+
+
+async def test_a_closing_project_lets_its_jobs_end_and_starts_no_more(project):
+    settings = WorkerSettings(runner="inline", concurrency=1)
+    async with Project(project.root, worker=settings) as opened:
+        running = await opened.add_job("flow", inputs={"seconds": 0.3}, final_vars=["slow"])
+        later = await opened.add_job("flow", inputs={"seconds": 0.0}, final_vars=["slow"])
+        async for event in opened.watch(running):
+            if event.state == "running":
+                break
+    assert (await project.get_job(running)).state == "succeeded"
+    assert (await project.get_job(later)).state == "queued"
+
+
+async def test_a_project_that_ends_by_an_error_gives_its_jobs_back_at_once(project):
+    with anyio.fail_after(5), pytest.raises(ZeroDivisionError):
+        async with Project(project.root, worker=WorkerSettings(runner="inline")) as opened:
+            id = await opened.add_job("flow", final_vars=["forever"])
+            async for event in opened.watch(id):
+                if event.state == "running":
+                    raise ZeroDivisionError
+    job = await project.get_job(id)
+    assert (job.state, job.errors, job.crashes) == ("queued", 0, 0)
 
 
 async def test_a_pipeline_that_raises_makes_the_caller_raise_its_error(working):
@@ -236,7 +265,9 @@ async def test_a_result_that_cannot_be_stored_names_node_and_ways_out(working):
 async def test_a_result_that_is_too_large_says_so(project):
     settings = WorkerSettings(runner="inline", max_result_size=10_000)
     async with Project(project.root, worker=settings) as opened:
-        with pytest.raises(JobFailedError, match="result too large: .* limit 10,000.*path"):
+        with pytest.raises(
+            JobFailedError, match="result too large: .* limit 10,000; largest: 'large' 20,.*path"
+        ):
             await opened.run_job("flow", inputs={"size": 20_000}, final_vars=["large"])
 
 
@@ -265,9 +296,15 @@ async def test_a_pipeline_deleted_after_its_job_was_queued_fails_the_job(project
         ({"run_at": "tomorrow"}, UsageError, "run_at: Invalid isoformat"),
         ({"priority": "high"}, UsageError, "priority"),
         ({"retry": {"max_attempt": 2}}, UsageError, "max_attempt"),
-        ({"on_crash": "ignore"}, UsageError, "on_crash"),
+        ({"on_crash": "ignore"}, UnknownNameError, "on_crash 'ignore'.*retry"),
         ({"max_crashes": 0}, UsageError, "max_crashes"),
         ({"concurrency": 0}, UsageError, "concurrency"),
+        ({"concurrency": 2**70}, UsageError, "concurrency"),
+        ({"inputs": [1]}, UsageError, "inputs is a mapping"),
+        ({"final_vars": 5}, UsageError, "final_vars"),
+        ({"config": {"a": object()}}, UsageError, "config of a job is stored as JSON"),
+        ({"params": {"f": {"a": object()}}}, UsageError, "params of a job is stored as JSON"),
+        ({"queue": "a,b"}, UsageError, "one queue, without a comma"),
         ({"timeout": 0}, UsageError, "timeout is a number of seconds"),
         ({"expires": 0}, UsageError, "expires is a number of seconds"),
         ({"queue": ""}, UsageError, "queue is a text"),
@@ -408,14 +445,14 @@ async def test_only_an_ended_job_is_retried(project):
 
 
 async def test_ending_a_worker_gives_its_jobs_back_uncounted(project):
-    async with Project(project.root, worker=True) as opened:
+    async with Project(project.root, worker=WorkerSettings(runner="inline", grace=0.1)) as opened:
         id = await opened.add_job("flow", final_vars=["forever"])
         async for event in opened.watch(id):
             if event.state == "running":
                 break
     job = await project.get_job(id)
     assert (job.state, job.attempt, job.errors, job.crashes) == ("queued", 1, 0, 0)
-    async with Project(project.root, worker=True) as opened:
+    async with Project(project.root, worker=WorkerSettings(runner="inline", grace=0.1)) as opened:
         async for event in opened.watch(id):
             if event.state == "running":
                 assert event.attempt == 2

@@ -14,7 +14,12 @@ import pytest
 from fleet import fleet, make
 
 from fp_async import Project
-from fp_async.errors import JobCancelledError, JobFailedError, JobTimeoutError
+from fp_async.errors import (
+    JobCancelledError,
+    JobFailedError,
+    JobNotFinishedError,
+    JobTimeoutError,
+)
 from fp_async.jobs import LEASE
 from fp_async.processes import has_died, owner
 
@@ -76,6 +81,33 @@ def printed() -> int:
 
 def short(seconds: float) -> int:
     time.sleep(seconds)
+    return 1
+
+
+def folder() -> str:
+    return os.getcwd()
+
+
+def elsewhere() -> int:
+    os.chdir("/")
+    sys.stdout = None
+    return 1
+
+
+def closing() -> int:
+    sys.stdout.close()
+    os.close(2)
+    return 1
+
+
+def not_utf8() -> int:
+    print("\\udcff")
+    raise ValueError("\\udcff bad " + "x" * 100_000)
+
+
+async def suicidal() -> int:
+    asyncio.current_task().cancel()
+    await asyncio.sleep(1)
     return 1
 
 
@@ -153,6 +185,35 @@ async def test_a_process_that_dies_is_a_crash_and_is_replaced(project, flock, no
     if node == "killed":
         assert "about to go" in job.trace.log
     assert "pid" in await project.run_job("flow", final_vars=["pid"])
+
+
+async def test_a_job_leaves_its_process_as_it_was_or_takes_it_along(project, flock):
+    flock.start("w", "start-worker", "--concurrency", "1")
+    before = await project.run_job("flow", final_vars=["folder", "pid"])
+    await project.run_job("flow", final_vars=["elsewhere"])
+    assert await project.run_job("flow", final_vars=["folder", "pid"]) == before
+    for _ in range(2):
+        id = await project.add_job("flow", final_vars=["closing"])
+        job = await ended(project, id)
+        assert (job.state, job.attempt) == ("succeeded", 1)
+    after = await project.run_job("flow", final_vars=["folder", "pid", "printed"])
+    assert after["folder"] == before["folder"]
+    assert after["pid"] != before["pid"]
+
+
+@pytest.mark.parametrize("runner", ["process", "inline"])
+async def test_odd_ends_fail_the_job_once_and_nothing_else(project, flock, runner):
+    flock.start("w", "start-worker", "--concurrency", "1", "--runner", runner)
+    id = await project.add_job("flow", final_vars=["not_utf8"])
+    job = await ended(project, id)
+    assert (job.state, job.attempt, job.failure.kind) == ("failed", 1, "ValueError")
+    assert "\\udcff bad" in job.failure.message
+    assert len(job.failure.message) < 5000
+    id = await project.add_job("flow", final_vars=["suicidal"])
+    job = await ended(project, id)
+    assert (job.state, job.attempt, job.failure.kind) == ("failed", 1, "CancelledError")
+    assert "pid" in await project.run_job("flow", final_vars=["pid"])
+    await until_logged(flock, f"job {id} of 'flow' failed: the pipeline cancelled the task")
 
 
 async def test_on_crash_fail_never_runs_twice(project, flock):
@@ -347,6 +408,27 @@ async def test_the_grace_time_has_an_end(project, flock, tmp_path):
     await asyncio.to_thread(flock.stop, "w")
     job = await project.get_job(id)
     assert (job.state, job.errors, job.crashes) == ("queued", 0, 0)
+
+
+async def test_what_must_not_run_twice_is_not_given_back(project, flock, tmp_path):
+    (project.root / "conf" / "scheduler.yml").write_text(SQLITE + "worker:\n  grace: 0.5\n")
+    flock.start("w", "start-worker")
+    path = tmp_path / "pids"
+    inputs = {"path": str(path)}
+    id = await project.add_job("flow", inputs=inputs, final_vars=["stuck"], on_crash="fail")
+    await until_written(path)
+    await asyncio.to_thread(flock.stop, "w")
+    job = await project.get_job(id)
+    assert (job.state, job.attempt, job.failure.kind) == ("failed", 1, "Interrupted")
+    assert job.reason == "its worker was ended"
+
+
+async def test_run_job_sees_at_once_that_the_only_worker_has_died(project, flock):
+    flock.start("w", "start-worker")
+    await project.run_job("flow", final_vars=["pid"])
+    flock.kill("w")
+    with anyio.fail_after(8), pytest.raises(JobNotFinishedError, match="no worker serves"):
+        await project.run_job("flow", final_vars=["pid"])
 
 
 # Who lives ---------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from fp_async.cli import base_dir
 from fp_async.cli.loop import run_until_signalled
 from fp_async.cli.ordering import job_options, taken
 from fp_async.cli.running import Seconds, ask, quiet_option, result_options, run_options
-from fp_async.errors import JobError
+from fp_async.errors import JobError, StoreError
 
 if TYPE_CHECKING:
     from fp_async.client import Client
@@ -76,7 +76,7 @@ async def _run_job(
         try:
             with nullcontext() if quiet else Progress(title, asked.nodes) as progress:
                 return await explained(client, client.attend(id, progress), shown=with_traceback)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, StoreError):
             if backend.store.shared:
                 click.echo(f"the job goes on; for its result: flowerpower result {id}", err=True)
             raise

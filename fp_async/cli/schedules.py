@@ -84,7 +84,13 @@ def resume(outer: str | None, id: str, base_dir: str | None) -> None:
 def remove(outer: str | None, id: str, base_dir: str | None) -> None:
     """Forget the schedule ID; its jobs stay."""
 
-    async def main(project: Project, client: Client) -> None:  # noqa: ARG001
-        await client.remove(id)
+    async def main(project: Project, client: Client) -> Schedule:  # noqa: ARG001
+        return await client.remove(id)
 
-    with_client(base_dir or outer, main, lambda _: click.echo(f"{id} is removed"))
+    def show(row: Schedule) -> None:
+        from fp_async.orders import FROM_CONF
+
+        again = "; conf/pipelines.yml has it, and start-worker puts it there again"
+        click.echo(f"{id} is removed{again if row.origin == FROM_CONF else ''}")
+
+    with_client(base_dir or outer, main, show)

@@ -13,7 +13,7 @@ from typing import Any
 from msgspec.structs import asdict, replace
 
 from fp_async import processes, rules
-from fp_async.errors import StoreUnavailableError
+from fp_async.errors import StoreError
 from fp_async.jobs import Changes, Find, Fire, Job, Member, Report, Schedule
 from fp_async.stores import CANCEL, HELD, LOST, SCHEMA_VERSION, mongo_claiming
 from fp_async.stores.mongo_claiming import each_of
@@ -72,7 +72,7 @@ class MongoStore:
 
     def _require(self) -> Documents:
         if self._documents is None:
-            raise StoreUnavailableError("the data store is not open")
+            raise StoreError("the data store is not open")
         return self._documents
 
     async def now(self) -> float:

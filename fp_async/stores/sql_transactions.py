@@ -94,13 +94,13 @@ class Transactions:
         StoreUnavailableError.
         """
         if self._engine is None:
-            raise StoreUnavailableError("the data store is not open")
+            raise StoreError("the data store is not open")
         return await self._run(self._engine, unit, _SECONDS)
 
     async def read(self, unit: Unit[T]) -> T:
         """Run a unit that changes nothing."""
         if self._engine is None:
-            raise StoreUnavailableError("the data store is not open")
+            raise StoreError("the data store is not open")
         if self.kind == "postgres":  # one round trip less; on MySQL it would be two more
             return await self._run(_autocommit(self._engine), unit, _SECONDS)
         return await self._run(self._engine, unit, _SECONDS)
@@ -108,7 +108,7 @@ class Transactions:
     async def alone(self, unit: Unit[T]) -> T:
         """Run a unit outside of any transaction, for as long as it takes: VACUUM, say."""
         if self._engine is None:
-            raise StoreUnavailableError("the data store is not open")
+            raise StoreError("the data store is not open")
         return await self._run(_autocommit(self._engine), unit, None)
 
     async def _run(self, engine: AsyncEngine, unit: Unit[T], seconds: float | None) -> T:

@@ -31,7 +31,7 @@ class SqliteStore:
     """The store contract (`stores`) on the file `path`, or in memory."""
 
     def __init__(self, path: Path | None) -> None:
-        self._units = Units(path)
+        self._units = Units(path, tables.check)
 
     @property
     def shared(self) -> bool:

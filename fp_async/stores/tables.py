@@ -173,6 +173,13 @@ def schedule(row: tuple[object, ...]) -> Schedule:
     return Schedule(**{**values, "paused": bool(values["paused"])})  # type: ignore[arg-type]
 
 
+def check(db: sqlite3.Connection) -> None:
+    """Raises StoreError where the file is another program's, before anything is done to it."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version == 0 and db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
+        raise StoreError("the file is a SQLite database of something else; choose another path")
+
+
 def migrate(db: sqlite3.Connection) -> None:
     """Bring the tables to this version. Raises StoreError where they are newer."""
     (version,) = db.execute("PRAGMA user_version").fetchone()

@@ -52,10 +52,14 @@ _PRAGMAS = (
 
 
 class Units:
-    """One connection to a SQLite file, or to a database in memory. Belongs to one event loop."""
+    """One connection to a SQLite file, or to a database in memory. Belongs to one event loop.
 
-    def __init__(self, path: Path | None) -> None:
+    `check` looks at the file before anything is done to it.
+    """
+
+    def __init__(self, path: Path | None, check: Callable[[sqlite3.Connection], None]) -> None:
         self.path = path
+        self._check = check
         self._pending: deque[_Work] = deque()
         self._waking = False  # whether the thread has been told that something is pending
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -72,7 +76,7 @@ class Units:
         )
         connection._thread.daemon = True  # a store that nobody closed must not keep us alive
         try:
-            self._connection = await _whole(_prepared(connection))
+            self._connection = await _whole(_prepared(connection, self._check))
         except BaseException as error:
             await self.close()
             if isinstance(error, sqlite3.Error):
@@ -115,7 +119,7 @@ class Units:
 
     def _require(self) -> aiosqlite.Connection:
         if self._connection is None:
-            raise StoreUnavailableError("the data store is not open")
+            raise StoreError("the data store is not open")
         return self._connection
 
     async def _submit(
@@ -180,9 +184,12 @@ class Units:
         return done
 
 
-async def _prepared(connecting: aiosqlite.Connection) -> aiosqlite.Connection:
+async def _prepared(
+    connecting: aiosqlite.Connection, check: Callable[[sqlite3.Connection], None]
+) -> aiosqlite.Connection:
     connection = await connecting
     try:
+        await connection._execute(check, connection._conn)  # type: ignore[no-untyped-call]
         for pragma in _PRAGMAS:
             await connection.execute_fetchall(pragma)
     except BaseException:
