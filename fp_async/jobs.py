@@ -19,6 +19,8 @@ from fp_async.lifecycle import TERMINAL, Event, State
 DEFAULT_QUEUE = "default"
 RESULT_TTL = 7 * 86_400.0
 IDENTITY_TTL = 60 * 86_400.0  # how long the bare id of a pruned job with an identity is kept
+LETTER_TTL = 7 * 86_400.0
+CHUNK_TTL = 86_400.0
 CANCEL_DEADLINE = 60.0
 LEASE = 10.0
 MAX_CRASHES = 3
@@ -26,6 +28,7 @@ _MOST = 2**31 - 1  # what every store can hold
 _NAMESPACE = uuid.UUID("f10e57b0-5c4e-5d0b-9f0a-2f6b0d6a7c11")  # ours; any constant will do
 
 OnCrash = Literal["retry", "fail"]
+OnLost = Literal["wait", "reassign", "fail"]
 
 
 class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -41,6 +44,10 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     retry: Retry | None = None
     on_crash: OnCrash = "retry"
     max_crashes: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] = MAX_CRASHES
+    on_lost: OnLost | None = None
+    lost_after: float | None = None
+    version: str | None = None
+    require_version: bool = False
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -67,6 +74,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     nodes: list[NodeTiming] = []
     log: str = ""
     worker: str = ""
+    warnings: list[str] = []
+    late: float = 0.0  # seconds between its end on an agent and its arrival
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -76,6 +85,10 @@ class Job(msgspec.Struct, frozen=True):
     store's own lease clock. `slot` and `lane_held` are unique where they are set: they are the
     place that a running job has among those of its pipeline, and of its schedule. `spec` is
     JSON, `inputs` and `result` are `codec` bytes, `error` is a Failure, `record` a Record.
+
+    In an agent's store `offer` is the attempt under which the center knows the job, and
+    `unreported` says that the center has not acknowledged its outcome; `attempt` counts the
+    starts there. `reply_to` is the MQTT topic that hears of the outcome.
     """
 
     id: str
@@ -111,6 +124,12 @@ class Job(msgspec.Struct, frozen=True):
     identity: bool = False
     pruned: bool = False
     result_ttl: float = RESULT_TTL
+    offer: int | None = None
+    unreported: bool = False
+    trigger: str | None = None
+    reply_to: str | None = None
+    correlation: bytes | None = None
+    replied_at: float | None = None
     spec: bytes = b"{}"
     error: bytes | None = None
     inputs: bytes = b""
@@ -140,11 +159,11 @@ class Job(msgspec.Struct, frozen=True):
 
 COLUMNS: tuple[str, ...] = Job.__struct_fields__
 LIGHT: tuple[str, ...] = COLUMNS[:-3]  # without what may be large, which stands at the end
-FLAGS: tuple[str, ...] = ("identity", "pruned")  # numbers in some databases
+FLAGS: tuple[str, ...] = ("identity", "pruned", "unreported")  # numbers in some databases
 CHANGING: tuple[str, ...] = (  # what a new job never has
     *("state", "reason", "agent", "started_at", "ended_at", "prune_at", "attempt", "errors"),
     *("crashes", "owner", "lease_until", "cancel_at", "slot", "lane_held", "pruned"),
-    *("error", "result", "record"),
+    *("replied_at", "error", "result", "record"),
 )
 _specs = msgspec.json.Decoder(Spec)
 _failures = msgspec.json.Decoder(Failure)
@@ -154,13 +173,19 @@ Changes = dict[str, Any]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker tells of the attempt that it holds. `retry_in` seconds, for `retry`."""
+    """What a worker tells of the attempt that it holds. `retry_in` seconds, for `retry`.
+
+    An agent tries again by itself: it tells its own `errors` and `crashes`, and when it began.
+    """
 
     id: str
     attempt: int
     event: Event
     reason: str | None = None
     retry_in: float = 0.0
+    started_at: float | None = None
+    errors: int | None = None
+    crashes: int | None = None
     result: bytes | None = None
     error: bytes | None = None
     record: bytes | None = None
@@ -203,6 +228,7 @@ class Template(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     concurrency: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] | None = None
     expires_in: float | None = None
     target: str | None = None
+    offline: bool = False
     result_ttl: float = RESULT_TTL
     overlap: Literal["allow", "skip", "queue"] = "allow"
     digest: str = ""
@@ -218,6 +244,33 @@ class Fire(msgspec.Struct, frozen=True, kw_only=True):
     last_fire_time: float | None
     jobs: list[Job]
     skipped: int = 0
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """Binds a queued job, as it is at `attempt`, to an agent."""
+
+    id: str
+    attempt: int
+    agent: str
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """A part of a result that is too large for one message."""
+
+    id: str
+    attempt: int
+    index: int
+    data: bytes
+
+
+class Letter(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that made no job, and why; of its payload only the beginning is kept."""
+
+    id: str
+    topic: str
+    reason: str
+    payload: bytes = b""
+    at: float = 0.0
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
@@ -239,6 +292,8 @@ class Find(msgspec.Struct, frozen=True, kw_only=True):
     schedule_id: str | None = None
     group_id: str | None = None
     owner: str | None = None
+    agent: str | None = None
+    bound: bool = False  # to any agent
     limit: int = 50
 
 

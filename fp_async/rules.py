@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 from msgspec.structs import replace
 
-from fp_async.jobs import CANCEL_DEADLINE, IDENTITY_TTL, Changes, Failure, Job, Report
+from fp_async.jobs import CANCEL_DEADLINE, IDENTITY_TTL, Changes, Failure, Job, Offer, Report
 from fp_async.lifecycle import STALE, State, step
 
 _UNBOUND: Changes = {"owner": None, "lease_until": None, "slot": None, "lane_held": None}
@@ -46,7 +46,20 @@ def ended(job: Job, state: State, now: float, reason: str | None = None) -> Chan
 
 def queued_again(run_at: float, reason: str | None) -> Changes:
     """What a row changes by when the job goes back to the queue."""
-    return {"state": "queued", "reason": reason, "run_at": run_at, **_UNBOUND}
+    return {"state": "queued", "reason": reason, "run_at": run_at, "agent": None, **_UNBOUND}
+
+
+def offered(job: Job, offer: Offer) -> Changes | None:
+    """What an offer changes in the row; None where somebody else was quicker."""
+    if job.state != "queued" or job.attempt != offer.attempt:
+        return None
+    after = step(job.state, "offer")
+    return {"state": after, "agent": offer.agent, "attempt": job.attempt + 1, "reason": None}
+
+
+def adopted(job: Job, now: float) -> Job:
+    """A job that an agent began and ended by itself, as it is stored when that is heard of."""
+    return replace(job, prune_at=now + job.result_ttl, identity=True, active_key=None)
 
 
 def reported(job: Job, report: Report, now: float) -> Changes | None:
@@ -56,16 +69,28 @@ def reported(job: Job, report: Report, now: float) -> Changes | None:
         return None
     if report.event == "crash":
         return {**crashed(job, now, report.reason), "record": report.record, **_error(report)}
+    if report.event == "accept":
+        return {"state": after}
+    if report.event == "start":
+        return {"state": after, "started_at": job.started_at or report.started_at or now}
     if report.event in ("retry", "give_back", "lose"):
         changes = _again_unless_cancelled(job, now, now + report.retry_in, report.reason)
         if report.event == "retry":
             changes["errors"] = job.errors + 1
         return {**changes, "record": report.record, **_error(report)}
     reason = job.reason if report.event == "confirm_cancel" else None  # why it was asked for
-    changes = ended(job, after, now, report.reason or reason)
-    if report.event == "fail":
+    changes = {**ended(job, after, now, report.reason or reason), **_told_by_agent(job, report)}
+    if report.event == "fail" and report.errors is None:
         changes["errors"] = job.errors + 1
     return {**changes, "result": report.result, "record": report.record, **_error(report)}
+
+
+def _told_by_agent(job: Job, report: Report) -> Changes:
+    told: Changes = {"started_at": report.started_at} if job.started_at is None else {}
+    for name in ("errors", "crashes"):
+        if (count := getattr(report, name)) is not None:
+            told[name] = count
+    return told
 
 
 def _error(report: Report) -> Changes:

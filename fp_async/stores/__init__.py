@@ -15,8 +15,9 @@ from typing import Any, Protocol
 from fp_async.config import DataStore
 from fp_async.errors import ConfigError
 from fp_async.jobs import Find, Fire, Job, Member, Report, Schedule
+from fp_async.stores.fleet import Fleet
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LOST, HELD, CANCEL = "lost", "held", "cancel"
 
 
@@ -26,6 +27,10 @@ class Store(Protocol):
     @property
     def shared(self) -> bool:
         """Whether other processes can see it."""
+
+    @property
+    def fleet(self) -> Fleet:
+        """The part of the contract that is about jobs on agents."""
 
     async def open(self) -> None:
         """Connect; make or migrate the tables. Raises StoreError where they are newer."""
@@ -84,7 +89,10 @@ class Store(Protocol):
         """When the next job that waits for its time becomes due."""
 
     async def prune(self, limit: int = 1000) -> int:
-        """Remove up to `limit` ended jobs whose time is over; ids with an identity stay."""
+        """Remove up to `limit` ended jobs whose time is over; ids with an identity stay.
+
+        Jobs that are `unreported` stay whole. Old dead letters and parts of results go, too.
+        """
 
     # Schedules ------------------------------------------------------------------------------
 

@@ -7,24 +7,32 @@ network file systems.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
-from fp_async import processes, rules
-from fp_async.jobs import CANCEL_DEADLINE, Find, Fire, Job, Member, Report, Schedule
-from fp_async.stores import CANCEL, HELD, LOST, SCHEMA_VERSION, claiming, tables
+from fp_async import rules
+from fp_async.jobs import (
+    CHUNK_TTL,
+    LETTER_TTL,
+    Find,
+    Fire,
+    Job,
+    Member,
+    Report,
+    Schedule,
+)
+from fp_async.stores import SCHEMA_VERSION, claiming, reporting, tables
+from fp_async.stores.sqlite_fleet import SqliteFleet
 from fp_async.stores.tables import ALL, HELD_STATES, SCHEDULE, WITHOUT_BLOBS
 from fp_async.stores.units import Units
 
 _Db = sqlite3.Connection
-_AT_ONCE = 500  # rows in one statement
 
 
 class SqliteStore:
@@ -32,6 +40,7 @@ class SqliteStore:
 
     def __init__(self, path: Path | None) -> None:
         self._units = Units(path, tables.check)
+        self.fleet = SqliteFleet(self._units)
 
     @property
     def shared(self) -> bool:
@@ -61,7 +70,7 @@ class SqliteStore:
         return await self._units.write(unit)
 
     async def renew(self, owner: str, held: Sequence[tuple[str, int]], lease: float) -> list[str]:
-        unit = partial(_renew, owner=owner, held=held, lease=lease)
+        unit = partial(reporting.renew, owner=owner, held=held, lease=lease)
         return await self._units.write(unit)
 
     async def note(self, records: Sequence[tuple[str, int, bytes]]) -> None:
@@ -70,15 +79,15 @@ class SqliteStore:
         await self._units.write(lambda db: db.executemany(sql, rows).rowcount)
 
     async def finish(self, reports: Sequence[Report]) -> list[bool]:
-        return await self._units.together(_finish, reports)
+        return await self._units.together(reporting.finish, reports)
 
     async def cancel(self, id: str, reason: str | None = None) -> str | None:
-        return await self._units.write(partial(_cancel, id=id, reason=reason))
+        return await self._units.write(partial(reporting.cancel, id=id, reason=reason))
 
     async def rescue(self, dead: Sequence[str] = ()) -> list[Job]:
-        if not await self._units.read(partial(_needs_rescue, dead=dead)):
+        if not await self._units.read(partial(reporting.needs_rescue, dead=dead)):
             return []  # a look every two seconds must not cost a commit
-        return await self._units.write(partial(_rescue, dead=dead))
+        return await self._units.write(partial(reporting.rescue, dead=dead))
 
     async def owners(self) -> list[str]:
         sql = f"SELECT DISTINCT owner FROM jobs WHERE {HELD_STATES} AND owner IS NOT NULL"
@@ -204,20 +213,9 @@ def _rows(db: _Db, *, sql: str, values: tuple[object, ...] = ()) -> list[tuple[A
     return db.execute(sql, values).fetchall()
 
 
-def _light(db: _Db, id: str) -> Job | None:
-    sql = f"SELECT {WITHOUT_BLOBS} FROM jobs WHERE id = ? AND pruned = 0"
-    row = db.execute(sql, (id,)).fetchone()
-    return None if row is None else tables.job(row)
-
-
 def _add(db: _Db, jobs: Sequence[Job]) -> list[str]:
     now = time.time()
-    return [id for part in _parts(jobs) for id in _add_part(db, part, now)]
-
-
-def _parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """Pieces that one statement can take: SQLite allows 32,766 variables."""
-    return (items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE))
+    return [id for part in reporting.parts(jobs) for id in _add_part(db, part, now)]
 
 
 def _add_part(db: _Db, new: Sequence[Job], now: float) -> list[str]:
@@ -239,103 +237,17 @@ def _id_of(db: _Db, job: Job) -> str:
     return str(id)
 
 
-def _renew(db: _Db, *, owner: str, held: Sequence[tuple[str, int]], lease: float) -> list[str]:
-    until = processes.lease_clock() + lease
-    sql = (
-        "UPDATE jobs SET lease_until = ? WHERE id = ? AND attempt = ? AND owner = ? "
-        "AND state = 'running' RETURNING cancel_at"
-    )
-    rows = [db.execute(sql, (until, *pair, owner)).fetchone() for pair in held]
-    return [LOST if row is None else HELD if row[0] is None else CANCEL for row in rows]
-
-
-def _finish(db: _Db, reports: Sequence[Report]) -> list[bool]:
-    now = time.time()
-    return [answer for part in _parts(reports) for answer in _finish_part(db, part, now)]
-
-
-def _finish_part(db: _Db, reports: Sequence[Report], now: float) -> list[bool]:
-    """Successes in one statement, as `rules.reported` has them; the others one by one."""
-    current = _running(db, [report.id for report in reports])
-    first = {report.id: report for report in reversed(reports)}  # the first outcome wins
-    good = (r for r in first.values() if r.event == "succeed" and current.get(r.id) == r.attempt)
-    best = {report.id: report for report in good}
-    if best:
-        values = [v for r in best.values() for v in (r.id, r.result, r.record, r.reason)]
-        db.execute(tables.succeed(len(best)), (*values, now, now))
-    return [best.get(r.id) is r or _finish_one(db, r, now) for r in reports]
-
-
-def _running(db: _Db, ids: Sequence[str]) -> dict[str, int]:
-    """The attempts that are running, by id."""
-    sql = (
-        "SELECT id, attempt FROM jobs WHERE state = 'running' "
-        "AND id IN (SELECT value FROM json_each(?))"
-    )
-    return dict(db.execute(sql, (json.dumps(ids),)).fetchall())
-
-
-def _finish_one(db: _Db, report: Report, now: float) -> bool:
-    job = _light(db, report.id)
-    changes = None if job is None else rules.reported(job, report, now)
-    if changes is None:
-        return False
-    tables.change(db, report.id, changes)
-    return True
-
-
-def _cancel(db: _Db, *, id: str, reason: str | None) -> str | None:
-    job = _light(db, id)
-    if job is None:
-        return None
-    changes = rules.cancelled(job, time.time(), reason)
-    if changes is None:
-        return job.state
-    tables.change(db, id, changes)
-    return str(changes.get("state", job.state))
-
-
-def _needs_rescue(db: _Db, *, dead: Sequence[str]) -> bool:
-    return next(_troubled(db, dead), None) is not None
-
-
-def _troubled(db: _Db, dead: Sequence[str]) -> Iterator[tuple[Job, bool]]:
-    """(job, whether whoever holds it is gone) for all that `rescue` has to look at."""
-    now, clock = time.time(), processes.lease_clock()
-    here = f"%/{processes.boot_id()}/%"
-    sql = (
-        f"SELECT {WITHOUT_BLOBS}, (owner IN (SELECT value FROM json_each(?)) "
-        "OR lease_until < ? OR owner NOT LIKE ?) AS gone FROM jobs "
-        f"WHERE {HELD_STATES} AND (gone OR cancel_at <= ?)"
-    )
-    values = (json.dumps(list(dead)), clock, here, now - CANCEL_DEADLINE)
-    for row in db.execute(sql, values):
-        yield tables.job(row[:-1]), bool(row[-1])
-    sql = f"SELECT {WITHOUT_BLOBS} FROM jobs WHERE state = 'queued' AND expires_at <= ?"
-    for row in db.execute(f"{sql} AND started_at IS NULL", (now,)):
-        yield tables.job(row), False
-
-
-def _rescue(db: _Db, *, dead: Sequence[str]) -> list[Job]:
-    now = time.time()
-    rescued: list[Job] = []
-    for job, gone in list(_troubled(db, dead)):
-        changes = rules.rescued(job, now, dead=gone)
-        if changes is not None:
-            tables.change(db, job.id, changes)
-            rescued.append(replace(job, **changes))
-    return rescued
-
-
 def _query(query: Find) -> tuple[str, tuple[object, ...]]:
     terms, values = ["pruned = 0"], list[object]()
     if query.states:
         terms.append(f"state IN ({', '.join('?' * len(query.states))})")
         values += query.states
-    for name in ("pipeline", "queue", "schedule_id", "group_id", "owner"):
+    for name in ("pipeline", "queue", "schedule_id", "group_id", "owner", "agent"):
         if getattr(query, name) is not None:
             terms.append(f"{name} = ?")
             values.append(getattr(query, name))
+    if query.bound:
+        terms.append("agent IS NOT NULL")
     where = " AND ".join(terms)
     sql = f"SELECT {WITHOUT_BLOBS} FROM jobs WHERE {where} ORDER BY seq DESC LIMIT ?"
     return sql, (*values, query.limit)
@@ -343,7 +255,9 @@ def _query(query: Find) -> tuple[str, tuple[object, ...]]:
 
 def _prune(db: _Db, *, limit: int) -> int:
     now = time.time()
-    sql = "SELECT id, identity, pruned FROM jobs WHERE prune_at <= ? LIMIT ?"
+    db.execute("DELETE FROM letters WHERE at <= ?", (now - LETTER_TTL,))
+    db.execute("DELETE FROM chunks WHERE at <= ?", (now - CHUNK_TTL,))
+    sql = "SELECT id, identity, pruned FROM jobs WHERE prune_at <= ? AND unreported = 0 LIMIT ?"
     rows = db.execute(sql, (now, limit)).fetchall()
     for id, has_identity, was_pruned in rows:
         if has_identity and not was_pruned:

@@ -94,12 +94,42 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             PRIMARY KEY (kind, name)
         ) STRICT, WITHOUT ROWID""",
     ),
+    2: (
+        "ALTER TABLE jobs ADD COLUMN offer INTEGER",
+        "ALTER TABLE jobs ADD COLUMN unreported INTEGER NOT NULL DEFAULT 0",
+        'ALTER TABLE jobs ADD COLUMN "trigger" TEXT',
+        "ALTER TABLE jobs ADD COLUMN reply_to TEXT",
+        "ALTER TABLE jobs ADD COLUMN correlation BLOB",
+        "ALTER TABLE jobs ADD COLUMN replied_at REAL",
+        """CREATE INDEX jobs_wanted ON jobs (target, run_at)
+            WHERE state = 'queued' AND target IS NOT NULL""",
+        """CREATE INDEX jobs_unreplied ON jobs (ended_at)
+            WHERE reply_to IS NOT NULL AND replied_at IS NULL""",
+        "CREATE INDEX jobs_unreported ON jobs (ended_at) WHERE unreported = 1",
+        """CREATE TABLE letters (
+            id TEXT NOT NULL UNIQUE,
+            topic TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            payload BLOB NOT NULL,
+            at REAL NOT NULL
+        ) STRICT""",
+        "CREATE INDEX letters_at ON letters (at)",
+        """CREATE TABLE chunks (
+            id TEXT NOT NULL,
+            attempt INTEGER NOT NULL,
+            "index" INTEGER NOT NULL,
+            data BLOB NOT NULL,
+            at REAL NOT NULL,
+            PRIMARY KEY (id, attempt, "index")
+        ) STRICT""",
+        "CREATE INDEX chunks_at ON chunks (at)",
+    ),
 }
 
 _SCHEDULE_COLUMNS = Schedule.__struct_fields__
 _INSERTED = (*(name for name in COLUMNS if name not in CHANGING), "state")
-ALL = ", ".join(COLUMNS)
-WITHOUT_BLOBS = ", ".join(LIGHT)
+ALL = ", ".join(f'"{name}"' for name in COLUMNS)
+WITHOUT_BLOBS = ", ".join(f'"{name}"' for name in LIGHT)
 SCHEDULE = ", ".join(f'"{name}"' for name in _SCHEDULE_COLUMNS)
 
 
@@ -107,7 +137,7 @@ SCHEDULE = ", ".join(f'"{name}"' for name in _SCHEDULE_COLUMNS)
 def insert_jobs(count: int) -> str:
     """The statement that inserts so many jobs, but for those that are there already."""
     row = f"({', '.join('?' * (len(_INSERTED) + 1))})"
-    names = f"{', '.join(_INSERTED)}, active_key"
+    names = ", ".join(f'"{name}"' for name in (*_INSERTED, "active_key"))
     return f"INSERT INTO jobs ({names}) VALUES {', '.join([row] * count)} ON CONFLICT DO NOTHING"
 
 
@@ -124,6 +154,9 @@ def succeed(count: int) -> str:
     )
 
 
+INSERT_WHOLE = (
+    f"INSERT INTO jobs ({ALL}) VALUES ({', '.join('?' * len(COLUMNS))}) ON CONFLICT DO NOTHING"
+)
 PUT_SCHEDULE = f"""INSERT INTO schedules ({SCHEDULE})
     VALUES ({", ".join("?" * len(_SCHEDULE_COLUMNS))})
     ON CONFLICT (id) DO UPDATE SET pipeline = excluded.pipeline, "trigger" = excluded."trigger",
@@ -140,6 +173,11 @@ def inserted(job: Job) -> tuple[object, ...]:
     return (*(getattr(job, name) for name in _INSERTED), job.active_key)
 
 
+def whole(job: Job) -> tuple[object, ...]:
+    """The values of INSERT_WHOLE."""
+    return tuple(getattr(job, name) for name in COLUMNS)
+
+
 def scheduled(schedule: Schedule) -> tuple[object, ...]:
     """The values for PUT_SCHEDULE."""
     return tuple(getattr(schedule, name) for name in _SCHEDULE_COLUMNS)
@@ -148,7 +186,8 @@ def scheduled(schedule: Schedule) -> tuple[object, ...]:
 @cache
 def update(columns: tuple[str, ...]) -> str:
     """The statement that changes these columns of the job with an id."""
-    return f"UPDATE jobs SET {', '.join(f'{name} = ?' for name in columns)} WHERE id = ?"
+    moves = ", ".join(f'"{name}" = ?' for name in columns)
+    return f"UPDATE jobs SET {moves} WHERE id = ?"
 
 
 def change(db: sqlite3.Connection, id: str, changes: Changes) -> None:
