@@ -143,6 +143,10 @@ class BrokerError(FlowerPowerError):
     exit_code = 3
 
 
+class MessageError(FlowerPowerError):
+    """A message cannot be read: malformed, unknown, too large, of another version."""
+
+
 class TransitionError(FlowerPowerError):
     """Our own code asked for a move that the life of a job does not have: a defect."""
 
