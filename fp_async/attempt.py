@@ -70,6 +70,11 @@ class Trail:
             self._log, self._size = [kept], len(kept)
 
     @property
+    def nodes(self) -> list[NodeTiming]:
+        """Those that have come to an end."""
+        return self._nodes
+
+    @property
     def log(self) -> str:
         """The end of what was written."""
         return "".join(self._log)[-LOG_KEPT:]

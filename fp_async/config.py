@@ -176,13 +176,65 @@ class TrackerFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MqttBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The broker that agents and gateway meet at: `broker` in `conf/mqtt.yml`."""
+    """The broker that agents and gateway meet at: `broker` in `conf/mqtt.yml`.
+
+    Files are PEM, relative to the project: the authority's certificates, and the client's own
+    certificate and key.
+    """
 
     uri: str | None = None
     host: str | None = None
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
     username: str | None = None
     password: str | None = None
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    keepalive: Annotated[int, msgspec.Meta(ge=5, le=65535)] = 30
+
+
+class TopicTrigger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`triggers.<name>`: a message on a topic of the filter `topic` makes a job of `pipeline`.
+
+    How it becomes inputs is told in `topic_triggers`. `rate` is messages a second; what the
+    broker had kept from before (`retained`) is dropped unless asked for.
+    """
+
+    topic: str
+    pipeline: str
+    payload: Literal["json", "msgpack", "text", "bytes"] = "json"
+    inputs: dict[str, Any] | None = None
+    key: str | None = None
+    environment: str | None = None
+    final_vars: list[str] | None = None
+    on: str | None = None
+    rate: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    retained: Literal["drop", "run"] = "drop"
+
+
+class Runnable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`run.<pipeline>`: what a message on the topic run/<pipeline> may ask for.
+
+    `targets` are patterns (`agent:*`, `any:gpu=yes`) of the targets it may name, `overrides`
+    the other parts of its body that it may have.
+    """
+
+    targets: list[str] = []
+    overrides: list[Literal["inputs", "final_vars", "environment", "key"]] = ["inputs", "key"]
+    on: str | None = None
+    rate: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`gateway` in `conf/mqtt.yml`. Times in seconds.
+
+    `away_after` is how long after its last sign of life an agent counts as away, `lost_after`
+    how long it has to be away before `on_lost: reassign` or `fail` applies.
+    """
+
+    away_after: Seconds = 90.0
+    lost_after: Seconds = 300.0
+    queue: str = "default"
 
 
 class MqttFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -191,6 +243,9 @@ class MqttFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker: MqttBroker | None = None
     prefix: str | None = None
     site: str | None = None
+    gateway: GatewaySettings | None = None
+    run: dict[str, Runnable | None] | None = None
+    triggers: dict[str, TopicTrigger] | None = None
 
 
 FILES: dict[str, type[msgspec.Struct]] = {

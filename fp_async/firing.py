@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import lru_cache
 from typing import Any
 
@@ -24,18 +24,31 @@ from fp_async.stores import Store
 log = logging.getLogger("fp_async")
 _BATCH = 500
 _TURN = 0.005  # seconds
+_FORBIDDEN = 5.0
 
 
 class Firing:
-    """Fires the schedules of one store. `poll_interval` seconds is the longest it does not look."""
+    """Fires the schedules of one store. `poll_interval` seconds is the longest it does not look.
+
+    An `agent` fires its own: its jobs are its own, and the center has to hear of them. Schedules
+    that `may` forbids stay due.
+    """
 
     def __init__(
-        self, store: Store, hub: Hub, poll_interval: float, patience: Patience | None = None
+        self,
+        store: Store,
+        hub: Hub,
+        poll_interval: float,
+        patience: Patience | None = None,
+        agent: str | None = None,
+        may: Callable[[Schedule], bool] | None = None,
     ) -> None:
         self._store = store
         self._hub = hub
         self._poll = poll_interval
         self._patience = patience or Patience()
+        self._agent = agent
+        self._may = may
 
     async def run(self) -> None:
         """Until cancelled, which may be at any moment: what was fired then is fired, or not."""
@@ -54,12 +67,14 @@ class Firing:
         now = await store.now()
         if after > now:
             return after - now
-        fires = [fire async for fire in self._fires(await store.due(now, _BATCH), now)]
+        due = await store.due(now, _BATCH)
+        allowed = due if self._may is None else [row for row in due if self._may(row)]
+        fires = [fire async for fire in self._fires(allowed, now)]
         added = await store.fire(fires)
         new = [job for fire, ids in zip(fires, added, strict=True) if ids for job in fire.jobs]
         late = {f"later:{job.queue}" for job in new if job.run_at > now}
         self._hub.publish(*late, *{f"work:{job.queue}" for job in new})
-        return 0.0
+        return 0.0 if allowed else _FORBIDDEN
 
     async def _fires(self, due: list[Schedule], now: float) -> AsyncIterator[Fire]:
         """After a long outage a cron schedule may need milliseconds; others get their turns."""
@@ -73,14 +88,14 @@ class Firing:
 
     async def _fire(self, row: Schedule, now: float) -> Fire | None:
         try:
-            return decide(row, now)
+            return decide(row, now, self._agent)
         except Exception as error:  # one schedule that cannot be read must not stop the others
             log.exception("schedule '%s' is paused: it cannot be fired: %s", row.id, error)  # noqa: TRY401
             await self._store.pause(row.id, paused=True, next_fire_time=row.next_fire_time)
             return None
 
 
-def decide(row: Schedule, now: float) -> Fire:
+def decide(row: Schedule, now: float, agent: str | None = None) -> Fire:
     """What firing a due schedule at `now` adds, and when it is due next."""
     assert row.next_fire_time is not None
     spec, policy, template = _decoded(row.trigger, row.policy, row.template)
@@ -92,17 +107,23 @@ def decide(row: Schedule, now: float) -> Fire:
         expected=row.next_fire_time,
         next_fire_time=decision.next,
         last_fire_time=decision.fires[-1] if decision.fires else row.last_fire_time,
-        jobs=[job(row, template, nominal, most, now) for nominal in decision.fires],
+        jobs=[job(row, template, nominal, most, now, agent) for nominal in decision.fires],
         skipped=decision.skipped,
     )
 
 
-def job(row: Schedule, template: Template, nominal: float, jitter: float, now: float) -> Job:
+def job(
+    row: Schedule,
+    template: Template,
+    nominal: float,
+    jitter: float,
+    now: float,
+    agent: str | None = None,
+) -> Job:
     """The job of one nominal time; jitter delays its start and leaves the nominal time alone."""
     late = triggers.jitter(row.id, nominal, jitter) if jitter else 0.0
-    made = orders.from_template(
-        template, identity(row.id, repr(nominal)), row.pipeline, nominal + late, now
-    )
+    parts = (row.id, repr(nominal), *([] if agent is None else [agent]))
+    made = orders.from_template(template, identity(*parts), row.pipeline, nominal + late, now)
     mark = f"schedule:{row.id}"
     return msgspec.structs.replace(
         made,
@@ -111,6 +132,8 @@ def job(row: Schedule, template: Template, nominal: float, jitter: float, now: f
         identity=True,
         key=mark if template.overlap == "skip" else template.key,
         lane=mark if template.overlap == "queue" else None,
+        target=None if agent else made.target,
+        unreported=agent is not None,
     )
 
 

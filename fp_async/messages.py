@@ -56,7 +56,6 @@ class RunJob(Message, frozen=True):
     inputs: Raw
     spec: Spec = Spec()
     priority: int = 0
-    concurrency: int | None = None
     expires_in: float | None = None
     result_ttl: float | None = None
 
@@ -92,7 +91,6 @@ class PutSchedule(Message, frozen=True):
     trigger: Raw
     policy: Raw
     template: Raw
-    inputs: Raw
     paused: bool = False
 
 
@@ -231,6 +229,13 @@ class Heartbeat(Message, frozen=True):
     clock_steps: int = 0
 
 
+class Malformed(Message, frozen=True):
+    """So many messages could not be read so far, the last one for this reason."""
+
+    reason: str
+    count: int = 1
+
+
 class Pong(Message, frozen=True):
     """The answer to a Ping."""
 
@@ -250,6 +255,7 @@ Report = (
     | Heartbeat
     | Ping
     | Pong
+    | Malformed
 )
 
 

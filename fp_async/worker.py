@@ -24,7 +24,6 @@ from fp_async.attempt import Outcome, Trail, cancelled_itself, capture, order
 from fp_async.backend import Backend
 from fp_async.config import WorkerSettings
 from fp_async.errors import StoreError, StoreUnavailableError, describe
-from fp_async.firing import Firing
 from fp_async.flows import Flows
 from fp_async.jobs import LEASE, Failure, Job, Member, Report
 from fp_async.keeper import Keeper, KeeperThread, Why
@@ -43,12 +42,16 @@ _INLINE = 200  # jobs at once on the worker's own loop: one batch runs while the
 
 
 class _Attempt:
-    """A job that the worker holds; `why` says who ended it before its time."""
+    """A job that the worker holds; `why` says who ended it before its time.
+
+    `over`: it runs no more, and its outcome is on the way into the store.
+    """
 
     def __init__(self, job: Job, worker: str) -> None:
         self.job = job
         self.trail = Trail(worker)
         self.why: Why | None = None
+        self.over = False
         self.task: asyncio.Task[None] | None = None
 
     def stop(self, why: Why) -> None:
@@ -61,6 +64,8 @@ class Worker:
     """Works on the queues of `settings` until cancelled or drained.
 
     `connect` makes a store for the thread that keeps leases; None where no thread is needed.
+    Without `seen` it does not show up among the members: nobody else looks into an agent's
+    store, and a write every few seconds wears a device's flash out.
     """
 
     def __init__(
@@ -69,6 +74,8 @@ class Worker:
         settings: WorkerSettings,
         runner: Runner,
         connect: Callable[[], Store] | None,
+        *,
+        seen: bool = True,
     ) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self.owner = processes.owner("worker")
@@ -78,8 +85,10 @@ class Worker:
         self._settings = settings
         self._runner = runner
         self._connect = connect
+        self._seen = seen
         self._limit = _limit(settings)
         self._attempts: dict[str, _Attempt] = {}
+        self._over = 0
         self._patience = Patience()
         self._keeper = Keeper(self.owner, self._held, self._stop_from_anywhere, self._patience)
         self._room = asyncio.Event()
@@ -117,7 +126,9 @@ class Worker:
                 raise error
 
     def _loops(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        loops = [self._rescue, self._note, self._listen, self._appear]
+        loops = [self._rescue, self._note, self._listen]
+        if self._seen:
+            loops.append(self._appear)
         if self._connect is None:
             loops.append(self._keep)
         else:
@@ -128,8 +139,18 @@ class Worker:
 
     @property
     def running(self) -> int:
-        """How many jobs it holds at the moment."""
-        return len(self._attempts)
+        """How many jobs run at the moment."""
+        return len(self._attempts) - self._over
+
+    def trail(self, id: str) -> Trail | None:
+        """What a job that runs here has left behind so far."""
+        held = self._attempts.get(id)
+        return None if held is None else held.trail
+
+    def offer(self, id: str) -> int | None:
+        """The attempt under which the center knows a job that runs here."""
+        held = self._attempts.get(id)
+        return None if held is None else held.job.offer
 
     def drain(self) -> None:
         """Claim no more; `run` returns when what runs has ended, or its grace time is over."""
@@ -149,6 +170,8 @@ class Worker:
         await self._runner.close()
 
     async def _leave(self) -> None:
+        if not self._seen:
+            return
         with suppress(StoreError, TimeoutError):
             async with asyncio.timeout(1.0):
                 await self._store.saw(Member(kind="worker", name=self.name), 0)
@@ -166,7 +189,7 @@ class Worker:
         next_at: float | None = None
         with self._hub.listen(*topics) as listener:  # subscribe first, then look, then wait
             while not self._draining:
-                free = min(self._limit - len(self._attempts), _BATCH)
+                free = self._free()
                 if free <= 0:
                     self._room.clear()
                     await self._room.wait()
@@ -177,6 +200,13 @@ class Worker:
                 if len(claimed) < free and not self._draining:
                     heard = await listener.wait(self._until(next_at))
         await self._emptied()
+
+    def _free(self) -> int:
+        """How many more may run. What is over leaves its place at once, so that the next claim
+        and its outcome share a commit; but no more than run wait for the store.
+        """
+        over = min(self._over, self._limit)
+        return min(self._limit - (len(self._attempts) - over), _BATCH)
 
     async def _claim(self, limit: int) -> list[Job]:
         queues = self._settings.queues
@@ -215,10 +245,14 @@ class Worker:
     async def _attempt(self, attempt: _Attempt) -> None:
         try:
             report = await self._outcome(attempt)
+            attempt.over = True
+            self._over += 1
+            self._room.set()
             if report is not None:
                 await self._report(attempt.job, report)
         finally:
             del self._attempts[attempt.job.id]
+            self._over -= attempt.over
             self._room.set()
 
     async def _outcome(self, attempt: _Attempt) -> Report | None:
@@ -360,6 +394,8 @@ class Worker:
         return Member(kind="worker", name=self.name, info=msgspec.json.encode(info))
 
     async def _fire(self) -> None:
+        from fp_async.firing import Firing  # with the triggers of APScheduler: only where needed
+
         await Firing(self._store, self._hub, self._settings.poll_interval, self._patience).run()
 
 

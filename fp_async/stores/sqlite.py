@@ -39,7 +39,7 @@ class SqliteStore:
     """The store contract (`stores`) on the file `path`, or in memory."""
 
     def __init__(self, path: Path | None) -> None:
-        self._units = Units(path, tables.check)
+        self.units = self._units = Units(path, tables.check)
         self.fleet = SqliteFleet(self._units)
 
     @property

@@ -123,6 +123,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
             PRIMARY KEY (id, attempt, "index")
         ) STRICT""",
         "CREATE INDEX chunks_at ON chunks (at)",
+        "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
     ),
 }
 

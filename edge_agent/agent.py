@@ -1,0 +1,182 @@
+"""The agent: a worker over a file on the device, and a link that tells the center about it.
+
+Its tasks share the store and wake-ups, nothing else. Without a network, and without a center, it
+runs what it has, and keeps what came of it until somebody acknowledges that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Iterable
+from pathlib import Path
+from typing import Any
+
+from edge_agent import telling
+from edge_agent.config import AgentSettings
+from edge_agent.housekeeping import Housekeeping
+from edge_agent.outbox import Outbox
+from edge_agent.store import AgentStore, Identity
+from fp_async import __version__, messages, processes, versions
+from fp_async.backend import Backend, Nearby
+from fp_async.config import DataStore, SchedulerFile, WorkerSettings
+from fp_async.events import Hub
+from fp_async.jobs import Job
+from fp_async.messages import AgentState, Message, Status
+from fp_async.runner import ProcessRunner
+from fp_async.stores.sqlite import SqliteStore
+from fp_async.worker import Worker
+
+log = logging.getLogger("fp_async.agent")
+QUEUE = "default"
+_POLL = 60.0  # everything that happens is heard of in this process
+
+
+class Agent:
+    """One device. `open` before anything else; `run` works until cancelled or drained."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self.settings = settings
+        self.root = Path(settings.project)
+        self.outbox = Outbox()
+        self.notices: dict[str, Message] = {}
+        self.noticed = asyncio.Event()
+        self.n = 0
+        self.status: Status = "ready"
+        self.problem = ""
+        self.connected = False
+        self.gateway = False
+        self.backend = Backend(self.root, _backend_settings(settings))
+        self.backend.hub = Hub()
+        self.backend.nearby = _Watched(self)
+        self.worker = self._worker()
+        assert isinstance(self.backend.store, SqliteStore)
+        self.store = self.backend.store
+        self.rows = AgentStore(self.store)
+        self.house = Housekeeping(settings, self.rows)
+        self.identity = Identity("", 0)
+        self._group: asyncio.TaskGroup | None = None
+
+    def _worker(self) -> Worker:
+        settings = self.backend.worker
+        runner = ProcessRunner(self.root, settings.memory_limit, settings.idle_timeout)
+        return Worker(self.backend, settings, runner, None, seen=False)
+
+    async def open(self) -> None:
+        """Open the store, or set a corrupt one aside; count this start. Raises StoreError."""
+        await self.house.open(self.store)
+        self.identity = await self.rows.begin()
+        await self.house.look()
+
+    async def close(self) -> None:
+        """Let go of the store."""
+        await self.store.close()
+
+    async def run(self) -> None:
+        """Work until cancelled or drained. Unfinished jobs are given back to the own store."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            others = [
+                group.create_task(self.house.run(self.note_problem), name="fp-housekeeping"),
+                group.create_task(self._watch_schedules(), name="fp-schedules"),
+            ]
+            try:
+                await self.worker.run()
+            finally:
+                for task in others:
+                    task.cancel()
+
+    def soon(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have something done beside the rest."""
+        assert self._group is not None
+        self._group.create_task(work)
+
+    # What the link needs ----------------------------------------------------------------------
+
+    def state(self, status: Status | None = None) -> AgentState:
+        """What the agent says of itself under its present connection."""
+        return AgentState(
+            status=status or self.status,
+            store=self.identity.store,
+            starts=self.identity.starts,
+            n=self.n,
+            boot=processes.boot_id(),
+            version=__version__,
+            tags=self.settings.tags,
+            pipelines=versions.versions(self.root),
+            slots=self.settings.slots,
+            window=self.settings.credit,
+            clock=time.time(),
+        )
+
+    @property
+    def free(self) -> int:
+        """Slots without a job."""
+        return max(self.settings.slots - self.worker.running, 0)
+
+    def notice(self, id: str, message: Message) -> None:
+        """Tell this soon; of one job the latest is enough."""
+        self.notices[id] = message
+        self.noticed.set()
+
+    def take_notices(self) -> list[Message]:
+        """All that is to be told."""
+        told, self.notices = list(self.notices.values()), {}
+        return told
+
+    def note_problem(self, problem: str) -> None:
+        """What `fp-agent status` shows; said once in the log."""
+        if problem and problem != self.problem:
+            log.warning("%s", problem)
+        self.problem = problem
+
+    def refusal(self, pipeline: str, spec_version: str | None, *, strict: bool) -> str | None:
+        """Why a job of a pipeline can never run here; None where it can."""
+        own = versions.version(self.root, pipeline)
+        if own is None:
+            known = ", ".join(versions.names(self.root)) or "none"
+            return f"this agent has no pipeline '{pipeline}'; it has: {known}"
+        if strict and own != spec_version:
+            return f"version {own} of pipeline '{pipeline}' is here, and {spec_version} is required"
+        return None
+
+    # Schedules --------------------------------------------------------------------------------
+
+    async def _watch_schedules(self) -> None:
+        """Fire schedules as soon as there is one: an agent without any never loads triggers."""
+        with self.backend.hub.listen("schedules") as listener:
+            while not await self.store.schedules():
+                await listener.wait()
+        from edge_agent.scheduling import fire
+
+        await fire(self)
+
+
+class _Watched(Nearby):
+    """Hears what the worker claims: the center is told that it has begun."""
+
+    def __init__(self, agent: Agent) -> None:
+        super().__init__()
+        self._agent = agent
+
+    def claimed(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            if job.offer is not None:
+                self._agent.notice(job.id, telling.started(job))
+        super().claimed(jobs)
+
+
+def _backend_settings(settings: AgentSettings) -> SchedulerFile:
+    worker = WorkerSettings(
+        queues=[QUEUE],
+        concurrency=settings.slots,
+        poll_interval=_POLL,
+        grace=settings.grace,
+        idle_timeout=settings.idle_timeout,
+        memory_limit=settings.memory_limit,
+        max_result_size=messages.RESULT_BYTES,
+        schedules=False,
+    )
+    uri = f"sqlite:///{settings.store}"  # absolute: four slashes in all
+    return SchedulerFile(data_store=DataStore(type="sqlite", uri=uri), worker=worker)

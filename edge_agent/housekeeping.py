@@ -1,0 +1,121 @@
+"""What keeps an agent well for years: disk, sizes, clocks, a store that went bad."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from edge_agent.config import AgentSettings
+from edge_agent.store import AgentStore
+from fp_async import processes
+from fp_async.errors import StoreError
+from fp_async.patience import Patience
+from fp_async.stores.sqlite import SqliteStore
+
+log = logging.getLogger("fp_async.agent")
+_LOOK = 30.0
+_CLEAN = 600.0
+_MEBIBYTE = 2**20
+_CLOCK_STEP = 60.0
+_CORRUPT = ("malformed", "not a database", "corrupt")
+
+
+class Housekeeping:
+    """Looks after the disk, the outbox and the clock. `full` says why nothing may be accepted."""
+
+    def __init__(self, settings: AgentSettings, rows: AgentStore) -> None:
+        self.full: str | None = None
+        self.untold = 0
+        self.disk_free = 0
+        self.clock_steps = 0
+        self.refused: dict[str, int] = {}
+        self._settings = settings
+        self._rows = rows
+        self._patience = Patience()
+        self._ahead = _ahead()
+        self.clock_moved: list[Callable[[float], None]] = []
+
+    async def open(self, store: SqliteStore) -> None:
+        """Open the store; one that is corrupt is set aside first, and a new one is made.
+
+        Raises StoreError for what that does not mend.
+        """
+        try:
+            await store.open()
+            await self._rows.fact("store")
+        except StoreError as error:
+            if not any(sign in str(error) for sign in _CORRUPT):
+                raise
+            await store.close()
+            moved = set_aside(Path(self._settings.store))
+            text = "the store is corrupt (%s); it is now %s, and a new one is made"
+            log.error(text, error, moved)  # noqa: TRY400 - no traceback: it is SQLite's own word
+            await store.open()
+            await self._rows.note("set aside", f"{moved}: {error}")
+
+    async def run(self, tell: Callable[[str], None]) -> None:
+        """Look every 30 s until cancelled."""
+        cleaned = time.monotonic()
+        while True:
+            await asyncio.sleep(_LOOK)
+            self._look_at_clock()
+            await self._patience(self.look)
+            tell(self.full or "")
+            if time.monotonic() - cleaned > _CLEAN:
+                cleaned = time.monotonic()
+                await self._patience(self._rows.forget)
+                await self._patience(self._note_time)
+
+    async def look(self) -> None:
+        """See how much room there is."""
+        settings = self._settings
+        self.untold, size = await self._rows.waiting()
+        self.disk_free = shutil.disk_usage(Path(settings.store).parent).free
+        self.full = None
+        if size > settings.outbox * _MEBIBYTE:
+            self.full = f"the outbox is full: {size // _MEBIBYTE} MiB wait to be told"
+        elif self.disk_free < settings.disk_floor * _MEBIBYTE:
+            free = self.disk_free // _MEBIBYTE
+            self.full = f"the disk is nearly full: {free} MiB are free"
+
+    def skipped(self, what: str) -> None:
+        """Count something that was not begun for want of room."""
+        self.refused[what] = self.refused.get(what, 0) + 1
+
+    def _look_at_clock(self) -> None:
+        """Tell everybody when the wall clock has been set by more than a minute."""
+        ahead = _ahead()
+        step = ahead - self._ahead
+        self._ahead = ahead
+        if abs(step) > _CLOCK_STEP:
+            self.clock_steps += 1
+            log.warning("the clock was set by %+.0f s", step)
+            for moved in self.clock_moved:
+                moved(step)
+
+    async def _note_time(self) -> None:
+        """A clock that shows less than this is wrong."""
+        known = float(await self._rows.fact("time") or 0)
+        if time.time() > known:
+            await self._rows.note("time", repr(time.time()))
+
+
+def _ahead() -> float:
+    """What the wall clock shows more than the one that nobody sets."""
+    return time.time() - processes.lease_clock()
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a store with what belongs to it; never delete it. The new name."""
+    mark = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    moved = path.with_name(f"{path.name}.corrupt-{mark}")
+    for tail in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + tail).rename(moved.with_name(moved.name + tail))
+    return moved

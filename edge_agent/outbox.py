@@ -1,0 +1,90 @@
+"""Which outcomes to tell next: what has just ended, and what has waited since the network went.
+
+Pure. Both have a half of the window, so that nothing new waits behind a backlog, and no backlog
+is starved by what is new. What is not acknowledged in time is told again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+WINDOW = 400  # outcomes that are under way and not acknowledged
+_FIRST_PATIENCE, _LONGEST_PATIENCE = 5.0, 60.0
+
+
+class Outbox:
+    """Times are seconds of one monotonic clock. `backlog` says that old rows may be waiting."""
+
+    def __init__(self, window: int = WINDOW) -> None:
+        self.backlog = True
+        self._window = window
+        self._live: dict[str, None] = {}
+        self._under_way: dict[str, float] = {}
+        self._tried: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<Outbox live={len(self._live)} under_way={len(self._under_way)}>"
+
+    @property
+    def under_way(self) -> frozenset[str]:
+        """Told, and not acknowledged yet."""
+        return frozenset(self._under_way)
+
+    @property
+    def waits(self) -> bool:
+        """Whether something may be told now."""
+        return bool(self._live or self.backlog) and self.room(live=bool(self._live)) > 0
+
+    def reset(self) -> None:
+        """A new connection: what was under way may be lost."""
+        self._under_way.clear()
+        self._tried.clear()
+        self.backlog = True
+
+    def ended(self, ids: Iterable[str]) -> None:
+        """These have come to an end just now."""
+        for id in ids:
+            if id not in self._under_way:
+                self._live[id] = None
+        if len(self._live) > 4 * self._window:  # they are rows: the backlog finds them
+            self._live.clear()
+            self.backlog = True
+
+    def room(self, *, live: bool) -> int:
+        """How many more may be under way; half of the window is for what is new."""
+        most = self._window if live or not self._live else self._window // 2
+        return max(most - len(self._under_way), 0)
+
+    def take_live(self) -> list[str]:
+        """The ids to look up and tell next, of those that have just ended."""
+        ids = list(self._live)[: self.room(live=True)]
+        for id in ids:
+            del self._live[id]
+        return ids
+
+    def told(self, id: str, now: float) -> None:
+        """It is under way from now on."""
+        self._live.pop(id, None)
+        tries = self._tried.get(id, 0)
+        self._tried[id] = tries + 1
+        patience = min(_FIRST_PATIENCE * 2.0**tries, _LONGEST_PATIENCE)
+        self._under_way[id] = now + patience
+
+    def acknowledged(self, ids: Iterable[str]) -> None:
+        """They are stored where they belong."""
+        for id in ids:
+            self._under_way.pop(id, None)
+            self._tried.pop(id, None)
+            self._live.pop(id, None)
+
+    def overdue(self, now: float) -> bool:
+        """Take back what was not acknowledged in time; whether there was something."""
+        late = [id for id, until in self._under_way.items() if until <= now]
+        for id in late:
+            del self._under_way[id]
+        self.backlog = self.backlog or bool(late)
+        return bool(late)
+
+    def next_due(self) -> float | None:
+        """When something has to be told again, unless it is acknowledged before."""
+        return min(self._under_way.values(), default=None)

@@ -1,0 +1,456 @@
+"""One connection of an agent to its broker: what it hears, and what it tells.
+
+Row first, then the answer: an offer is in the store before it is accepted, a message is
+acknowledged to the broker when what it asked for is done. Whatever is lost on the way is asked
+for, or told, again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge_agent import telling
+from fp_async import jobs, messages, versions
+from fp_async.errors import BrokerError, MessageError, PublishRefusedError
+from fp_async.events import Listener
+from fp_async.jobs import Job, NodeTiming
+from fp_async.messages import (
+    Accepted,
+    Acknowledge,
+    AskSync,
+    CancelJob,
+    DeleteSchedule,
+    Finished,
+    Heartbeat,
+    Malformed,
+    Message,
+    Missing,
+    Ping,
+    Pong,
+    Progress,
+    PutSchedule,
+    Rejected,
+    RunJob,
+    Sync,
+)
+from fp_async.patience import Patience
+
+if TYPE_CHECKING:
+    from edge_agent.agent import Agent
+    from fp_async.link import Connection
+    from fp_async.link import Message as Heard
+
+log = logging.getLogger("fp_async.agent")
+_TOGETHER = 0.01  # seconds that small news wait for more of it
+_DENIED = 60.0
+_SYNC_EVERY = 900.0
+_BIRTH_JITTER = 30.0
+_BATCH = 200
+_RETRY_FULL = 60.0
+_BURST = 60.0  # malformed messages are logged once in so many seconds
+_LATER = 10.0
+
+
+class Session:
+    """From one connect to its end, which is a BrokerError."""
+
+    def __init__(self, agent: Agent, connection: Connection) -> None:
+        self._agent = agent
+        self._connection = connection
+        self._settings = agent.settings
+        self._topics = agent.settings.topics
+        self._name = agent.settings.name
+        self._patience = Patience()
+        self._gateway = asyncio.Event()
+        self._sync_at = 0.0
+        self._malformed = 0
+        self._logged_at = float("-inf")
+        self._seen: dict[str, tuple[int, int]] = {}  # nodes and characters of log told of a job
+
+    async def run(self) -> None:
+        """Until the connection is lost (BrokerError) or this is cancelled."""
+        agent = self._agent
+        agent.n += 1
+        agent.outbox.reset()
+        topics = self._topics
+        for topic in (
+            topics.agent(self._name, "do"),
+            topics.agent(self._name, "state"),
+            topics.gateway,
+        ):
+            await self._connection.subscribe(topic, qos=1)
+        await self._show()
+        agent.connected = True
+        agent.note_problem("")
+        try:
+            async with asyncio.TaskGroup() as group:
+                for part in (self._receive, self._tell, self._beat):
+                    group.create_task(part(), name=f"fp-agent{part.__name__}")
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            agent.connected = agent.gateway = False
+
+    async def _show(self) -> None:
+        payload = messages.encode(self._agent.state())
+        topic = self._topics.agent(self._name, "state")
+        await self._connection.publish(topic, payload, qos=1, retain=True)
+
+    async def say_goodbye(self) -> None:
+        """A clean stop is told, so that nobody waits for the last will."""
+        payload = messages.encode(self._agent.state("offline"))
+        topic = self._topics.agent(self._name, "state")
+        with contextlib.suppress(BrokerError):
+            await self._connection.publish(topic, payload, qos=1, retain=True, timeout=2.0)
+
+    # Hearing ----------------------------------------------------------------------------------
+
+    async def _receive(self) -> None:
+        while True:
+            heard = await self._connection.receive(_BATCH)
+            await self._patience(lambda: self._handle(heard))  # noqa: B023
+            for message in heard:
+                self._connection.acknowledge(message)
+
+    async def _handle(self, heard: Sequence[Heard]) -> None:
+        """Do what a batch of messages asks for. It may be done twice."""
+        asked: list[messages.Do] = []
+        for message in heard:
+            place = self._topics.parsed(message.topic)
+            try:
+                if place == ("gateway", "state"):
+                    self._hear_gateway(message)
+                elif place == ("agent", self._name, "state"):
+                    await self._hear_self(message.payload)
+                else:
+                    asked.append(messages.do(message.payload))
+            except MessageError as error:
+                self._count_malformed(str(error))
+        await self._run([each for each in asked if isinstance(each, RunJob)])
+        await self._cancel([each for each in asked if isinstance(each, CancelJob)])
+        await self._acknowledged([each for each in asked if isinstance(each, Acknowledge)])
+        for each in asked:
+            await self._do_rest(each)
+
+    def _hear_gateway(self, message: Heard) -> None:
+        online = messages.gateway_state(message.payload).online
+        born = online and not self._agent.gateway
+        self._agent.gateway = online
+        if not online:
+            self._gateway.clear()
+            return
+        self._gateway.set()
+        if born:
+            wait = 0.0 if message.retained else random.uniform(0.0, _BIRTH_JITTER)
+            self._sync_at = min(self._sync_at or float("inf"), time.monotonic() + wait)
+        self._agent.noticed.set()
+
+    async def _hear_self(self, payload: bytes) -> None:
+        """Brokers deliver wills of connections long gone, and forget what they had retained."""
+        said, own = messages.agent_state(payload) if payload else None, self._agent.state()
+        if said is not None and (said.store, said.starts) == (own.store, own.starts):
+            if (said.n, said.status) == (own.n, own.status):
+                return
+            if said.n > own.n:
+                self._agent.n = said.n
+        self._agent.n += 1
+        await self._show()
+
+    def _count_malformed(self, why: str) -> None:
+        self._malformed += 1
+        now = time.monotonic()
+        if now - self._logged_at > _BURST:
+            self._logged_at = now
+            log.warning("a message could not be read (%d so far): %s", self._malformed, why)
+            self._agent.notice("malformed", Malformed(reason=why[:500], count=self._malformed))
+
+    async def _run(self, offers: Sequence[RunJob]) -> None:
+        """Store what can be run here; then say so."""
+        agent = self._agent
+        if not offers:
+            return
+        doubtful = {offer.id for offer in offers if self._refusal(offer) is not None}
+        known = await agent.rows.known(sorted(doubtful)) if doubtful else set()
+        taken = [offer for offer in offers if offer.id in known or offer.id not in doubtful]
+        self._refuse([offer for offer in offers if offer.id in doubtful - known])
+        if not taken:
+            return
+        # The worker looks before the rows are there: its claim shares their transaction.
+        agent.backend.hub.publish_here("work:default")
+        rows = await agent.rows.accept([_job(offer) for offer in taken])
+        agent.backend.hub.publish_here("work:default")
+        agent.outbox.ended(row.id for row in rows if row.finished and not row.pruned)
+        for row in rows:
+            answer = telling.standing(row)
+            earlier = agent.notices.get(row.id)
+            if answer is not None and (earlier is None or isinstance(earlier, Accepted)):
+                agent.notice(row.id, answer)
+        agent.noticed.set()
+
+    def _refusal(self, offer: RunJob) -> tuple[str, float | None] | None:
+        """(why, seconds after which it may be offered again) of what is not taken.
+
+        A job that is here already is never refused: it may be running.
+        """
+        agent, spec = self._agent, offer.spec
+        why = agent.refusal(offer.pipeline, spec.version, strict=spec.require_version)
+        if why is not None:
+            return why, None
+        if agent.house.full:
+            return agent.house.full, _RETRY_FULL
+        if agent.status == "draining":
+            return "the agent is being stopped", _LATER
+        return None
+
+    def _refuse(self, offers: Sequence[RunJob]) -> None:
+        for offer in offers:
+            why, later = self._refusal(offer) or ("", None)
+            self._agent.notice(
+                offer.id,
+                Rejected(id=offer.id, attempt=offer.attempt, reason=why, retry_after=later),
+            )
+
+    async def _cancel(self, cancels: Sequence[CancelJob]) -> None:
+        agent = self._agent
+        unknown: list[Job] = []
+        for cancel in cancels:
+            state = await agent.store.cancel(cancel.id, cancel.reason)
+            if state is None:
+                unknown.append(_unknown(cancel))
+                continue
+            agent.backend.hub.publish_here(f"cancel:{cancel.id}", f"job:{cancel.id}")
+        rows = await agent.rows.refuse(unknown) if unknown else []
+        for row in rows:
+            if row.pruned:
+                agent.notice(row.id, telling.lost_value(row))
+        agent.outbox.ended([c.id for c in cancels])
+        agent.noticed.set()
+
+    async def _acknowledged(self, said: Sequence[Acknowledge]) -> None:
+        ids = [id for each in said for id in each.ids]
+        if ids:
+            await self._agent.rows.acknowledged(ids)
+            self._agent.outbox.acknowledged(ids)
+            self._agent.noticed.set()
+
+    async def _do_rest(self, asked: messages.Do) -> None:
+        agent = self._agent
+        if isinstance(asked, Ping):
+            agent.notice(f"ping:{asked.nonce}", Pong(nonce=asked.nonce, clock=time.time()))
+        elif isinstance(asked, AskSync):
+            self._sync_at = time.monotonic()
+            agent.noticed.set()
+        elif isinstance(asked, Missing):
+            await self._send_chunks(asked)
+        elif isinstance(asked, PutSchedule | DeleteSchedule):
+            from edge_agent import scheduling  # with the triggers: only where there are schedules
+
+            agent.notice(f"schedule:{asked.id}", await scheduling.change(agent, asked))
+
+    async def _send_chunks(self, asked: Missing) -> None:
+        for row in await self._agent.rows.ended([asked.id]):
+            parts = list(telling.finished(row, self._version(row)))
+            last = parts.pop()
+            assert isinstance(last, Finished)
+            chosen = [parts[i] for i in asked.chunks if i < len(parts)]
+            await self._publish([*chosen, last])
+
+    # Telling ----------------------------------------------------------------------------------
+
+    async def _tell(self) -> None:
+        """Tell what is new, and what waits; nothing leaves while no gateway is there."""
+        agent, outbox = self._agent, self._agent.outbox
+        with agent.backend.hub.listen("job:*") as listener:
+            hearing = asyncio.create_task(self._hear_jobs(listener))
+            try:
+                while True:
+                    await self._gateway.wait()
+                    await self._until_news()
+                    agent.noticed.clear()
+                    outbox.overdue(time.monotonic())
+                    if not self._gateway.is_set():
+                        continue
+                    await self._tell_once()
+            finally:
+                hearing.cancel()
+
+    async def _tell_once(self) -> None:
+        """One round: small news, then outcomes, so that an outcome is never overtaken."""
+        agent = self._agent
+        if self._sync_at and time.monotonic() >= self._sync_at:
+            self._sync_at = time.monotonic() + _SYNC_EVERY
+            await self._sync()
+        ended = await self._ended()
+        over = {row.id for row in ended}
+        said: list[Message] = [
+            each for each in agent.take_notices() if getattr(each, "id", None) not in over
+        ]
+        for row in ended:
+            said += telling.finished(row, self._version(row))
+            agent.outbox.told(row.id, time.monotonic())
+            self._seen.pop(row.id, None)
+        await self._publish(said)
+
+    async def _ended(self) -> list[Job]:
+        """Outcomes to tell now: new ones, and as many old ones as have room beside them."""
+        agent, outbox = self._agent, self._agent.outbox
+        ids = outbox.take_live()
+        rows = await self._patience(lambda: agent.rows.ended(ids)) if ids else []
+        room = min(outbox.room(live=False) - len(rows), _BATCH)
+        if outbox.backlog and room > 0:
+            known = outbox.under_way | {row.id for row in rows}
+            old = await self._patience(lambda: agent.rows.untold(room, known))
+            outbox.backlog = len(old) == room
+            rows += old
+        return rows
+
+    def _version(self, row: Job) -> str | None:
+        return versions.version(self._agent.root, row.pipeline) if row.rules.version else None
+
+    async def _publish(self, said: Sequence[Message]) -> None:
+        """Tell it in as few messages as they fit into, and wait until the broker has them."""
+        topic = self._topics.agent(self._name, "report")
+        for payload in messages.batches(said):
+            try:
+                await self._connection.publish(topic, payload, qos=1)
+            except PublishRefusedError as error:
+                await self._denied(error, said)
+
+    async def _denied(self, error: PublishRefusedError, said: Sequence[Message]) -> None:
+        """The broker does not want it: without its value if that is too large, else later."""
+        agent = self._agent
+        agent.note_problem(f"the broker refuses reports: {error}")
+        if error.code == _TOO_LARGE:
+            topic = self._topics.agent(self._name, "report")
+            for each in said:
+                if isinstance(each, Finished):
+                    small = messages.encode(telling.shrunk(each))
+                    await self._connection.publish(topic, small, qos=1)
+            return
+        await asyncio.sleep(_DENIED)
+        agent.outbox.backlog = True
+
+    async def _hear_jobs(self, listener: Listener) -> None:
+        """What happens to jobs here: most of it is an outcome, or progress of what runs."""
+        agent = self._agent
+        while True:
+            topics = await listener.wait()
+            ids = [topic.removeprefix("job:") for topic in topics if topic != "*"]
+            if "*" in topics:
+                agent.outbox.backlog = True
+            running = [id for id in ids if agent.worker.trail(id) is not None]
+            agent.outbox.ended(id for id in ids if id not in running)
+            for id in running:
+                self._progress(id)
+            agent.noticed.set()
+
+    def _progress(self, id: str) -> None:
+        """Tell what a running job has done since: at QoS 0, for whoever watches."""
+        agent = self._agent
+        trail, offer = agent.worker.trail(id), agent.worker.offer(id)
+        if trail is None or offer is None or not self._gateway.is_set():
+            return
+        nodes, log_size = self._seen.get(id, (0, 0))
+        new: list[NodeTiming] = trail.nodes[nodes:]
+        text = trail.log
+        more = text[log_size:] if len(text) >= log_size else text
+        if not new and not more:
+            return
+        self._seen[id] = len(trail.nodes), len(text)
+        body = Progress(id=id, attempt=offer, nodes=new, log=more[-messages.LOG_CHARACTERS :])
+        topic = self._topics.agent(self._name, "report")
+        self._connection.publish_soon(topic, messages.encode(body))
+
+    async def _until_news(self) -> None:
+        """Return at once for an outcome, a little later for less."""
+        agent, outbox = self._agent, self._agent.outbox
+        if outbox.waits:
+            return
+        now = time.monotonic()
+        times = [t for t in (outbox.next_due(), self._sync_at or None) if t is not None]
+        left = max(min(times, default=now + _SYNC_EVERY) - now, 0.0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(left):
+                await agent.noticed.wait()
+                agent.noticed.clear()
+                if not outbox.waits:
+                    await _soon(agent.noticed, _TOGETHER)
+
+    async def _sync(self) -> None:
+        """Say all that is not acknowledged, and the schedules, in pages."""
+        agent = self._agent
+        held = await self._patience(agent.rows.holdings)
+        known = [(h.id, h.offer, h.state) for h in held if h.offer is not None]
+        pages = [known[i : i + messages.PAGE] for i in range(0, len(known), messages.PAGE)] or [[]]
+        rows = await self._patience(agent.store.schedules)
+        revisions = {row.id: rev for row in rows if (rev := _revision(row.origin)) is not None}
+        topic = self._topics.agent(self._name, "report")
+        for number, page in enumerate(pages):
+            body = Sync(
+                page=number,
+                pages=len(pages),
+                jobs=page,
+                schedules=revisions if number == 0 else None,
+            )
+            await self._connection.publish(topic, messages.encode(body), qos=1)
+
+    async def _beat(self) -> None:
+        topic = self._topics.agent(self._name, "report")
+        while True:
+            agent = self._agent
+            body = Heartbeat(
+                free=agent.free,
+                clock=time.time(),
+                disk_free=agent.house.disk_free,
+                outbox=agent.house.untold,
+                clock_steps=agent.house.clock_steps,
+            )
+            if self._gateway.is_set():
+                self._connection.publish_soon(topic, messages.encode(body))
+            await asyncio.sleep(self._settings.heartbeat)
+
+
+_TOO_LARGE = 0x95
+
+
+async def _soon(event: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+
+
+def _revision(origin: str) -> int | None:
+    """The center's revision of a schedule that came from there."""
+    kind, _, number = origin.partition("#")
+    return int(number) if kind == "center" and number.isdigit() else None
+
+
+def _job(offer: RunJob) -> Job:
+    """An offered job as a row of the agent's store."""
+    now = time.time()
+    return Job(
+        id=offer.id,
+        pipeline=offer.pipeline,
+        priority=offer.priority,
+        run_at=now,
+        expires_at=None if offer.expires_in is None else now + offer.expires_in,
+        result_ttl=offer.result_ttl or jobs.RESULT_TTL,
+        identity=True,
+        offer=offer.attempt,
+        unreported=True,
+        spec=msgspec.json.encode(offer.spec),
+        inputs=messages.from_wire(offer.inputs),
+    )
+
+
+def _unknown(cancel: CancelJob) -> Job:
+    """A job of which nothing is known but that it must not run."""
+    return Job(id=cancel.id, pipeline="", identity=True, offer=cancel.attempt, unreported=True)

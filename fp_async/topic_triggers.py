@@ -1,0 +1,182 @@
+"""Messages that make jobs: from a topic and its payload to the inputs of a pipeline. Pure.
+
+A trigger says which topics, which pipeline, and how a message becomes inputs. A value of `inputs`
+(and `key`) that begins with `$` is taken from the message; anything else is itself:
+
+| source | value |
+|---|---|
+| `$payload`, `$payload.a.b`, `$payload.0` | the payload, or what stands at that path in it |
+| `$topic`, `$topic.2` | the topic, or its level with that number, counted from 0 |
+| `$user.site` | the user property `site` (MQTT 5) |
+
+Without `inputs` the payload has to be an object, whose entries are the inputs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from fp_async import messages
+from fp_async.config import TopicTrigger
+from fp_async.errors import MessageError
+from fp_async.jobs import identity, new_id
+
+RUN = "run"  # the name of the built-in trigger
+_LONGEST_KEY = 120
+
+
+class Told(NamedTuple):
+    """A message as a trigger sees it."""
+
+    topic: str
+    payload: bytes
+    response_topic: str | None = None
+    correlation: bytes | None = None
+    user_properties: tuple[tuple[str, str], ...] = ()
+
+
+class Wanted(NamedTuple):
+    """What a message asks for: options of a job, and the identity of the job if it has one."""
+
+    pipeline: str
+    options: dict[str, Any]
+    id: str
+    unique: bool
+
+
+def wanted(name: str, trigger: TopicTrigger, told: Told) -> Wanted:
+    """What the message asks for. Raises MessageError, whose text says why it makes no job."""
+    payload = _payload(trigger.payload, told.payload)
+    options: dict[str, Any] = {"inputs": _inputs(trigger, payload, told)}
+    for option in ("environment", "final_vars"):
+        if (value := getattr(trigger, option)) is not None:
+            options[option] = value
+    if trigger.on is not None:
+        options["on"] = str(_value(trigger.on, payload, told))
+    key = None if trigger.key is None else str(_value(trigger.key, payload, told))
+    return _wanted(name, trigger.pipeline, options, key, told)
+
+
+def requested(pipeline: str, request: messages.RunRequest, told: Told) -> Wanted:
+    """As `wanted`, for the built-in topic run/<pipeline>."""
+    given = msgspec.structs.asdict(request)
+    options = {name: value for name, value in given.items() if value is not None}
+    if "target" in options:
+        options["on"] = options.pop("target")
+    return _wanted(RUN, pipeline, options, options.pop("key", None), told)
+
+
+def _wanted(
+    name: str, pipeline: str, options: dict[str, Any], key: str | None, told: Told
+) -> Wanted:
+    """The same key, or the same correlation data, on the same topic is the same job, for ever.
+
+    A message with neither cannot be told from another one: it makes a job each time it comes.
+    """
+    if key is not None:
+        if not 0 < len(key) <= _LONGEST_KEY:
+            raise MessageError(f"key: {len(key)} characters, and it has 1 to {_LONGEST_KEY}")
+        options["key"] = f"{name}:{key}"
+        return Wanted(pipeline, options, identity("trigger", name, told.topic, "key", key), True)
+    if told.response_topic and told.correlation:
+        parts = (told.topic, told.response_topic, told.correlation.hex())
+        return Wanted(pipeline, options, identity("trigger", name, *parts), True)
+    return Wanted(pipeline, options, new_id(), False)
+
+
+def told_key(trigger: str | None, key: str | None) -> str | None:
+    """The key as the message had it."""
+    return None if key is None else key.removeprefix(f"{trigger}:")
+
+
+def _payload(kind: str, data: bytes) -> Any:
+    if kind == "bytes":
+        return data
+    try:
+        if kind == "text":
+            return data.decode()
+        if kind == "msgpack":
+            return msgspec.msgpack.decode(data)
+        return msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise MessageError(f"the payload is no {kind}: {error}") from error
+
+
+def _inputs(trigger: TopicTrigger, payload: Any, told: Told) -> dict[str, Any]:
+    if trigger.inputs is not None:
+        return {name: _value(source, payload, told) for name, source in trigger.inputs.items()}
+    if not isinstance(payload, dict) or not all(isinstance(name, str) for name in payload):
+        raise MessageError(
+            f"the payload is a {type(payload).__name__}, and without `inputs` it has to be an "
+            "object of inputs"
+        )
+    return payload
+
+
+def _value(source: Any, payload: Any, told: Told) -> Any:
+    if not isinstance(source, str) or not source.startswith("$"):
+        return source
+    root, *path = source[1:].split(".")
+    if root == "payload":
+        return _at(payload, path, source)
+    if root == "topic":
+        return _at(told.topic.split("/"), path, source) if path else told.topic
+    return _at(dict(told.user_properties), [".".join(path)], source)
+
+
+def _at(value: Any, path: list[str], source: str) -> Any:
+    for part in path:
+        try:
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        except (KeyError, IndexError, ValueError, TypeError):
+            raise MessageError(f"the message has no {source}") from None
+    return value
+
+
+def problem(trigger: TopicTrigger) -> str | None:
+    """What is wrong with a trigger's configuration that its types do not show."""
+    if not _is_filter(trigger.topic):
+        return f"topic: '{trigger.topic}' is no topic filter: + stands for a level, # for the rest"
+    sources: Mapping[str, Any] = {**(trigger.inputs or {}), "key": trigger.key, "on": trigger.on}
+    for name, source in sources.items():
+        if isinstance(source, str) and source.startswith("$"):
+            root, _, rest = source[1:].partition(".")
+            if root not in ("payload", "topic", "user") or (root == "user" and not rest):
+                return (
+                    f"{name}: {source}: write $payload, $payload.a.b, $topic, $topic.2 or $user.x"
+                )
+            if root == "topic" and rest and not rest.isdigit():
+                return f"{name}: {source}: a level of the topic is a number: $topic.2"
+    return None
+
+
+def _is_filter(text: str) -> bool:
+    levels = text.split("/")
+    if not text or "\0" in text or "#" in levels[:-1]:
+        return False
+    return all(level in ("+", "#") or not set("+#") & set(level) for level in levels)
+
+
+class Rate:
+    """At most so many a second, and a burst of as many at once."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._left = max(per_second, 1.0)
+        self._at = time.monotonic()
+
+    def allows(self) -> bool:
+        """Take one, if there is one."""
+        now = time.monotonic()
+        self._left = min(
+            self._left + (now - self._at) * self._per_second, max(self._per_second, 1.0)
+        )
+        self._at = now
+        if self._left < 1.0:
+            return False
+        self._left -= 1.0
+        return True
