@@ -212,6 +212,9 @@ class TopicTrigger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retained: Literal["drop", "run"] = "drop"
 
 
+Override = Literal["inputs", "final_vars", "environment", "key"]
+
+
 class Runnable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`run.<pipeline>`: what a message on the topic run/<pipeline> may ask for.
 
@@ -220,7 +223,7 @@ class Runnable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     targets: list[str] = []
-    overrides: list[Literal["inputs", "final_vars", "environment", "key"]] = ["inputs", "key"]
+    overrides: list[Override] = msgspec.field(default_factory=lambda: ["inputs", "key"])
     on: str | None = None
     rate: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
