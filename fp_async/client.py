@@ -12,16 +12,11 @@ import anyio
 import msgspec
 
 from fp_async import backend as backends
-from fp_async import codec, orders, watching
+from fp_async import fleet, orders, outcomes, targets, watching
 from fp_async.backend import Backend, check_kept, connected
 from fp_async.config import WorkerSettings
 from fp_async.errors import (
-    JobCancelledError,
-    JobError,
-    JobExpiredError,
-    JobFailedError,
     JobNotFinishedError,
-    JobTimeoutError,
     UnknownNameError,
     UsageError,
 )
@@ -53,6 +48,9 @@ class Client:
         async with self._connected() as backend:
             check_kept(backend)
             job = await self._job(backend, name, options)
+            if is_group(job.target):
+                await _stored_group(backend, job)
+                return job.id
             return await _stored(backend, job)
 
     async def run(self, name: str, progress: Progress | None, options: Mapping[str, Any]) -> Any:
@@ -67,18 +65,21 @@ class Client:
         self, backend: Backend, name: str, progress: Progress | None, options: Mapping[str, Any]
     ) -> Any:
         job = await self._job(backend, name, options)
+        if is_group(job.target):
+            rows = await _stored_group(backend, job)
+            return outcomes.GroupResults(self._flows.root, job.id, rows)
         with watching.Waiter(backend, job.id) as waiter:
             id = await _stored(backend, job)
             if id == job.id:
-                return _result(await _attended(backend, waiter, progress, look=False))
+                return outcomes.result(await _attended(backend, waiter, progress, look=False))
         with watching.Waiter(backend, id) as waiter:  # of the job that bears the same key
-            return _result(await _attended(backend, waiter, progress))
+            return outcomes.result(await _attended(backend, waiter, progress))
 
     async def attend(self, id: str, progress: Progress | None = None) -> Any:
         """The result of a job that was added, as `run` waits for it and tells of it."""
         async with self._connected() as backend:
             with watching.Waiter(backend, id) as waiter:
-                return _result(await _attended(backend, waiter, progress))
+                return outcomes.result(await _attended(backend, waiter, progress))
 
     async def get(self, id: str) -> Job:
         """See `Project.get_job`."""
@@ -93,7 +94,7 @@ class Client:
         seconds = None if wait is True else float(wait or 0)
         async with self._connected() as backend:
             with watching.Waiter(backend, id) as waiter:
-                return _result(await waiter.outcome(seconds))
+                return outcomes.result(await waiter.outcome(seconds))
 
     async def cancel(self, id: str, reason: str | None) -> Job:
         """See `Project.cancel_job`."""
@@ -157,7 +158,9 @@ class Client:
     async def pause(self, id: str) -> Schedule:
         """See `Project.pause_schedule`."""
         async with self._connected() as backend:
-            return await _known(backend, id, await backend.store.pause(id, paused=True))
+            paused = await _known(backend, id, await backend.store.pause(id, paused=True))
+            backend.hub.publish("schedules")
+            return paused
 
     async def resume(self, id: str) -> Schedule:
         """See `Project.resume_schedule`."""
@@ -174,7 +177,10 @@ class Client:
         """See `Project.remove_schedule`. What was removed."""
         async with self._connected() as backend:
             row = await _known(backend, id, await backend.store.schedule(id))
+            if orders.template_of(row).offline:
+                await fleet.remember_removed(backend.store, row)
             await backend.store.delete(id)
+            backend.hub.publish("schedules")
             return row
 
     def _connected(self) -> AbstractAsyncContextManager[Backend]:
@@ -195,6 +201,10 @@ async def _stored(backend: Backend, job: Job) -> str:
 
     A worker in this process is woken before: its claim then shares the transaction of the add.
     """
+    if job.target is not None:
+        (id,) = await backend.store.add([job])
+        backend.hub.publish(f"on:{job.target}")
+        return id
     adding = backend.nearby.adding
     topic = f"{'later' if job.run_at else 'work'}:{job.queue}"
     adding[job.id] = False
@@ -208,6 +218,19 @@ async def _stored(backend: Backend, job: Job) -> str:
     if not taken:
         backend.hub.publish(topic)
     return id
+
+
+def is_group(target: str | None) -> bool:
+    """Whether it means a job for each of several agents."""
+    return target is not None and target.startswith("all:")
+
+
+async def _stored_group(backend: Backend, job: Job) -> list[Job]:
+    """Store a job for each agent that is known and meant."""
+    rows = targets.spread(job, await fleet.meant(backend.store, job.target or ""))
+    await backend.store.add(rows)
+    backend.hub.publish(*(f"on:{row.target}" for row in rows))
+    return rows
 
 
 async def _put(backend: Backend, new: Schedule) -> Schedule:
@@ -259,7 +282,9 @@ async def _patiently(backend: Backend, waiter: watching.Waiter, *, look: bool) -
     """The outcome; complains when nobody is there who would work for it."""
     job = await waiter.outcome(_PATIENCE, look=look)
     while not job.finished:
-        if job.state == "queued" and not await _served(backend, job):
+        if job.target is not None:
+            await fleet.check_served(backend.store, job)
+        elif job.state == "queued" and not await _served(backend, job):
             raise JobNotFinishedError(
                 f"no worker serves queue '{job.queue}': {_way_out(backend, job)}"
             )
@@ -277,35 +302,6 @@ def _way_out(backend: Backend, job: Job) -> str:
 async def _served(backend: Backend, job: Job) -> bool:
     members = await watching.alive(backend.store, "worker")
     return any(job.queue in member.get("queues", ()) for member in members)
-
-
-def _result(job: Job) -> Any:
-    """The decoded result of a job, or the error that stands for its outcome."""
-    if job.state == "succeeded":
-        return codec.decode_value(job.result or b"")
-    if not job.finished:
-        raise JobNotFinishedError(f"job {job.id} of pipeline '{job.pipeline}' is {job.state}")
-    raise error_of(job)
-
-
-_ERRORS: dict[str, type[JobError]] = {
-    "cancelled": JobCancelledError,
-    "expired": JobExpiredError,
-    "failed": JobFailedError,
-    "rejected": JobFailedError,
-}
-_TIMEOUTS = ("RunTimeoutError", "NodeTimeoutError")
-
-
-def error_of(job: Job) -> JobError:
-    """The exception for a job that ended otherwise than well."""
-    failure = job.failure
-    kind = failure.kind if failure else ""
-    reason, message = job.reason or "", failure.message if failure else ""
-    texts = [reason, message if message not in reason else ""]
-    text = "; ".join(text for text in texts if text) or "no reason was given"
-    raised = JobTimeoutError if job.state == "failed" and kind in _TIMEOUTS else _ERRORS[job.state]
-    return raised(job.id, job.state, text, kind=kind)
 
 
 # Workers in this process --------------------------------------------------------------------

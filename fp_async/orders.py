@@ -10,15 +10,15 @@ from typing import Any, TypedDict, get_args
 
 import msgspec
 
-from fp_async import codec, executors, jobs, triggers
+from fp_async import codec, executors, jobs, targets, triggers
 from fp_async import config as configs
 from fp_async.config import Retry, RunSettings, ScheduleEntry
 from fp_async.errors import ConfigError, UnknownNameError, UsageError
 from fp_async.flows import Flows
 from fp_async.jobs import Job, Schedule, Template
+from fp_async.targets import LONGEST, seconds
 
 FROM_CONF = "conf"
-_LONGEST = 191  # characters of a key, queue or schedule id: what every store can index
 
 
 class JobOptions(TypedDict, total=False):
@@ -44,6 +44,9 @@ class JobOptions(TypedDict, total=False):
     queue: str | None
     result_ttl: float | timedelta | None
     on: str | None
+    on_lost: jobs.OnLost | None
+    lost_after: float | timedelta | None
+    require_version: bool | None
 
 
 class ScheduleOptions(JobOptions, total=False):
@@ -57,6 +60,7 @@ class ScheduleOptions(JobOptions, total=False):
     max_catch_up: int
     max_jitter: float
     timezone: str | None
+    offline: bool
 
 
 _JOB = frozenset(JobOptions.__annotations__)
@@ -125,14 +129,19 @@ def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
     settings = flows.settings(name, environment)
     if given.get("with_tracker"):
         raise UsageError("with_tracker: tracking is not part of this version yet")
-    if "on" in given:
-        raise UsageError("on: running on agents is not part of this version yet")
+    target = None if "on" not in given else targets.targeted(given)
     if given.get("executor") is not None:
         executors.resolve(given["executor"])
     try:
         fields = {
-            "spec": _spec(given, settings, environment),
-            "inputs": codec.encode(_inputs(given), what="input"),
+            "spec": {
+                **_spec(given, settings, environment),
+                **targets.rules(flows.root, name, given),
+            },
+            "inputs": codec.encode(
+                _inputs(given), limit=targets.INPUT_LIMITS[target is None], what="input"
+            ),
+            "target": target,
             "queue": _queue(_either(given, settings, "queue", jobs.DEFAULT_QUEUE)),
             "priority": _either(given, settings, "priority", 0),
             "key": None if "key" not in given else _name("key", given["key"]),
@@ -170,7 +179,9 @@ def _spec(given: Mapping[str, Any], settings: RunSettings, environment: str) -> 
         "params": _plain("params", given.get("params")),
         "timeout": _positive(timeout, "timeout"),
         "retry": retry,
-        "on_crash": _one_of("on_crash", _either(given, settings, "on_crash", "retry"), _ON_CRASH),
+        "on_crash": targets.one_of(
+            "on_crash", _either(given, settings, "on_crash", "retry"), _ON_CRASH
+        ),
         "max_crashes": _either(given, settings, "max_crashes", jobs.MAX_CRASHES),
     }
 
@@ -200,8 +211,8 @@ def _either(given: Mapping[str, Any], settings: RunSettings, name: str, default:
 
 
 def _name(what: str, text: Any) -> str:
-    if not isinstance(text, str) or not text or len(text) > _LONGEST or not text.isprintable():
-        raise UsageError(f"{what} is a text of 1 to {_LONGEST} printable characters, not {text!r}")
+    if not isinstance(text, str) or not text or len(text) > LONGEST or not text.isprintable():
+        raise UsageError(f"{what} is a text of 1 to {LONGEST} printable characters, not {text!r}")
     return text
 
 
@@ -211,23 +222,8 @@ def _queue(text: Any) -> str:
     return str(text)
 
 
-def _one_of(what: str, value: Any, valid: Sequence[str]) -> Any:
-    if value not in valid:
-        raise UnknownNameError(what, str(value), valid)
-    return value
-
-
 def _positive(value: Any, what: str) -> float | None:
     return None if value is None else seconds(what, value, least=1e-9)
-
-
-def seconds(what: str, value: Any, *, least: float) -> float:
-    """A number of seconds, or a timedelta, as a float. Raises UsageError."""
-    number = value.total_seconds() if isinstance(value, timedelta) else value
-    valid = isinstance(number, int | float) and not isinstance(number, bool)
-    if not valid or not least <= number < 1e11:
-        raise UsageError(f"{what} is a number of seconds or a timedelta, not {value!r}")
-    return float(number)
 
 
 def moment(value: Any) -> float:
@@ -266,13 +262,24 @@ def schedule(
     policy = _policy(options)
     template = _template(flows, name, of_job)
     overlap = options.get("overlap") or "allow"
-    _one_of("overlap", overlap, _OVERLAPS)
+    targets.one_of("overlap", overlap, _OVERLAPS)
     if overlap != "allow" and template.key is not None:
         raise UsageError("key and overlap are two ways to say the same; give one of them")
-    digest = _digest(trigger, arguments, options.get("timezone"), policy, template, overlap)
+    digest = _digest(
+        trigger,
+        arguments,
+        options.get("timezone"),
+        policy,
+        template,
+        overlap,
+        bool(options.get("offline")),
+    )
     id = options.get("id")
     id = f"{name}-{_kind(spec)}-{digest[:6]}" if id is None else _name("id", id)
-    template = msgspec.structs.replace(template, overlap=overlap, digest=digest)
+    offline = bool(options.get("offline", False))
+    if offline and template.target is None:
+        raise UsageError("offline: such a schedule is kept by agents; say which: on='agent:NAME'")
+    template = msgspec.structs.replace(template, overlap=overlap, digest=digest, offline=offline)
     return Schedule(
         id=id,
         pipeline=name,
@@ -280,7 +287,7 @@ def schedule(
         policy=msgspec.json.encode(policy),
         template=msgspec.json.encode(template),
         paused=bool(options.get("paused", False)),
-        next_fire_time=triggers.first_fire(spec, now),
+        next_fire_time=None if offline else triggers.first_fire(spec, now),
         origin=origin,
     )
 
@@ -336,6 +343,8 @@ _templates = msgspec.json.Decoder(Template)
 
 def next_fire(row: Schedule, now: float) -> float | None:
     """When a schedule that is resumed fires next: never for a time that has passed."""
+    if template_of(row).offline:
+        return None  # the agents fire it
     return triggers.first_fire(triggers.decode(row.trigger), now)
 
 

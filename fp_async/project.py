@@ -24,6 +24,7 @@ from fp_async.flows import Flows, Params
 if TYPE_CHECKING:
     from fp_async.checking import Report
     from fp_async.client import Client, JobOptions
+    from fp_async.fleet import AgentInfo
     from fp_async.jobs import Job, Schedule
     from fp_async.watching import JobEvent
 
@@ -152,8 +153,10 @@ class Project:
         """Add a job, wait for its outcome, and return its result.
 
         With the memory store a worker in this process runs it. `options` are those of
-        `add_job`. Raises JobFailedError, JobTimeoutError, JobCancelledError, JobExpiredError,
-        and JobNotFinishedError where no worker serves its queue. Cancelling leaves the job be.
+        `add_job`; with `on="all:..."` the result is an async iterator of (agent, result or
+        error), as they arrive. Raises JobFailedError, JobTimeoutError, JobCancelledError,
+        JobExpiredError, and JobNotFinishedError where nobody is there who would run it.
+        Cancelling leaves the job be.
         """
         return await self._client().run(name, progress, options)
 
@@ -165,8 +168,13 @@ class Project:
         `priority` (higher is sooner); `key`: at most one active job bears it, and adding another
         returns that one's id; `timeout` (seconds, each attempt); `retry`; `on_crash` ("retry" or
         "fail"); `max_crashes`; `concurrency` (of this pipeline at once); `expires` (seconds
-        until it must have started); `queue`; `result_ttl` (seconds). Raises UnknownNameError,
-        UsageError, EncodingError, StoreError.
+        until it must have started); `queue`; `result_ttl` (seconds).
+
+        `on` says which agent: "agent:pi-7", any one that bears a tag ("any:gpu=yes"), or all of
+        them ("all:site=berlin": the id is then that of the group). `on_lost` is what happens when
+        the agent stays away ("wait", "fail", for any: "reassign"), after `lost_after` seconds;
+        `require_version` makes another version of the pipeline on the agent an error. Raises
+        UnknownNameError, UsageError, EncodingError, StoreError.
         """
         return await self._client().add(name, options)
 
@@ -209,7 +217,8 @@ class Project:
 
         Beside the trigger's arguments: `id`, `paused`, `overlap` ("allow", "skip", "queue"),
         `misfire_grace_time` (seconds), `coalesce` ("latest", "earliest", "all"),
-        `max_catch_up`, `max_jitter` (seconds), `timezone`, and the options of `add_job`. The
+        `max_catch_up`, `max_jitter` (seconds), `timezone`, and the options of `add_job`. With
+        `on` and `offline=True` the agents keep it, and fire it without a network, too. The
         same schedule again changes nothing. Raises TriggerError, and what `add_job` raises.
         """
         return await self._client().schedule(name, trigger, args, options)
@@ -233,6 +242,41 @@ class Project:
     async def remove_schedule(self, id: str) -> None:
         """Forget a schedule; its jobs stay. Raises UnknownNameError."""
         await self._client().remove(id)
+
+    async def agents(self) -> builtins.list[AgentInfo]:
+        """The agents that are known, present or not, by name."""
+        from fp_async import fleet
+        from fp_async.backend import connected
+
+        async with connected(self.root) as backend:
+            return await fleet.agents(backend.store)
+
+    async def drain_agent(self, name: str, *, drained: bool = True) -> None:
+        """Offer an agent no more jobs, or again; what it has it ends. Raises UnknownNameError."""
+        from fp_async import fleet
+        from fp_async.backend import connected
+
+        async with connected(self.root) as backend:
+            await fleet.drain(backend.store, name, drained=drained)
+            backend.hub.publish("agents")
+
+    async def readmit_agent(self, name: str) -> None:
+        """Offer jobs again to an agent that was quarantined. Raises UnknownNameError."""
+        from fp_async import fleet
+        from fp_async.backend import connected
+
+        async with connected(self.root) as backend:
+            await fleet.readmit(backend.store, name)
+            backend.hub.publish("agents")
+
+    async def start_gateway(self) -> None:
+        """Move jobs between the data store and the agents, until cancelled.
+
+        Any number may run for a site; one is active. Waits for store and broker, for ever.
+        """
+        from fp_async.gateway_serving import serve
+
+        await serve(self.flows)
 
     async def start_worker(
         self, settings: configs.WorkerSettings | None = None, **changes: Any

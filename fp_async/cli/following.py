@@ -99,7 +99,7 @@ async def _follow(client: Client, id: str, output: str) -> Job:
 
 def _leave(job: Job) -> None:
     """The exit code of an outcome; the error has been shown."""
-    from fp_async.client import error_of
+    from fp_async.outcomes import error_of
 
     if job.state != "succeeded":
         raise error_of(job)

@@ -1,0 +1,152 @@
+"""Agents, as whoever hands in jobs sees them: who is known, who is there, who may get jobs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from fp_async import gateway_schedules, presence, watching
+from fp_async.errors import JobNotFinishedError, UnknownNameError
+from fp_async.jobs import Find, Job, Member, Schedule
+from fp_async.presence import Known
+from fp_async.stores import Store
+
+_LONG = 400 * 86_400.0
+_BOUND = ("offered", "accepted", "running")
+
+
+class AgentInfo(msgspec.Struct, frozen=True):
+    """One agent. `state`: ready, draining, away, new, quarantined. Times are epoch seconds."""
+
+    name: str
+    state: str
+    seen_at: float
+    away_since: float | None
+    tags: dict[str, str]
+    pipelines: dict[str, str]
+    slots: int
+    free: int | None
+    jobs: int
+    untold: int
+    disk_free: int | None
+    clock_offset: float
+    version: str
+    store: str
+    problem: str | None = None
+
+
+async def agents(store: Store) -> list[AgentInfo]:
+    """All that are known, by name."""
+    known = await _known(store)
+    drained = {member.name for member in await store.members("drained")}
+    rows = await store.find(Find(states=_BOUND, bound=True, limit=1_000_000))
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row.agent or ""] = counts.get(row.agent or "", 0) + 1
+    now = time.time()
+    return [
+        _info(
+            name,
+            each,
+            counts.get(name, 0),
+            presence.describe(each, drained=name in drained, now=now),
+        )
+        for name, each in known.items()
+    ]
+
+
+def _info(name: str, known: Known, count: int, state: str) -> AgentInfo:
+    beat, said = known.beat, known.state
+    return AgentInfo(
+        name=name,
+        state=state,
+        seen_at=known.seen_at,
+        away_since=known.away_since,
+        tags=said.tags,
+        pipelines=said.pipelines,
+        slots=said.slots,
+        free=None if beat is None else beat.free,
+        jobs=count,
+        untold=0 if beat is None else beat.outbox,
+        disk_free=None if beat is None else beat.disk_free,
+        clock_offset=round(known.clock_offset, 3),
+        version=said.version,
+        store=said.store,
+        problem=known.quarantine,
+    )
+
+
+async def _known(store: Store) -> dict[str, Known]:
+    return {
+        member.name: msgspec.json.decode(member.info, type=Known)
+        for member in await store.members("agent")
+    }
+
+
+async def meant(store: Store, target: str) -> list[str]:
+    """The agents that an `all:` or `any:` target means, present or not, by name."""
+    return [
+        name
+        for name, known in (await _known(store)).items()
+        if presence.matches(target, name, known.state.tags)
+    ]
+
+
+async def check_served(store: Store, job: Job) -> None:
+    """Raise JobNotFinishedError where nobody is there who would run a job that is queued."""
+    if job.state != "queued" or job.target is None:
+        return
+    gateways = await watching.alive(store, "gateway")
+    if not any(gateway.get("active") for gateway in gateways):
+        raise JobNotFinishedError(
+            f"no gateway is running: job {job.id} stays queued; start one with: "
+            "flowerpower start-gateway"
+        )
+    known = await _known(store)
+    found = {n: k for n, k in known.items() if presence.matches(job.target, n, k.state.tags)}
+    if any(presence.may_work(each) for each in found.values()):
+        return
+    if not found:
+        names = ", ".join(known) or "none"
+        why = f"no agent is known that '{job.target}' means (known: {names})"
+    else:
+        states = ", ".join(_standing(name, each) for name, each in found.items())
+        why = f"nobody is there who could run it ({states})"
+    raise JobNotFinishedError(f"{why}: job {job.id} stays queued")
+
+
+def _standing(name: str, known: Known) -> str:
+    return f"{name}: {presence.describe(known, drained=False, now=time.time())}"
+
+
+async def drain(store: Store, name: str, *, drained: bool) -> None:
+    """Offer nothing to an agent any more, or again. Raises UnknownNameError."""
+    await _require(store, name)
+    await store.saw(Member(kind="drained", name=name), _LONG if drained else 0.0)
+
+
+async def readmit(store: Store, name: str) -> None:
+    """Believe an agent again that was quarantined. Raises UnknownNameError."""
+    known = replace(await _require(store, name), quarantine=None, came_at=None, before=None)
+    await store.saw(Member(kind="agent", name=name, info=msgspec.json.encode(known)), _LONG)
+
+
+async def _require(store: Store, name: str) -> Known:
+    known = await _known(store)
+    if name not in known:
+        raise UnknownNameError("agent", name, known)
+    return known[name]
+
+
+async def remember_removed(store: Store, row: Schedule) -> None:
+    """Agents have to forget a schedule that they keep."""
+    await gateway_schedules.removed(store, row)
+
+
+async def schedule_states(store: Store, id: str) -> list[dict[str, Any]]:
+    """What agents said of a schedule that they keep."""
+    found = [msgspec.json.decode(m.info) for m in await store.members("agent-schedule")]
+    return [each for each in found if each["schedule"] == id]

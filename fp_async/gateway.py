@@ -1,0 +1,329 @@
+"""The gateway: moves jobs and outcomes between the store and the agents, and messages into jobs.
+
+Any number may run for a site, one is active, by a lease in the store; only it connects, under one
+client id with a kept session, so that messages that its predecessor had not acknowledged come to
+it. Row first, then the message: an offer is a row before it is published, an outcome is a row
+before it is acknowledged. What the gateway has in mind (`board`) it makes anew from the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from fp_async import link, messages, presence, processes
+from fp_async.backend import Backend
+from fp_async.board import BOUND, Board, lost
+from fp_async.config import GatewaySettings, MqttFile
+from fp_async.errors import BrokerError, SessionTakenError, StoreError
+from fp_async.flows import Flows
+from fp_async.gateway_hearing import Hearing
+from fp_async.gateway_offering import Offering
+from fp_async.gateway_triggers import Triggers
+from fp_async.jobs import LEASE, Find, Member, Report
+from fp_async.link import Connection, Link, Will
+from fp_async.messages import GatewayState, Topics
+from fp_async.patience import Patience
+from fp_async.presence import Known
+
+log = logging.getLogger("fp_async.gateway")
+RENEWAL = 2.5
+_UNRENEWED = 8.0
+_SESSION_SECONDS = 86_400
+_REMEMBERED = 400 * 86_400.0  # seconds that an agent stays known after it was last heard of
+_POLL = 5.0
+_RELOAD = 30.0
+_FLUSH = 10.0
+_PRESENCE = 10.0
+_BATCH = 500
+
+
+class Gateway:
+    """The gateway of one project and site. `run` works until cancelled."""
+
+    def __init__(self, flows: Flows, backend: Backend, file: MqttFile, address: Link) -> None:
+        self.flows = flows
+        self.backend = backend
+        self.store = backend.store
+        self.hub = backend.hub
+        self.file = file
+        self.settings = file.gateway or GatewaySettings()
+        self.topics = Topics(file.prefix or "fp/v1", file.site or "main")
+        self.owner = processes.owner("gateway")
+        self.board = Board()
+        self.patience = Patience()
+        self.active = False
+        self.counts: dict[str, int] = {}
+        self._address = address
+        self.news = asyncio.Event()
+        self._changed: set[str] = set()  # agents whose rows have to be written
+        self._renewed = float("-inf")
+
+    @property
+    def role(self) -> str:
+        """What only one gateway of the site may be."""
+        return f"gateway:{self.topics.site}"
+
+    def count(self, what: str, number: int = 1) -> None:
+        """For `statistics`: how often something has happened."""
+        self.counts[what] = self.counts.get(what, 0) + number
+
+    # Leading ----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Wait for the lease, work while it is held, for ever. Cancelling gives it back."""
+        showing = asyncio.create_task(self._show_up(), name="fp-gateway-presence")
+        try:
+            while True:
+                await self._until_leading()
+                log.info("gateway of site '%s': active", self.topics.site)
+                await self._lead()
+                log.warning("gateway of site '%s': the lease was lost", self.topics.site)
+        finally:
+            self.active = False
+            showing.cancel()
+            with contextlib.suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self.store.fleet.lead(self.role, self.owner, 0)
+                    await self.store.saw(Member(kind="gateway", name=self.owner), 0)
+
+    async def _until_leading(self) -> None:
+        while not await self.patience(self._renew):  # noqa: ASYNC110 - a row, not an event
+            await asyncio.sleep(RENEWAL)
+
+    async def _renew(self) -> bool:
+        began = time.monotonic()
+        held = await self.store.fleet.lead(self.role, self.owner, LEASE)
+        if held:
+            self._renewed = began
+        return held
+
+    async def _lead(self) -> None:
+        """Until the lease is lost, or another client has taken the session."""
+        self.active = True
+        working = asyncio.create_task(self._work(), name="fp-gateway-work")
+        keeping = asyncio.create_task(self._keep_lease(), name="fp-gateway-lease")
+        try:
+            await asyncio.wait((working, keeping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self.active = False
+            for task in (working, keeping):
+                task.cancel()
+            await asyncio.wait((working, keeping))
+        for task in (working, keeping):
+            error = None if task.cancelled() else task.exception()
+            if isinstance(error, SessionTakenError):
+                await self._kicked(error)
+            elif error is not None:
+                raise error
+
+    async def _kicked(self, error: SessionTakenError) -> None:
+        """Somebody else connects under the gateway's id: to fight for it would help nobody."""
+        log.error("%s: another gateway of site '%s'? waiting", error, self.topics.site)
+        await self.store.fleet.lead(self.role, self.owner, 0)
+        await asyncio.sleep(LEASE)
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await asyncio.sleep(RENEWAL)
+            with contextlib.suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(RENEWAL):
+                    if not await self._renew():
+                        return
+            if time.monotonic() - self._renewed > _UNRENEWED:
+                return
+
+    async def _show_up(self) -> None:
+        while True:
+            info = {
+                "site": self.topics.site,
+                "active": self.active,
+                "agents": len(self.board.agents),
+                "open": len(self.board.open),
+                "broker": str(self._address),
+                "owner": self.owner,
+                "counts": self.counts,
+            }
+            member = Member(kind="gateway", name=self.owner, info=msgspec.json.encode(info))
+            await self.patience(lambda: self.store.saw(member, 3 * _PRESENCE))  # noqa: B023
+            await asyncio.sleep(_PRESENCE)
+
+    # Connected --------------------------------------------------------------------------------
+
+    def _link(self) -> Link:
+        gone = messages.encode(GatewayState(online=False))
+        return msgspec.structs.replace(
+            self._address,
+            client_id=f"fp-gateway-{self.topics.site}",
+            clean_start=False,
+            session_expiry=_SESSION_SECONDS,
+            manual_ack=True,
+            will=Will(topic=self.topics.gateway, payload=gone, qos=1, retain=True),
+        )
+
+    async def _work(self) -> None:
+        await self.patience(self.load)
+        await link.serve(self._link, self._session)
+
+    async def _session(self, connection: Connection) -> None:
+        topics = self.topics
+        hearing, offering = Hearing(self, connection), Offering(self, connection)
+        triggers = Triggers(self, connection, offering)
+        hearing.triggers = triggers
+        wanted = [topics.agent("+", "report"), topics.agent("+", "state"), topics.gateway]
+        for topic in (*wanted, *triggers.filters):
+            fresh = "never" if topic in triggers.filters else "always"
+            await connection.subscribe(topic, 1, retained=fresh)
+        await self.show(connection, online=True)
+        self.board.hurry([id for id, e in self.board.open.items() if not e.answered], 0.0)
+        parts = (
+            hearing.run,
+            triggers.run,
+            offering.dispatch,
+            offering.repeat,
+            offering.cancels,
+            self._look_after,
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                for part in parts:
+                    group.create_task(part())
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            with contextlib.suppress(BrokerError):
+                await self.show(connection, online=False)
+
+    async def show(self, connection: Connection, *, online: bool) -> None:
+        """Tell agents whether somebody hears them."""
+        state = GatewayState(online=online, owner=self.owner, clock=time.time())
+        payload = messages.encode(state)
+        await connection.publish(self.topics.gateway, payload, qos=1, retain=True, timeout=5.0)
+
+    # What is in the store ---------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Have in mind what the store says."""
+        board = self.board
+        for member in await self.store.members("agent"):
+            known = msgspec.json.decode(member.info, type=Known)
+            board.agents.setdefault(member.name, known)
+        board.drained = {member.name for member in await self.store.members("drained")}
+        rows = {
+            job.id: job
+            for job in await self.store.find(Find(states=BOUND, bound=True, limit=1_000_000))
+        }
+        for id in board.open.keys() - rows.keys():
+            board.release(id)
+        now = time.monotonic()
+        for job in rows.values():
+            each = board.open.get(job.id)
+            if each is None or each.job.attempt != job.attempt:
+                board.bind(job, now, chance=random.random())
+            elif job.cancel_at is not None:
+                board.cancel(job.id, job, now)
+
+    def believe(self, name: str, known: Known) -> None:
+        """Remember what was heard of an agent; it is written down soon."""
+        before = self.board.agents.get(name)
+        self.board.agents[name] = known
+        self._changed.add(name)
+        if before is None or presence.may_work(known) != presence.may_work(before):
+            self.wake()
+
+    def wake(self) -> None:
+        """There may be something to offer."""
+        self.news.set()
+
+    async def _flush(self) -> None:
+        names, self._changed = self._changed, set()
+        agents = [(name, self.board.agents[name]) for name in names if name in self.board.agents]
+        writes = (
+            self.store.saw(
+                Member(kind="agent", name=name, info=msgspec.json.encode(known)), _REMEMBERED
+            )
+            for name, known in agents
+        )
+        await asyncio.gather(*writes)
+
+    # Looking after ----------------------------------------------------------------------------
+
+    async def _look_after(self) -> None:
+        """Agents that are silent, or stay away; what nobody else notices in the store."""
+        reloaded = flushed = time.monotonic()
+        while True:
+            await asyncio.sleep(1.0)
+            now, wall = time.monotonic(), time.time()
+            await self.patience(lambda: self._look_at_agents(wall))  # noqa: B023
+            if now - flushed >= _FLUSH:
+                flushed = now
+                await self.patience(self._flush)
+            if self.patience.since_failure() > LEASE and now - reloaded >= _POLL:
+                for job in await self.patience(self.store.rescue):
+                    self.hub.publish(f"job:{job.id}", f"work:{job.queue}")
+                if now - reloaded >= _RELOAD or len(self.board.open) < _BATCH:
+                    reloaded = now
+                    await self.patience(self.load)
+
+    async def _look_at_agents(self, wall: float) -> None:
+        for name, known in list(self.board.agents.items()):
+            if (new := presence.settled(known, wall)) is not None:
+                await self._replaced(name)
+                self.believe(name, new)
+            elif (new := presence.silent(known, wall, self.settings.away_after)) is not None:
+                self.believe(name, new)
+            if known.away_since is not None:
+                await self._away(name, known, wall)
+
+    async def _replaced(self, name: str) -> None:
+        """The device has a new store: what the old one had is lost, as in a crash."""
+        log.warning("agent '%s' has a new store: what it had before has crashed", name)
+        reason = "the agent's store is gone"
+        crashed = [
+            Report(id=e.job.id, attempt=e.job.attempt, event="crash", reason=reason)
+            for e in self.board.of(name)
+        ]
+        await self.end(crashed)
+
+    async def _away(self, name: str, known: Known, wall: float) -> None:
+        reports = []
+        for each in self.board.of(name):
+            what = lost(each, known, wall, self.settings.lost_after)
+            if what is None:
+                continue
+            event: Any = "lose" if what == "reassign" else "fail"
+            since = datetime.fromtimestamp(known.away_since or wall, UTC)
+            reason = f"agent '{name}' has been away since {since.isoformat(timespec='seconds')}"
+            reports.append(
+                Report(id=each.job.id, attempt=each.job.attempt, event=event, reason=reason)
+            )
+        await self.end(reports)
+
+    async def end(self, reports: list[Report]) -> None:
+        """Store what the gateway itself has decided of jobs."""
+        if not reports:
+            return
+        await self.store.finish(reports)
+        for report in reports:
+            self.board.release(report.id)
+            self.hub.publish(f"job:{report.id}")
+        self.wake()
+
+
+@contextlib.asynccontextmanager
+async def in_background(gateway: Gateway) -> AsyncIterator[None]:
+    """The gateway at work until the block ends."""
+    task = asyncio.create_task(gateway.run(), name="fp-gateway")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])

@@ -1,0 +1,362 @@
+"""What the gateway does with what it hears: one batch of messages is one transaction.
+
+A batch is acknowledged to the broker when all of it is in the store; while the store is away
+nothing is, and the broker holds on to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from fp_async import hearing, messages, presence
+from fp_async.attempt import Trail
+from fp_async.errors import MessageError
+from fp_async.jobs import Chunk, Job, Letter, Report, identity, new_id
+from fp_async.link import Message as Heard
+from fp_async.messages import (
+    Accepted,
+    AgentState,
+    Finished,
+    Heartbeat,
+    Malformed,
+    Message,
+    Ping,
+    Progress,
+    Rejected,
+    ResultChunk,
+    ScheduleState,
+    Started,
+    Sync,
+)
+
+if TYPE_CHECKING:
+    from fp_async.gateway import Gateway
+    from fp_async.gateway_triggers import Triggers
+    from fp_async.link import Connection
+
+log = logging.getLogger("fp_async.gateway")
+_BATCH = 500
+_LETTER_BYTES = 4096
+
+
+class Batch:
+    """What a batch of messages comes to, before any of it is done."""
+
+    def __init__(self) -> None:
+        self.reports: list[tuple[str, Report]] = []
+        self.adopted: list[tuple[str, Job]] = []
+        self.chunks: list[Chunk] = []
+        self.letters: list[Letter] = []
+        self.whole: list[tuple[str, Finished]] = []  # whose result came in parts
+        self.later: list[tuple[str, Message]] = []
+        self.acknowledged: defaultdict[str, list[str]] = defaultdict(list)
+
+
+class Hearing:
+    """The receiving half of one connection."""
+
+    def __init__(self, gateway: Gateway, connection: Connection) -> None:
+        self.triggers: Triggers | None = None
+        self._gateway = gateway
+        self._connection = connection
+        self._topics = gateway.topics
+        self._board = gateway.board
+        self._trails: dict[str, Trail] = {}
+        self._syncs: dict[str, dict[int, Sync]] = {}
+
+    async def run(self) -> None:
+        """Until the connection is lost."""
+        while True:
+            heard = await self._connection.receive(_BATCH)
+            await self._gateway.patience(lambda: self.handle(heard))  # noqa: B023
+            for message in heard:
+                self._connection.acknowledge(message)
+
+    async def handle(self, heard: Sequence[Heard]) -> None:
+        """Store what a batch says, then answer. Doing it twice does no harm."""
+        batch, triggering = Batch(), list[Heard]()
+        for message in heard:
+            match self._topics.parsed(message.topic):
+                case ("agent", name, "report"):
+                    self._hear_report(batch, name, message)
+                case ("agent", name, "state"):
+                    await self._hear_state(batch, name, message)
+                case ("gateway", "state"):
+                    await self._hear_gateway(message)
+                case _:
+                    triggering.append(message)
+        assert self.triggers is not None
+        await asyncio.gather(self._store(batch), self.triggers.handle(triggering))
+        await self._answer(batch)
+
+    def bury(self, batch: Batch, message: Heard, why: str) -> None:
+        """A message that cannot be understood is kept, and no more is made of it."""
+        self._gateway.count("malformed")
+        letter = Letter(
+            id=new_id(),
+            topic=message.topic[:500],
+            reason=why[:500],
+            payload=message.payload[:_LETTER_BYTES],
+        )
+        batch.letters.append(letter)
+
+    # Agents -----------------------------------------------------------------------------------
+
+    async def _hear_state(self, batch: Batch, name: str, message: Heard) -> None:
+        if not message.payload or not messages.NAME.fullmatch(name):
+            return
+        try:
+            said = messages.agent_state(message.payload)
+        except MessageError as error:
+            self.bury(batch, message, str(error))
+            return
+        known = self._board.agents.get(name)
+        new = presence.heard(known, said, time.time())
+        if new is None:
+            self._gateway.count("old states")
+            return
+        if new.quarantine and not (known and known.quarantine):
+            log.error("agent '%s' is quarantined: %s", name, new.quarantine)
+        self._gateway.believe(name, new)
+        if said.status == "ready" and (known is None or _newer(said, known.state)):
+            waiting = [each.job.id for each in self._board.of(name) if not each.answered]
+            self._board.hurry(waiting, time.monotonic())
+
+    async def _hear_gateway(self, message: Heard) -> None:
+        """Brokers deliver the wills of connections long gone."""
+        try:
+            said = messages.gateway_state(message.payload)
+        except MessageError:
+            said = None
+        if said is None or not said.online or said.owner != self._gateway.owner:
+            await self._gateway.show(self._connection, online=True)
+
+    def _hear_report(self, batch: Batch, name: str, message: Heard) -> None:
+        try:
+            told = messages.reports(message.payload)
+        except MessageError as error:
+            self.bury(batch, message, str(error))
+            return
+        for each in told:
+            try:
+                self._sort(batch, name, each)
+            except MessageError as error:
+                self.bury(batch, message, str(error))
+                if isinstance(each, Finished):
+                    batch.acknowledged[name].append(each.id)
+
+    def _sort(self, batch: Batch, name: str, told: messages.Report) -> None:
+        now = time.time()
+        match told:
+            case Finished():
+                self._sort_outcome(batch, name, told, now)
+            case Accepted():
+                report = Report(id=told.id, attempt=told.attempt, event="accept")
+                batch.reports.append((name, report))
+            case Started():
+                batch.reports.append((name, hearing.started(told, now)))
+            case Rejected():
+                batch.reports.append((name, self._rejection(name, told)))
+            case ResultChunk():
+                batch.chunks.append(hearing.chunk(told))
+            case Heartbeat():
+                known = self._board.agents.get(name)
+                if known is not None:
+                    self._gateway.believe(name, presence.beaten(known, told, now))
+            case _:
+                batch.later.append((name, told))
+
+    def _sort_outcome(self, batch: Batch, name: str, told: Finished, now: float) -> None:
+        if told.chunks:
+            batch.whole.append((name, told))
+        elif told.origin is not None:
+            batch.adopted.append((name, hearing.adopted(told, name, now)))
+        else:
+            batch.reports.append((name, hearing.finished(told, name, now, None)))
+
+    def _rejection(self, name: str, told: Rejected) -> Report:
+        """Not now, or never: the next agent may take it, where there is one."""
+        again = Report(id=told.id, attempt=told.attempt, event="give_back", reason=told.reason)
+        if told.retry_after is not None:
+            until = time.monotonic() + max(told.retry_after, 1.0)
+            self._board.avoid(told.id, name, until)
+            return again
+        self._board.avoid(told.id, name, None)
+        each = self._board.open.get(told.id)
+        anyone = each is not None and (each.job.target or "").startswith("any:")
+        if anyone and each is not None and not self._board.nobody_left(each.job):
+            return again
+        return replace(again, event="refuse", reason=f"agent '{name}': {told.reason}")
+
+    # Storing ----------------------------------------------------------------------------------
+
+    async def _store(self, batch: Batch) -> None:
+        """All in one transaction, where the store joins what comes at the same time."""
+        gateway, fleet = self._gateway, self._gateway.store.fleet
+        if batch.chunks:
+            await fleet.keep(batch.chunks)
+        for name, told in batch.whole:
+            await self._put_together(batch, name, told)
+        own = [(n, r) for n, r in batch.reports if self._is_its_own(n, r)]
+        done, _, _ = await asyncio.gather(
+            gateway.store.finish([report for _, report in own]),
+            fleet.adopt([job for _, job in batch.adopted]),
+            fleet.bury(batch.letters),
+        )
+        for (name, report), stored in zip(own, done, strict=True):
+            await self._apply(name, report, stored=stored)
+        for name, job in batch.adopted:
+            batch.acknowledged[name].append(job.id)
+            gateway.hub.publish(f"job:{job.id}")
+        for name, report in batch.reports:
+            if report.event not in ("accept", "start", "give_back"):
+                batch.acknowledged[name].append(report.id)
+
+    def _is_its_own(self, name: str, report: Report) -> bool:
+        """Nobody speaks for another agent's jobs."""
+        each = self._board.open.get(report.id)
+        if each is None or each.agent == name:
+            return True
+        self._gateway.count("foreign reports")
+        return False
+
+    async def _put_together(self, batch: Batch, name: str, told: Finished) -> None:
+        fleet = self._gateway.store.fleet
+        whole = hearing.put_together(told, await fleet.kept(told.id, told.attempt))
+        if isinstance(whole, list):
+            body = messages.Missing(id=told.id, attempt=told.attempt, chunks=whole)
+            self._tell(name, body)
+            return
+        now = time.time()
+        if told.origin is None:
+            batch.reports.append((name, hearing.finished(told, name, now, whole)))
+        else:
+            job = replace(hearing.adopted(told, name, now), result=whole)
+            batch.adopted.append((name, job))
+        await fleet.forget(told.id)
+
+    async def _apply(self, name: str, report: Report, *, stored: bool) -> None:
+        """Have in mind what the store has now, and tell whoever waits for it."""
+        gateway, each = self._gateway, self._board.open.get(report.id)
+        if not stored:
+            gateway.count("stale reports")
+            if report.event in ("accept", "start") and each is not None:
+                if each.job.attempt == report.attempt:
+                    each.answered = True
+                return
+            await self._keep_late(name, report)
+            return
+        gateway.hub.publish(f"job:{report.id}")
+        if report.event in ("accept", "start"):
+            if each is not None:
+                state = "accepted" if report.event == "accept" else "running"
+                self._board.answered(report.id, replace(each.job, state=state))
+            return
+        self._trails.pop(report.id, None)
+        if report.event == "give_back":
+            self._board.release(report.id)
+        else:
+            self._board.forget(report.id)
+            gateway.count("outcomes")
+        gateway.wake()
+        if self.triggers is not None and each is not None:
+            self.triggers.ended(each.job, report)
+
+    async def _keep_late(self, name: str, report: Report) -> None:
+        """The outcome of an attempt that was given up changes nothing; it is written down."""
+        job = await self._gateway.store.get(report.id)
+        if job is None or job.attempt == report.attempt:
+            return  # pruned by now, or the same outcome once more
+        late = Letter(
+            id=identity("late", report.id, report.attempt, name),
+            topic=self._topics.agent(name, "report"),
+            reason=f"late: attempt {report.attempt} of job {report.id} ended with "
+            f"'{report.event}', and attempt {job.attempt} counts",
+            payload=(report.result or b"")[:_LETTER_BYTES],
+        )
+        await self._gateway.store.fleet.bury([late])
+
+    # Answering --------------------------------------------------------------------------------
+
+    async def _answer(self, batch: Batch) -> None:
+        for name, ids in batch.acknowledged.items():
+            for start in range(0, len(ids), messages.PAGE):
+                self._tell(name, messages.Acknowledge(ids=ids[start : start + messages.PAGE]))
+        for name, told in batch.later:
+            await self._do(name, told)
+
+    def _tell(self, name: str, body: Message) -> None:
+        topic = self._topics.agent(name, "do")
+        self._connection.publish_soon(topic, messages.encode(body), qos=1, expiry=60)
+
+    async def _do(self, name: str, told: Message) -> None:
+        match told:
+            case Progress():
+                await self._progress(name, told)
+            case Sync():
+                await self._sync(name, told)
+            case ScheduleState():
+                await self._schedule_state(name, told)
+            case Ping():
+                self._tell(name, messages.Pong(nonce=told.nonce, clock=time.time()))
+            case Malformed():
+                log.warning("agent '%s' cannot read %d messages: %s", name, told.count, told.reason)
+            case _:
+                return
+
+    async def _progress(self, name: str, told: Progress) -> None:
+        each = self._board.open.get(told.id)
+        if each is None or each.agent != name or each.job.attempt != told.attempt:
+            return
+        trail = self._trails.setdefault(told.id, Trail(name))
+        for node in told.nodes:
+            trail.node(node)
+        if told.log:
+            trail.write(told.log)
+        await self._gateway.store.note([(told.id, told.attempt, trail.record())])
+        self._gateway.hub.publish(f"job:{told.id}")
+
+    async def _sync(self, name: str, told: Sync) -> None:
+        """The agent says what it has: what it should have, and has not, is said again."""
+        if told.schedules is not None:
+            await self._sync_schedules(name, told.schedules)
+        pages = self._syncs.setdefault(name, {})
+        if told.page == 0:
+            pages.clear()
+        pages[told.page] = told
+        if len(pages) < told.pages:
+            return
+        del self._syncs[name]
+        has = {(id, attempt) for page in pages.values() for id, attempt, _ in page.jobs}
+        absent = [
+            each.job.id
+            for each in self._board.of(name)
+            if (each.job.id, each.job.attempt) not in has
+        ]
+        self._board.hurry(absent, time.monotonic())
+
+    async def _sync_schedules(self, name: str, revisions: dict[str, int]) -> None:
+        from fp_async import gateway_schedules
+
+        known = self._board.agents.get(name)
+        if known is not None:
+            store = self._gateway.store
+            for body in await gateway_schedules.differences(store, name, known, revisions):
+                self._tell(name, body)
+
+    async def _schedule_state(self, name: str, told: ScheduleState) -> None:
+        from fp_async import gateway_schedules
+
+        await gateway_schedules.heard(self._gateway.store, name, told)
+
+
+def _newer(said: AgentState, before: AgentState) -> bool:
+    """Whether it has connected since."""
+    return (said.store, said.starts, said.n) != (before.store, before.starts, before.n)

@@ -1,0 +1,151 @@
+"""What the gateway says to agents: offers, their repetition, cancels."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from fp_async import messages
+from fp_async.board import BOUND, Open
+from fp_async.hearing import plain
+from fp_async.jobs import Job
+
+if TYPE_CHECKING:
+    from fp_async.gateway import Gateway
+    from fp_async.link import Connection
+
+_POLL = 5.0
+_OFFERS = 1000
+
+
+class Offering:
+    """The sending half of one connection. An offer is a row before it is a message."""
+
+    def __init__(self, gateway: Gateway, connection: Connection) -> None:
+        self._gateway = gateway
+        self._connection = connection
+        self._store = gateway.store
+        self._board = gateway.board
+        self._patience = gateway.patience
+        self._hub = gateway.hub
+        self._topics = gateway.topics
+
+    async def dispatch(self) -> None:
+        """Offer what is due to whoever has room."""
+        with self._hub.listen("on:*", "agents", "cancel:*") as listener:
+            hearing = asyncio.create_task(self._hear(listener.wait))
+            try:
+                while True:
+                    self._gateway.news.clear()
+                    wanted = await self._patience(self._store.fleet.wanted)
+                    while await self._offer_some(wanted):
+                        pass
+                    await self._until(min(wanted.values(), default=None))
+            finally:
+                hearing.cancel()
+
+    async def _hear(self, wait: Callable[[], Any]) -> None:
+        while True:
+            topics = await wait()
+            if "agents" in topics or "*" in topics:
+                await self._patience(self._gateway.load)
+            self._gateway.wake()
+
+    async def _until(self, due: float | None) -> None:
+        """Until something is to be offered, or a while has passed."""
+        left = _POLL
+        if due is not None:
+            wait = due - await self._patience(self._store.now)
+            left = min(left, wait + 0.001) if wait > 0 else left
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(left):
+                await self._gateway.news.wait()
+
+    async def _offer_some(self, wanted: dict[str, float]) -> bool:
+        """Offer a batch; whether there may be more."""
+        wall = await self._patience(self._store.now)
+        targets = self._board.servable(wanted, wall)
+        if not targets:
+            return False
+        jobs = await self._patience(lambda: self._store.fleet.waiting(targets, _OFFERS))
+        offers = self._board.assign(jobs, time.monotonic())
+        if not offers:
+            return False
+        bound = await self._patience(lambda: self._store.fleet.offer(offers))
+        for job in bound:
+            if job is not None:
+                self.say(job)
+        return len(jobs) == _OFFERS
+
+    def say(self, job: Job) -> None:
+        """Publish an offer that is in the store; it is repeated until it is answered."""
+        self._board.bind(job, time.monotonic(), chance=random.random())
+        self._gateway.count("offers")
+        self._publish_offer(job)
+
+    def _publish_offer(self, job: Job) -> None:
+        assert job.agent is not None
+        left = None
+        if job.expires_at is not None and job.started_at is None:
+            left = max(job.expires_at - time.time(), 0.0)
+        body = messages.RunJob(
+            id=job.id,
+            attempt=job.attempt,
+            pipeline=job.pipeline,
+            inputs=messages.to_wire(job.inputs),
+            spec=plain(job.rules),
+            priority=job.priority,
+            expires_in=left,
+            result_ttl=job.result_ttl,
+        )
+        expiry = 60 if left is None else max(min(60, int(left) + 1), 1)
+        topic = self._topics.agent(job.agent, "do")
+        self._connection.publish_soon(topic, messages.encode(body), qos=1, expiry=expiry)
+
+    async def repeat(self) -> None:
+        """Say again what was not answered."""
+        while True:
+            now = time.monotonic()
+            for each in self._board.repeats(now, random.random()):
+                await self._patience(lambda: self._say_again(each))  # noqa: B023
+            after = self._board.next_repeat()
+            await asyncio.sleep(min(max((after or now + 1.0) - now, 0.02), 1.0))
+
+    async def _say_again(self, each: Open) -> None:
+        job = await self._store.get(each.job.id)
+        if job is None or job.state not in BOUND or job.attempt != each.job.attempt:
+            self._board.release(each.job.id)
+            self._gateway.wake()
+            return
+        if job.cancel_at is not None:
+            self._publish_cancel(job)
+        if not each.answered:
+            self._gateway.count("repeats")
+            self._publish_offer(job)
+
+    # Cancels ----------------------------------------------------------------------------------
+
+    async def cancels(self) -> None:
+        """Tell agents at once what somebody wants cancelled."""
+        with self._hub.listen("cancel:*") as listener:
+            while True:
+                for topic in await listener.wait():
+                    id = topic.removeprefix("cancel:")
+                    if id in self._board.open:
+                        await self._patience(lambda: self._cancel(id))  # noqa: B023
+
+    async def _cancel(self, id: str) -> None:
+        job = await self._store.get(id)
+        if job is not None and job.cancel_at is not None and job.state in BOUND:
+            self._board.cancel(id, job, time.monotonic())
+            self._publish_cancel(job)
+
+    def _publish_cancel(self, job: Job) -> None:
+        assert job.agent is not None
+        body = messages.CancelJob(id=job.id, attempt=job.attempt, reason=job.reason)
+        topic = self._topics.agent(job.agent, "do")
+        self._connection.publish_soon(topic, messages.encode(body), qos=1, expiry=60)

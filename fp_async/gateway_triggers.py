@@ -1,0 +1,283 @@
+"""Messages that make jobs, and the answers to whoever sent them.
+
+The job is a row before the message is acknowledged to the broker. What makes no job (malformed,
+not allowed, too much) is a dead letter first. Whoever gave a response topic hears the job's id,
+then its outcome; everybody else may listen to run/<pipeline>/outcome and job/<id>.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+from msgspec.structs import replace
+
+from fp_async import messages, orders, rules, topic_triggers
+from fp_async.config import Runnable, TopicTrigger
+from fp_async.errors import BrokerError, FlowerPowerError, MessageError
+from fp_async.jobs import Job, Letter, Offer, Report, new_id
+from fp_async.link import Message as Heard
+from fp_async.messages import JobOutcome, JobQueued, Message, Refused
+from fp_async.topic_triggers import RUN, Rate, Told, Wanted
+
+if TYPE_CHECKING:
+    from fp_async.gateway import Gateway
+    from fp_async.gateway_offering import Offering
+    from fp_async.link import Connection
+
+log = logging.getLogger("fp_async.gateway")
+_LETTER_BYTES = 4096
+_POLL = 5.0
+_REPLIES = 100
+_PLAIN = b'{"v":1,"plain":'
+
+
+class Triggers:
+    """The triggers of conf/mqtt.yml on one connection."""
+
+    def __init__(self, gateway: Gateway, connection: Connection, offering: Offering) -> None:
+        self._gateway = gateway
+        self._connection = connection
+        self._offering = offering
+        self._topics = gateway.topics
+        self._store = gateway.store
+        self._named: dict[str, TopicTrigger] = gateway.file.triggers or {}
+        self._runnable = {n: r or Runnable() for n, r in (gateway.file.run or {}).items()}
+        self._rates = {
+            name: Rate(each.rate)
+            for name, each in {**self._named, **self._runnable}.items()
+            if each.rate is not None
+        }
+        self._to_answer: dict[str, Job] = {}
+        self._answering = asyncio.Event()
+
+    @property
+    def filters(self) -> list[str]:
+        """What to subscribe to."""
+        run = [self._topics.run(name) for name in self._runnable]
+        return list(dict.fromkeys([*run, *(each.topic for each in self._named.values())]))
+
+    # Hearing ----------------------------------------------------------------------------------
+
+    async def handle(self, heard: Sequence[Heard]) -> None:
+        """Make jobs of these messages, all in one transaction, where an agent has room offered
+        in the same one.
+        """
+        made: list[tuple[Heard, Job]] = []
+        letters: list[Letter] = []
+        for message in heard:
+            for name, trigger in self._meant(message):
+                try:
+                    made.append((message, self._job(name, trigger, message)))
+                except FlowerPowerError as error:
+                    letters.append(self._refuse(name, message, str(error)))
+        if not heard:
+            return
+        jobs = [job for _, job in made]
+        now = time.monotonic()
+        offers = self._gateway.board.assign([job for job in jobs if job.target], now)
+        # Together: what a store joins into one transaction is one, elsewhere the offer may come
+        # too early, and the job is offered as any other.
+        _, bound, _ = await asyncio.gather(
+            self._store.add(jobs),
+            self._store.fleet.offer([Offer(o.id, 0, o.agent) for o in offers]),
+            self._store.fleet.bury(letters),
+        )
+        for job in bound:
+            if job is not None:
+                self._offering.say(job)
+        self._gateway.count("triggers", len(made))
+        await self._tell_added(made, {job.id for job in bound if job is not None})
+
+    def _meant(self, message: Heard) -> list[tuple[str, TopicTrigger | Runnable]]:
+        """The triggers that a message is for: by name, the built-in one by its pipeline."""
+        found: list[tuple[str, TopicTrigger | Runnable]] = []
+        place = self._topics.parsed(message.topic)
+        if place is not None and place[0] == RUN and len(place) == 2 and place[1] in self._runnable:
+            found.append((place[1], self._runnable[place[1]]))
+        for name, trigger in self._named.items():
+            kept = message.retained and trigger.retained == "drop"
+            if not kept and messages.matches(trigger.topic, message.topic):
+                found.append((name, trigger))
+        return found
+
+    def _job(self, name: str, trigger: TopicTrigger | Runnable, message: Heard) -> Job:
+        """The row that the message asks for. Raises MessageError and what `add_job` raises."""
+        rate = self._rates.get(name)
+        if rate is not None and not rate.allows():
+            raise MessageError(f"too many: '{name}' takes {trigger.rate:g} a second")
+        if message.retained and isinstance(trigger, Runnable):
+            raise MessageError("a retained message runs nothing")
+        told = Told(
+            message.topic,
+            message.payload,
+            message.response_topic,
+            message.correlation,
+            tuple(message.user_properties),
+        )
+        wanted = self._wanted(name, trigger, told)
+        job = orders.job(self._gateway.flows, wanted.pipeline, wanted.options, time.time())
+        reply_to = told.response_topic
+        if reply_to is not None and not self._topics.may_answer(reply_to):
+            raise MessageError(f"response topic '{reply_to}': not one that may be answered on")
+        return replace(
+            job,
+            id=wanted.id,
+            identity=wanted.unique,
+            trigger=RUN if isinstance(trigger, Runnable) else name,
+            reply_to=reply_to or self._topics.outcome(wanted.pipeline),
+            correlation=told.correlation,
+        )
+
+    def _wanted(self, name: str, trigger: TopicTrigger | Runnable, told: Told) -> Wanted:
+        if isinstance(trigger, TopicTrigger):
+            return topic_triggers.wanted(name, trigger, told)
+        request = messages.run_request(told.payload)
+        for field in ("inputs", "final_vars", "environment", "key"):
+            if getattr(request, field) and field not in trigger.overrides:
+                raise MessageError(
+                    f"'{field}' may not be given (conf/mqtt.yml: run.{name}.overrides)"
+                )
+        target = request.target
+        if target is not None and not any(fnmatch.fnmatchcase(target, p) for p in trigger.targets):
+            raise MessageError(
+                f"target '{target}' is not allowed (conf/mqtt.yml: run.{name}.targets)"
+            )
+        chosen = msgspec.structs.replace(request, target=target or trigger.on)
+        return topic_triggers.requested(name, chosen, told)
+
+    def _refuse(self, name: str, message: Heard, why: str) -> Letter:
+        self._gateway.count("refused triggers")
+        if message.response_topic and self._topics.may_answer(message.response_topic):
+            self._say(message.response_topic, Refused(reason=why), message.correlation)
+        return Letter(
+            id=new_id(),
+            topic=message.topic[:500],
+            reason=f"trigger '{name}': {why}"[:500],
+            payload=message.payload[:_LETTER_BYTES],
+        )
+
+    async def _tell_added(self, made: Sequence[tuple[Heard, Job]], bound: set[str]) -> None:
+        hub = self._gateway.hub
+        for message, job in made:
+            if message.response_topic:
+                body = JobQueued(id=job.id, pipeline=job.pipeline)
+                self._say(message.response_topic, body, message.correlation)
+            if job.target is None:
+                hub.publish(f"work:{job.queue}")
+            elif job.id not in bound:
+                self._gateway.wake()
+            if job.identity:
+                await self._answer_again(job)
+
+    async def _answer_again(self, job: Job) -> None:
+        """The same message once more: if its job has ended by now, its outcome is told again."""
+        row = await self._store.get(job.id)
+        if row is not None and row.finished:
+            self._queue(replace(row, reply_to=job.reply_to, correlation=job.correlation))
+
+    # Answering --------------------------------------------------------------------------------
+
+    def ended(self, job: Job, report: Report) -> None:
+        """A job that was triggered has ended on an agent: answer without reading the row."""
+        if job.reply_to is not None and job.replied_at is None:
+            changes = rules.reported(job, report, time.time())
+            if changes is not None and changes.get("ended_at"):
+                self._queue(replace(job, **changes))
+
+    def _queue(self, job: Job) -> None:
+        self._to_answer[job.id] = job
+        self._answering.set()
+
+    async def run(self) -> None:
+        """Answer what has ended, also elsewhere, until the connection is lost."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            while True:
+                await self._gateway.patience(self._find)
+                try:
+                    async with asyncio.timeout(_POLL):
+                        await self._answering.wait()
+                except TimeoutError:
+                    continue
+                finally:
+                    self._answering.clear()
+                await self._answer()
+        finally:
+            watching.cancel()
+
+    async def _watch(self) -> None:
+        """Jobs that workers run end in the store: their wake-ups say so."""
+        with self._gateway.hub.listen("job:*") as listener:
+            while True:
+                await listener.wait()
+                await self._gateway.patience(self._find)
+                await asyncio.sleep(0.005)  # what ends at the same time is read at once
+
+    async def _find(self) -> None:
+        for job in await self._store.fleet.unreplied(_REPLIES):
+            self._to_answer.setdefault(job.id, job)
+        if self._to_answer:
+            self._answering.set()
+
+    async def _answer(self) -> None:
+        """Say the outcomes, then note that they were said: at least once."""
+        while self._to_answer:
+            batch = [self._to_answer.pop(id) for id in list(self._to_answer)[:_REPLIES]]
+            said = await asyncio.gather(*map(self._tell_outcome, batch))
+            ids = [job.id for job, done in zip(batch, said, strict=True) if done]
+            await self._gateway.patience(lambda: self._store.fleet.replied(ids))  # noqa: B023
+
+    async def _tell_outcome(self, job: Job) -> bool:
+        """Whether it needs no further telling."""
+        assert job.reply_to is not None
+        body = messages.encode(outcome(job))
+        if len(body) > messages.PACKET_BYTES:
+            body = messages.encode(outcome(job, dropped=True))
+        try:
+            await self._connection.publish(job.reply_to, body, qos=1, correlation=job.correlation)
+            self._connection.publish_soon(self._topics.job(job.id), body, qos=0)
+        except BrokerError as error:
+            if getattr(error, "code", None) is None:
+                raise
+            log.warning("the broker refuses the outcome of job %s: %s", job.id, error)
+        return True
+
+    def _say(self, topic: str, body: Message, correlation: bytes | None) -> None:
+        self._connection.publish_soon(topic, messages.encode(body), qos=1, correlation=correlation)
+
+
+def outcome(job: Job, *, dropped: bool = False) -> JobOutcome:
+    """What is told of a job that has ended."""
+    result, encoded = (UNSET, False) if dropped else _result(job.result)
+    return JobOutcome(
+        id=job.id,
+        pipeline=job.pipeline,
+        outcome=job.state,  # type: ignore[arg-type]
+        key=topic_triggers.told_key(job.trigger, job.key),
+        result=result,
+        encoded=encoded,
+        dropped=dropped,
+        reason=job.reason,
+        error=job.failure,
+        agent=job.agent,
+        attempt=job.attempt,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        ended_at=job.ended_at,
+    )
+
+
+def _result(data: bytes | None) -> tuple[Raw | UnsetType, bool]:
+    """The result as plain JSON where it is that, else as `codec`'s document."""
+    if data is None:
+        return UNSET, False
+    if data.startswith(_PLAIN):
+        return Raw(data[len(_PLAIN) : -1]), False
+    return messages.to_wire(data), True

@@ -1,0 +1,84 @@
+"""Where a job is to run, as a user says it: `on=`, and the rules that are about agents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+
+from fp_async import jobs, messages, versions
+from fp_async.errors import UnknownNameError, UsageError
+from fp_async.jobs import Job
+
+LONGEST = 191  # characters of a key, queue, target or schedule id: what every store can index
+_KINDS = ("agent", "any", "all")
+INPUT_LIMITS = {True: None, False: messages.INPUT_BYTES}  # of inputs, by whether it runs here
+_RULES = ("on_lost", "lost_after", "require_version")
+
+
+def targeted(given: Mapping[str, Any]) -> str:
+    """A target as it was given. Raises UsageError."""
+    on = given["on"]
+    kind, colon, rest = on.partition(":") if isinstance(on, str) else ("", "", "")
+    if kind not in _KINDS or not colon or not rest or len(on) > LONGEST:
+        hint = f"; did you mean 'agent:{on}'?" if isinstance(on, str) and not colon else ""
+        raise UsageError(
+            f"on: {on!r} is no target{hint} valid: agent:NAME, any:tag=value, all:tag=value; "
+            "any:* and all:* for every agent"
+        )
+    if kind == "agent":
+        messages.checked_name("on: agent", rest)
+    if "queue" in given:
+        raise UsageError("on and queue exclude each other: agents have no queues")
+    return str(on)
+
+
+def rules(root: Path, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a `Spec` is about agents."""
+    said = {option: given[option] for option in _RULES if option in given}
+    if "on" not in given:
+        for option in said:
+            raise UsageError(f"{option} is about jobs on agents; say which: on='agent:NAME'")
+        return {}
+    if "on_lost" in said:
+        one_of("on_lost", said["on_lost"], get_args(jobs.OnLost))
+        if said["on_lost"] == "reassign" and not given["on"].startswith("any:"):
+            raise UsageError("on_lost 'reassign' is for any: targets; this one has one agent only")
+    if "lost_after" in said:
+        said["lost_after"] = seconds("lost_after", said["lost_after"], least=0.0)
+    return {**said, "version": versions.version(root, name)}
+
+
+def spread(job: Job, agents: Sequence[str]) -> list[Job]:
+    """A job for each agent of an `all:` target; `job.id` is the id of the group."""
+    if not agents:
+        raise UsageError(f"on: no agent is known that '{job.target}' means (flowerpower agents)")
+    return [
+        msgspec.structs.replace(
+            job,
+            id=jobs.identity(job.id, name),
+            target=f"agent:{name}",
+            group_id=job.id,
+            identity=True,
+            key=None if job.key is None else f"{job.key}@{name}",
+        )
+        for name in agents
+    ]
+
+
+def one_of(what: str, value: Any, valid: Sequence[str]) -> Any:
+    if value not in valid:
+        raise UnknownNameError(what, str(value), valid)
+    return value
+
+
+def seconds(what: str, value: Any, *, least: float) -> float:
+    """A number of seconds, or a timedelta, as a float. Raises UsageError."""
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    valid = isinstance(number, int | float) and not isinstance(number, bool)
+    if not valid or not least <= number < 1e11:
+        raise UsageError(f"{what} is a number of seconds or a timedelta, not {value!r}")
+    return float(number)
