@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_agent import telling
 from edge_agent.config import AgentSettings
@@ -27,6 +27,9 @@ from fp_async.messages import AgentState, Message, Status
 from fp_async.runner import ProcessRunner
 from fp_async.stores.sqlite import SqliteStore
 from fp_async.worker import Worker
+
+if TYPE_CHECKING:
+    from edge_agent.session import Session
 
 log = logging.getLogger("fp_async.agent")
 QUEUE = "default"
@@ -47,6 +50,7 @@ class Agent:
         self.problem = ""
         self.connected = False
         self.gateway = False
+        self.session: Session | None = None
         self.backend = Backend(self.root, _backend_settings(settings))
         self.backend.hub = Hub()
         self.backend.nearby = _Watched(self)

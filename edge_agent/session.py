@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import logging
 import random
+import secrets
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -73,6 +74,7 @@ class Session:
         self._sync_at = 0.0
         self._malformed = 0
         self._logged_at = float("-inf")
+        self._pings: dict[str, asyncio.Future[Pong]] = {}
         self._seen: dict[str, tuple[int, int]] = {}  # nodes and characters of log told of a job
 
     async def run(self) -> None:
@@ -87,8 +89,8 @@ class Session:
             topics.gateway,
         ):
             await self._connection.subscribe(topic, qos=1)
-        await self._show()
-        agent.connected = True
+        await self.show()
+        agent.connected, agent.session = True, self
         agent.note_problem("")
         try:
             async with asyncio.TaskGroup() as group:
@@ -98,8 +100,10 @@ class Session:
             raise errors.exceptions[0] from None
         finally:
             agent.connected = agent.gateway = False
+            agent.session = None
 
-    async def _show(self) -> None:
+    async def show(self) -> None:
+        """Say who is there."""
         payload = messages.encode(self._agent.state())
         topic = self._topics.agent(self._name, "state")
         await self._connection.publish(topic, payload, qos=1, retain=True)
@@ -110,6 +114,21 @@ class Session:
         topic = self._topics.agent(self._name, "state")
         with contextlib.suppress(BrokerError):
             await self._connection.publish(topic, payload, qos=1, retain=True, timeout=2.0)
+
+    async def ping(self, seconds: float = 5.0) -> dict[str, Any]:
+        """A message to the gateway and back. Raises TimeoutError, BrokerError."""
+        nonce = secrets.token_hex(8)
+        answer = self._pings[nonce] = asyncio.get_running_loop().create_future()
+        began = time.monotonic()
+        topic = self._topics.agent(self._name, "report")
+        try:
+            async with asyncio.timeout(seconds):
+                await self._connection.publish(topic, messages.encode(Ping(nonce=nonce)), qos=1)
+                pong = await answer
+        finally:
+            del self._pings[nonce]
+        took = time.monotonic() - began
+        return {"milliseconds": round(1e3 * took, 1), "clock_offset": pong.clock - time.time()}
 
     # Hearing ----------------------------------------------------------------------------------
 
@@ -162,7 +181,7 @@ class Session:
             if said.n > own.n:
                 self._agent.n = said.n
         self._agent.n += 1
-        await self._show()
+        await self.show()
 
     def _count_malformed(self, why: str) -> None:
         self._malformed += 1
@@ -243,7 +262,11 @@ class Session:
 
     async def _do_rest(self, asked: messages.Do) -> None:
         agent = self._agent
-        if isinstance(asked, Ping):
+        if isinstance(asked, Pong):
+            waiting = self._pings.get(asked.nonce)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(asked)
+        elif isinstance(asked, Ping):
             agent.notice(f"ping:{asked.nonce}", Pong(nonce=asked.nonce, clock=time.time()))
         elif isinstance(asked, AskSync):
             self._sync_at = time.monotonic()

@@ -60,7 +60,9 @@ if _TYPE_CHECKING:
     from fp_async.errors import NodeTimeoutError as NodeTimeoutError
     from fp_async.errors import PipelineImportError as PipelineImportError
     from fp_async.errors import ProjectNotFoundError as ProjectNotFoundError
+    from fp_async.errors import PublishRefusedError as PublishRefusedError
     from fp_async.errors import RunTimeoutError as RunTimeoutError
+    from fp_async.errors import SessionTakenError as SessionTakenError
     from fp_async.errors import StoreError as StoreError
     from fp_async.errors import StoreUnavailableError as StoreUnavailableError
     from fp_async.errors import TransitionError as TransitionError
@@ -131,7 +133,9 @@ _HOMES = {
         "NodeTimeoutError",
         "PipelineImportError",
         "ProjectNotFoundError",
+        "PublishRefusedError",
         "RunTimeoutError",
+        "SessionTakenError",
         "StoreError",
         "StoreUnavailableError",
         "TransitionError",

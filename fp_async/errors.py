@@ -147,6 +147,21 @@ class MessageError(FlowerPowerError):
     """A message cannot be read: malformed, unknown, too large, of another version."""
 
 
+class PublishRefusedError(BrokerError):
+    """The broker did not take a message. `code` is the reason code of MQTT 5.
+
+    0x87 is not authorized, 0x95 too large; what is not worth sending again is for the caller.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class SessionTakenError(BrokerError):
+    """Another client connected under the same client id: to connect again would kick it off."""
+
+
 class TransitionError(FlowerPowerError):
     """Our own code asked for a move that the life of a job does not have: a defect."""
 

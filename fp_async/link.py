@@ -1,124 +1,98 @@
-"""A connection to an MQTT broker. The only importer of aiomqtt, and of paho beneath it.
+"""A connection to an MQTT broker: publish, subscribe, receive, acknowledge; and to keep one.
 
-What aiomqtt 2.5.1 does not do is done here: connecting can be cancelled and never blocks in a
-thread, a refusal has its reason, a broken connection ends what waits on it at once, leaving is
-quick whatever the network does, and a broker that only speaks MQTT 3.1.1 is spoken to in it.
-There is no reconnect: leave the context and enter it again.
+A connection that has ended raises BrokerError wherever it is used. `connected` is one
+connection, `serve` connects again for ever. MQTT 5 is tried first, then 3.1.1.
+
+Brokers lie: Mosquitto grants a subscription that its access list denies, and then delivers
+nothing; it takes a message of QoS 1 and drops it when a queue is full or when it is killed.
+Whatever matters is a row that is sent again until it is answered.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
-import socket
-import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any, ClassVar, NamedTuple, Self
-from urllib.parse import unquote, urlsplit
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import Any, Literal
 
-import aiomqtt
-import anyio
-import msgspec
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.subscribeoptions import SubscribeOptions
+from fp_async.errors import BrokerError, PublishRefusedError, SessionTakenError, describe
+from fp_async.link_packets import publish_properties
+from fp_async.link_session import OtherVersionError, Session, code_of, subscribe_options
+from fp_async.link_socket import open_stream
+from fp_async.link_values import Link, Message, Will
 
-from fp_async.errors import BrokerError, describe
+__all__ = ["Connection", "Link", "Message", "Retained", "Will", "connected", "serve"]
 
-GOODBYE_SECONDS = 0.5
-UNSUPPORTED_VERSION = {0x84, 0x01}  # in MQTT 5 and in 3.1.1
+STEADY_SECONDS = 5.0  # after which a loss is a first failure again
+FIRST_PAUSE = 1.0
+REFUSED = 0x80
 
-_quiet = logging.getLogger("fp_async.mqtt")
-_quiet.setLevel(logging.CRITICAL)  # a flood would fill the log line by line; errors are raised
+Retained = Literal["always", "new", "never"]
+_RETAIN_HANDLING = {"always": 0, "new": 1, "never": 2}
 
-
-class Link(msgspec.Struct, frozen=True):
-    """How to reach a broker. `keepalive` and `timeout` (of every answer) are in seconds.
-
-    An empty `client_id` lets the broker choose. Without `clean_start` the broker keeps the
-    session of `client_id` for `session_expiry` seconds. `receive_queue` bounds the messages that
-    wait here, 0 is without limit: what does not fit is acknowledged and lost.
-    """
-
-    host: str = "localhost"
-    port: int = 1883
-    username: str | None = None
-    password: str | None = None
-    tls: bool = False
-    ca_file: str | None = None
-    client_id: str = ""
-    clean_start: bool = True
-    session_expiry: int = 0
-    keepalive: int = 30
-    timeout: float = 10.0
-    receive_queue: int = 0
-
-    schemes: ClassVar[tuple[str, ...]] = ("mqtt", "mqtts", "tcp", "ssl")
-
-    @classmethod
-    def of(
-        cls,
-        uri: str | None,
-        *,
-        host: str | None = None,
-        port: int | None = None,
-        username: str | None = None,
-        password: str | None = None,
-        **settings: Any,
-    ) -> Self:
-        """From `mqtt://user:password@host:1883` or `mqtts://`; what is given besides counts more.
-
-        Raises ValueError for a port that is no number.
-        """
-        parts = urlsplit(uri or "mqtt://")
-        tls = parts.scheme in {"mqtts", "ssl"}
-        return cls(
-            host=host or parts.hostname or "localhost",
-            port=port or parts.port or (8883 if tls else 1883),
-            username=username or _decoded(parts.username),
-            password=password or _decoded(parts.password),
-            tls=tls,
-            **settings,
-        )
-
-    def __str__(self) -> str:
-        return f"MQTT broker at {self.host}:{self.port}"
-
-
-def _decoded(text: str | None) -> str | None:
-    return None if text is None else unquote(text)
-
-
-class Message(NamedTuple):
-    """What came in on a topic. `retained`: the broker had kept it from before we subscribed."""
-
-    topic: str
-    payload: bytes
-    retained: bool
+log = logging.getLogger("fp_async")
 
 
 class Connection:
-    """An open connection; iterate over it for messages. Its end raises BrokerError everywhere."""
+    """An open connection. `version` is 5, or 4 for MQTT 3.1.1.
 
-    def __init__(self, client: aiomqtt.Client, link: Link, version: int) -> None:
-        self.version = version
-        self._client = client
-        self._link = link
+    `session_present`: the broker had kept the session, with its subscriptions.
+    """
 
-    async def subscribe(self, topic: str, qos: int = 0, *, own: bool = True) -> None:
-        """Ask for messages; without `own` (MQTT 5 only) not for those that we publish ourselves.
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._link = session.link
+        self.version = session.version
+        self.session_present = session.session_present
 
-        Raises BrokerError when the broker says no. Some say yes and then deliver nothing.
+    @property
+    def lost(self) -> BrokerError | None:
+        """Why the connection ended, or None. SessionTakenError: by another with our client id.
+
+        With MQTT 3.1.1 a broker does not tell that; it just closes.
         """
-        options = SubscribeOptions(qos=qos, noLocal=not own) if self.version == 5 else None
+        return self._session.lost
+
+    async def wait_lost(self) -> BrokerError:
+        """Wait until the connection has ended; why. Cancelling does nothing to it."""
+        await asyncio.wait((self._session.ended,))
+        assert self._session.lost is not None
+        return self._session.lost
+
+    async def subscribe(
+        self, topic: str, qos: int = 0, *, own: bool = True, retained: Retained = "always"
+    ) -> None:
+        """Ask for the messages of a topic filter; see `subscribe_all`."""
+        await self.subscribe_all(((topic, qos),), own=own, retained=retained)
+
+    async def subscribe_all(
+        self,
+        topics: Iterable[tuple[str, int]],
+        *,
+        own: bool = True,
+        retained: Retained = "always",
+    ) -> None:
+        """Ask for the messages of (topic filter, QoS 0 or 1) in one packet.
+
+        In MQTT 5 only: without `own` not for those that we publish ourselves; `retained` are
+        the messages that the broker keeps: `always` sent, only for a `new` subscription, `never`.
+        Raises BrokerError when the broker says no. Some say yes and then deliver nothing: what
+        must be known to work has to be tried. Cancelled, the broker may have subscribed all the
+        same.
+        """
+        asked = list(topics)
+        handling = _RETAIN_HANDLING[retained]
+        wanted: list[tuple[str, Any]] = list(asked)
+        if self.version == 5:
+            wanted = [(topic, subscribe_options(qos, own, handling)) for topic, qos in asked]
         with _told(self._link):
-            # paho takes the QoS from one of the two only
-            asking = self._client.subscribe(topic, 0 if options else qos, options)
-            granted = await self._until_lost(asking)
-        if any(code_of(code) >= 0x80 for code in granted):
-            raise BrokerError(f"{self._link}: no right to subscribe to '{topic}'")
+            granted = await self._session.subscribe_to(wanted, self._link.timeout)
+        for (topic, _), code in zip(asked, granted, strict=False):
+            if code_of(code) >= REFUSED:
+                raise BrokerError(f"{self._link}: no right to subscribe to '{topic}'")
 
     async def publish(
         self,
@@ -128,61 +102,110 @@ class Connection:
         qos: int = 0,
         retain: bool = False,
         timeout: float | None = None,
+        expiry: int | None = None,
+        response_topic: str | None = None,
+        correlation: bytes | None = None,
+        user_properties: Iterable[tuple[str, str]] = (),
+        content_type: str | None = None,
     ) -> None:
-        """Send a message: at QoS 0 until it is in the socket, at QoS 1 until the broker has it.
+        """Send a message: at QoS 0 until the system has it, at QoS 1 until the broker has it.
 
-        Raises BrokerError after `timeout` seconds (the link's own by default) or when the
-        connection breaks; the broker may have it all the same, also after a cancellation.
+        `expiry` is in seconds; it and what follows exist in MQTT 5 and are left out in 3.1.1.
+        Raises PublishRefusedError when the broker refuses it (which only MQTT 5 tells), and
+        BrokerError when `send_queue` is full, after `timeout` seconds (the link's own by
+        default), or when the connection breaks. After the last two, and after a cancellation,
+        the broker may have it all the same.
         """
+        extra = (expiry, response_topic, correlation, user_properties, content_type)
         wait = self._link.timeout if timeout is None else timeout
-        with _told(self._link):
-            await self._until_lost(self._client.publish(topic, payload, qos, retain, timeout=wait))
+        packet = self._send(topic, payload, qos, retain, extra)
+        if not qos:
+            await self._session.drain(wait)
+            return
+        code = await self._session.confirmed(packet, wait)
+        if code >= REFUSED:
+            text = f"{self._link}: refused a message for '{topic}' (reason {code:#x})"
+            raise PublishRefusedError(text, code)
+
+    def publish_soon(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int = 0,
+        retain: bool = False,
+        expiry: int | None = None,
+        response_topic: str | None = None,
+        correlation: bytes | None = None,
+        user_properties: Iterable[tuple[str, str]] = (),
+        content_type: str | None = None,
+    ) -> None:
+        """As `publish`, without waiting for anything: for what is sent again if nobody answers.
+
+        Raises BrokerError when the connection is known to be lost and when `send_queue` is full
+        (a broker or a network that is slower than the program: yield, or wait in a `publish`).
+        A refusal, and a loss that is noticed later, are not told.
+        """
+        extra = (expiry, response_topic, correlation, user_properties, content_type)
+        self._send(topic, payload, qos, retain, extra)
+
+    def _send(
+        self, topic: str, payload: bytes, qos: int, retain: bool, extra: tuple[Any, ...]
+    ) -> int:
+        with_extra = self.version == 5 and extra != _NO_EXTRA
+        try:
+            properties = publish_properties(*extra) if with_extra else b""
+            return self._session.send(topic, payload, qos, retain, properties)
+        except ValueError as error:
+            raise BrokerError(f"{self._link}: {error}") from error
+
+    async def receive(self, limit: int = 1_000) -> list[Message]:
+        """Wait for a message; all that have come by now, at most `limit`, in their order.
+
+        Raises BrokerError when the connection has ended and all that came before was taken.
+        Cancelling loses nothing.
+        """
+        session = self._session
+        arrived = session.arrived
+        while not arrived:
+            session.check()
+            session.news.clear()
+            await session.news.wait()
+        if len(arrived) > limit:
+            return [arrived.popleft() for _ in range(limit)]
+        messages = list(arrived)
+        arrived.clear()
+        return messages
 
     async def __aiter__(self) -> AsyncIterator[Message]:
-        with _told(self._link):
-            async for message in self._client.messages:
-                payload = message.payload if isinstance(message.payload, bytes) else b""
-                yield Message(message.topic.value, payload, message.retain)
+        """The messages one by one, until the connection ends: BrokerError."""
+        while True:
+            for message in await self.receive(1):
+                yield message
 
-    async def _until_lost(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The outcome of `work`; aiomqtt lets it wait its full time after the connection broke."""
-        lost = self._client._disconnected
-        task = await _ended(work, lost)
-        if task.cancelled():
-            raise aiomqtt.MqttError("the connection was lost") from lost.exception()
-        return task.result()
+    def acknowledge(self, message: Message) -> None:
+        """Tell the broker, on a link with `manual_ack`, not to deliver a QoS 1 message again.
 
+        Again, and at QoS 0, it does nothing. In the order of arrival, says MQTT. Raises
+        BrokerError when the connection that brought the message has ended: then the broker
+        delivers it again, if it keeps the session.
+        """
+        if message.qos:
+            self._session.acknowledge(message)
 
-async def _ended(work: Coroutine[Any, Any, Any], *ends: asyncio.Future[Any]) -> asyncio.Task[Any]:
-    """A task that did `work`, or was cancelled because one of `ends` came first.
-
-    A task of its own, because aiomqtt waits with `asyncio.wait_for`: until Python 3.12 that
-    forgets a cancellation which comes together with the answer.
-    """
-    task = asyncio.create_task(work)
-    try:
-        await asyncio.wait((task, *ends), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        task.cancel()
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait((task,))
-        if not task.cancelled():
-            task.exception()  # or asyncio complains that nobody has asked
-    return task
+    def __repr__(self) -> str:
+        return f"<Connection to {self._link}, {self.lost or 'open'}>"
 
 
-def code_of(reason: Any) -> int:
-    """The number of a reason code, which is a plain number in MQTT 3.1.1."""
-    return int(getattr(reason, "value", reason))
+_NO_EXTRA = (None, None, None, (), None)
 
 
 @contextlib.contextmanager
 def _told(link: Link) -> Iterator[None]:
     try:
         yield
-    except (aiomqtt.MqttError, OSError, ValueError) as error:
-        cause = f" ({error.__cause__})" if isinstance(error.__cause__, aiomqtt.MqttError) else ""
-        raise BrokerError(f"{link}: {str(error) or describe(error)}{cause}") from error
+    except (OSError, ValueError) as error:
+        raise BrokerError(f"{link}: {str(error) or describe(error)}") from error
 
 
 @contextlib.asynccontextmanager
@@ -190,170 +213,121 @@ async def connected(link: Link) -> AsyncIterator[Connection]:
     """Connect, in MQTT 5 or else in 3.1.1; leaving says goodbye and takes half a second at most.
 
     Raises BrokerError with the reason: unreachable, no answer, refused. Cancelling leaves
-    nothing behind.
+    nothing behind. What `publish_soon` took at QoS 1 and `max_inflight` kept here is dropped.
     """
-    async with contextlib.AsyncExitStack() as stack:
-        try:
-            connection = await stack.enter_async_context(_open(link, 5))
-        except _OtherVersionError:
-            connection = await stack.enter_async_context(_open(link, 4))
-        yield connection
+    session = await _enter(link)
+    try:
+        yield Connection(session)
+    finally:
+        await session.leave()
 
 
-class _OtherVersionError(Exception):
-    """The broker does not speak the version that was tried."""
+async def _enter(link: Link) -> Session:
+    try:
+        return await _try(link, 5)
+    except OtherVersionError:
+        return await _try(link, 4)
 
 
-@contextlib.asynccontextmanager
-async def _open(link: Link, version: int) -> AsyncIterator[Connection]:
+async def _try(link: Link, version: int) -> Session:
     with _told(link):
-        sock = await _socket(link)
-        client = _client(link, version, sock)
+        stream = await open_stream(link)
         try:
-            await _enter(client, version)
+            session = Session(link, version, stream)
         except BaseException:
-            client._client._sock_close()
-            sock.close()
+            stream.close()
             raise
-    try:
-        yield Connection(client, link, version)
-    finally:
-        with anyio.CancelScope(shield=True):
-            await _leave(client)
+        await session.connect()
+        return session
 
 
-async def _enter(client: aiomqtt.Client, version: int) -> None:
-    """Say CONNECT and wait for the answer."""
-    client._client_connect()  # the socket is open, so this only writes; in a thread it would stay
-    client._client_connect = lambda: None  # type: ignore[method-assign]
-    try:
-        (await _ended(client.__aenter__())).result()
-    except aiomqtt.MqttCodeError as error:
-        if version == 5 and code_of(error.rc) in UNSUPPORTED_VERSION:
-            raise _OtherVersionError(str(error)) from error
-        raise
-    except _NoAnswerError as error:
-        if version == 5:  # some brokers hang up instead of refusing
-            raise _OtherVersionError(str(error)) from error
-        raise
-
-
-class _NoAnswerError(aiomqtt.MqttError):
-    """The broker closed the connection instead of answering CONNECT."""
-
-
-async def _leave(client: aiomqtt.Client) -> None:
-    client.timeout = GOODBYE_SECONDS
-    with contextlib.suppress(aiomqtt.MqttError, OSError, ValueError):
-        await client.__aexit__(None, None, None)
-    client._client._sock_close()
-    lost = client._disconnected
-    if lost.done() and not lost.cancelled():
-        lost.exception()  # or asyncio complains that nobody has asked
-    await asyncio.sleep(0)  # aiomqtt's own task ends
-
-
-def _client(link: Link, version: int, sock: socket.socket) -> aiomqtt.Client:
-    client = aiomqtt.Client(
-        link.host,
-        link.port,
-        username=link.username,
-        password=link.password,
-        identifier=link.client_id or None,
-        protocol=aiomqtt.ProtocolVersion(version),
-        keepalive=link.keepalive,
-        timeout=link.timeout,
-        max_queued_incoming_messages=link.receive_queue,
-        logger=_quiet,
-        **(_session_5(link) if version == 5 else {"clean_session": link.clean_start}),
-    )
-    paho = client._client
-    paho._create_socket_connection = lambda: sock  # type: ignore[method-assign]
-    paho.on_disconnect = functools.partial(_on_disconnect, client)
-    return client
-
-
-def _session_5(link: Link) -> dict[str, Any]:
-    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-    properties.SessionExpiryInterval = link.session_expiry
-    return {"clean_start": link.clean_start, "properties": properties}
-
-
-def _on_disconnect(client: aiomqtt.Client, *event: Any) -> None:
-    """Aiomqtt waits its full time for an answer that cannot come any more."""
-    if not client._connected.done():
-        text = "the broker closed the connection without an answer"
-        client._connected.set_exception(_NoAnswerError(text))
-    elif not client._connected.cancelled():
-        client._on_disconnect(*event)
-
-
-async def _socket(link: Link) -> socket.socket:
-    """A connected socket, with TLS where the link has it. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    problem = OSError(f"no address for '{link.host}'")
-    for family, kind, _, _, place in await loop.getaddrinfo(
-        link.host, link.port, type=socket.SOCK_STREAM
-    ):
-        try:
-            return await _reach(link, socket.socket(family, kind), place)
-        except OSError as error:
-            problem = error
-    raise problem
-
-
-async def _reach(link: Link, sock: socket.socket, place: Any) -> socket.socket:
-    try:
-        sock.setblocking(False)
-        async with asyncio.timeout(link.timeout):
-            await asyncio.get_running_loop().sock_connect(sock, place)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if link.tls:
-                sock = await _with_tls(link, sock)
-    except TimeoutError:
-        sock.close()
-        raise TimeoutError(f"no answer within {link.timeout:g} s") from None
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-async def _with_tls(link: Link, sock: socket.socket) -> ssl.SSLSocket:
-    """The socket after a TLS handshake; on an error it is closed."""
-    wrapped = _tls_context(link.ca_file).wrap_socket(
-        sock, server_hostname=link.host, do_handshake_on_connect=False
-    )
-    try:
-        await _shake_hands(wrapped)
-    except BaseException:
-        wrapped.close()
-        raise
-    return wrapped
-
-
-async def _shake_hands(sock: ssl.SSLSocket) -> None:
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            return sock.do_handshake()
-        except ssl.SSLWantReadError:
-            await _ready(sock, loop.add_reader, loop.remove_reader)
-        except ssl.SSLWantWriteError:
-            await _ready(sock, loop.add_writer, loop.remove_writer)
-
-
-async def _ready(
-    sock: socket.socket, add: Callable[..., object], remove: Callable[..., object]
+async def serve(
+    link: Link | Callable[[], Link],
+    body: Callable[[Connection], Awaitable[None]],
+    *,
+    longest: float = 60.0,
+    told: Callable[[BrokerError | None], object] | None = None,
 ) -> None:
-    ready = asyncio.Event()
-    add(sock, ready.set)
+    """Run `body(connection)` inside a connection, and in another one whenever that is lost.
+
+    Ends when `body` returns. When the connection is lost `body` is cancelled, wherever it waits.
+    BrokerError, from it or from connecting, means again, after a random pause of up to 1 s, 2 s,
+    4 s ... `longest`; after a connection of five seconds it begins at 1 s again. Any other error
+    is raised, and so is SessionTakenError: to connect again would kick off who took the session.
+
+    A function instead of a link is called for every attempt, for a new will. `told` hears None
+    when connected, and the error of every attempt that failed; the log has one line for each
+    outage and one for its end. Cancelling cancels `body`, then leaves as `connected` does.
+    """
+    failures, out = 0, False
+    while True:
+        began = float("inf")
+        try:
+            async with connected(link() if callable(link) else link) as connection:
+                began = time.monotonic()
+                if out:
+                    log.warning("%s: connected again", connection._link)
+                out = False
+                if told:
+                    told(None)
+                await _until_lost(connection, body)
+                return
+        except (BrokerError, BaseExceptionGroup) as raised:
+            error = _broker_error(raised)
+        if not out:
+            log.warning("%s; trying again", error)
+        out = True
+        if told:
+            told(error)
+        failures = 0 if time.monotonic() - began > STEADY_SECONDS else failures
+        await asyncio.sleep(pause(failures, longest))
+        failures += 1
+
+
+async def _until_lost(
+    connection: Connection, body: Callable[[Connection], Awaitable[None]]
+) -> None:
+    """Await `body`, which a loss cancels: as `asyncio.timeout` does it, in this very task."""
+    ended = connection._session.ended
+    limit = asyncio.timeout(None)
+
+    def end(_: object) -> None:
+        limit.reschedule(0.0)
+
     try:
-        await ready.wait()
-    finally:
-        remove(sock)
+        async with limit:
+            ended.add_done_callback(end)
+            try:
+                await body(connection)
+            finally:
+                ended.remove_done_callback(end)
+    except TimeoutError:
+        if limit.expired():
+            connection._session.check()
+        raise
 
 
-@functools.cache
-def _tls_context(ca_file: str | None) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=ca_file)
+def _broker_error(raised: BrokerError | BaseExceptionGroup[BaseException]) -> BrokerError:
+    """The error of a lost connection, also out of a task group; raises what is anything else."""
+    errors = list(_leaves(raised))
+    for error in errors:
+        if not isinstance(error, BrokerError):
+            raise raised
+        if isinstance(error, SessionTakenError):
+            raise error
+    first = errors[0]
+    assert isinstance(first, BrokerError)
+    return first
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+        return
+    for inner in error.exceptions:
+        yield from _leaves(inner)
+
+
+def pause(failures: int, longest: float) -> float:
+    """Seconds before the next attempt: anything up to a limit that doubles (full jitter)."""
+    return random.uniform(0.0, min(longest, FIRST_PAUSE * 2.0 ** min(failures, 32)))

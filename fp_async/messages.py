@@ -111,7 +111,24 @@ class Ping(Message, frozen=True):
     nonce: str
 
 
-Do = RunJob | CancelJob | Acknowledge | Missing | PutSchedule | DeleteSchedule | AskSync | Ping
+class Pong(Message, frozen=True):
+    """The answer to a Ping."""
+
+    nonce: str
+    clock: float
+
+
+Do = (
+    RunJob
+    | CancelJob
+    | Acknowledge
+    | Missing
+    | PutSchedule
+    | DeleteSchedule
+    | AskSync
+    | Ping
+    | Pong
+)
 
 # Agent to gateway, on agent/<name>/report -----------------------------------------------------
 
@@ -234,13 +251,6 @@ class Malformed(Message, frozen=True):
 
     reason: str
     count: int = 1
-
-
-class Pong(Message, frozen=True):
-    """The answer to a Ping."""
-
-    nonce: str
-    clock: float
 
 
 Report = (

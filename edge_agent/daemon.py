@@ -1,0 +1,164 @@
+"""The process of an agent: started by `fp-agent run`, with its settings in the environment.
+
+A program of its own, so that it never loads what only the command needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from edge_agent import notify
+from edge_agent.agent import Agent
+from edge_agent.config import AgentSettings
+from edge_agent.control import Control
+from edge_agent.session import Session
+from fp_async import link, messages
+from fp_async.errors import FlowerPowerError
+from fp_async.link import Connection, Link, Will
+
+VARIABLE = "FP_AGENT_SETTINGS"
+FORMAT = "%(asctime)s %(levelname)s %(message)s"
+log = logging.getLogger("fp_async.agent")
+_GOODBYE = 3.0
+
+
+class Daemon:
+    """An agent in this process, and what signals do to it."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        self._settings = settings
+        self._agent = Agent(settings)
+        self._session: Session | None = None
+        self._address = address(settings)
+        self._main: asyncio.Task[None] | None = None
+        self._signals = 0
+
+    async def run(self) -> None:
+        """Work until a signal comes and what runs has ended."""
+        agent = self._agent
+        await agent.open()
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, self._stop)
+            log.info(
+                "agent %s: project %s, store %s, %d slots, %s",
+                self._settings.name,
+                self._settings.project,
+                self._settings.store,
+                self._settings.slots,
+                self._address,
+            )
+            await self._work()
+        finally:
+            await agent.close()
+            log.info("agent %s has ended", self._settings.name)
+
+    async def _work(self) -> None:
+        agent = self._agent
+        linking = asyncio.create_task(
+            link.serve(self._link, self._serve, told=self._told), name="fp-agent-link"
+        )
+        beside = [linking, asyncio.create_task(Control(agent).run(), name="fp-agent-control")]
+        beside.append(asyncio.create_task(notify.keep_alive(), name="fp-agent-watchdog"))
+        if self._settings.triggers:
+            from edge_agent.local_triggers import listen
+
+            beside.append(asyncio.create_task(listen(agent), name="fp-agent-triggers"))
+        self._main = asyncio.create_task(agent.run(), name="fp-agent-work")
+        notify.ready()
+        try:
+            await asyncio.wait([self._main, *beside], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._main.cancel()
+            await asyncio.wait([self._main])
+            await self._say_goodbye()
+            for task in beside:
+                task.cancel()
+            await asyncio.wait(beside)
+        for task in (self._main, *beside):
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+
+    async def _say_goodbye(self) -> None:
+        """Tell what has ended meanwhile, and that nobody needs to wait."""
+        if self._session is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GOODBYE):
+                    await self._session.say_goodbye()
+
+    def _link(self) -> Link:
+        agent = self._agent
+        gone = messages.encode(
+            msgspec.structs.replace(agent.state("lost"), n=agent.n + 1)  # the next connection's
+        )
+        topic = self._settings.topics.agent(self._settings.name, "state")
+        return msgspec.structs.replace(
+            self._address, will=Will(topic=topic, payload=gone, qos=1, retain=True)
+        )
+
+    async def _serve(self, connection: Connection) -> None:
+        self._session = Session(self._agent, connection)
+        try:
+            await self._session.run()
+        finally:
+            self._session = None
+
+    def _told(self, error: FlowerPowerError | None) -> None:
+        if error is not None:
+            self._agent.problem = str(error)
+        else:
+            log.info("connected to %s", self._address)
+
+    def _stop(self) -> None:
+        """The first signal lets what runs end, the second gives it back at once."""
+        self._signals += 1
+        agent = self._agent
+        agent.status = "draining"
+        agent.noticed.set()
+        if self._signals == 1:
+            notify.stopping()
+            if self._session is not None:
+                agent.soon(self._session.show())
+            agent.worker.drain()
+        elif self._main is not None:
+            self._main.cancel()
+
+
+def address(settings: AgentSettings) -> Link:
+    """How the agent reaches its broker. Raises ValueError."""
+    return Link.of(
+        settings.broker,
+        username=settings.username or settings.name if settings.password else settings.username,
+        password=settings.password,
+        ca_file=settings.ca_file,
+        cert_file=settings.cert_file,
+        key_file=settings.key_file,
+        keepalive=settings.keepalive,
+        client_id=settings.name,
+        manual_ack=True,
+    )
+
+
+def main() -> None:
+    """Run the agent that FP_AGENT_SETTINGS describes."""
+    settings = msgspec.json.decode(os.environ.pop(VARIABLE), type=AgentSettings)
+    level = getattr(logging, settings.log_level.upper())
+    logging.basicConfig(level=level, format=FORMAT, stream=sys.stderr)
+    os.chdir(Path(settings.store).parent)
+    try:
+        asyncio.run(Daemon(settings).run())
+    except (FlowerPowerError, OSError) as error:
+        log.error("%s", error)  # noqa: TRY400 - it is told what to do about it
+        sys.exit(getattr(error, "exit_code", 1))
+
+
+if __name__ == "__main__":
+    main()

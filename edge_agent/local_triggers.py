@@ -1,0 +1,119 @@
+"""Topics that run pipelines on the device itself: a sensor needs no network for that."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge_agent.daemon import address
+from fp_async import codec, jobs, link, messages, topic_triggers
+from fp_async.errors import FlowerPowerError, MessageError
+from fp_async.jobs import Job, Letter, Spec, identity, new_id
+from fp_async.link import Connection, Link, Message
+from fp_async.patience import Patience
+from fp_async.topic_triggers import Rate, Told
+
+if TYPE_CHECKING:
+    from edge_agent.agent import Agent
+
+log = logging.getLogger("fp_async.agent")
+_BATCH = 200
+_LETTER_BYTES = 4096
+_SESSION_SECONDS = 86_400
+
+
+async def listen(agent: Agent) -> None:
+    """Hear the topics and make jobs, until cancelled; the broker is connected to for ever."""
+    await link.serve(lambda: _link(agent), Listening(agent).run)
+
+
+def _link(agent: Agent) -> Link:
+    """The broker on the device, or the agent's own; under an id of its own, with its session."""
+    settings, name = agent.settings, f"{agent.settings.name}-triggers"
+    own = address(settings)
+    near = Link.of(settings.triggers_broker) if settings.triggers_broker else own
+    return msgspec.structs.replace(
+        near, client_id=name, clean_start=False, session_expiry=_SESSION_SECONDS, manual_ack=True
+    )
+
+
+class Listening:
+    """Row first, then the acknowledgement."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._triggers = agent.settings.triggers
+        self._rates = {n: Rate(t.rate) for n, t in self._triggers.items() if t.rate is not None}
+        self._patience = Patience()
+
+    async def run(self, connection: Connection) -> None:
+        """Until the connection is lost."""
+        for trigger in self._triggers.values():
+            await connection.subscribe(trigger.topic, qos=1, retained="never")
+        while True:
+            heard = await connection.receive(_BATCH)
+            await self._patience(lambda: self._handle(heard))  # noqa: B023
+            for message in heard:
+                connection.acknowledge(message)
+
+    async def _handle(self, heard: Sequence[Message]) -> None:
+        agent = self._agent
+        new: list[Job] = []
+        letters: list[Letter] = []
+        for message in heard:
+            for name, trigger in self._triggers.items():
+                kept = message.retained and trigger.retained == "drop"
+                if kept or not messages.matches(trigger.topic, message.topic):
+                    continue
+                try:
+                    new.append(await self._job(name, message))
+                except FlowerPowerError as error:
+                    letters.append(_letter(name, message, str(error)))
+        agent.backend.hub.publish_here("work:default")
+        await agent.rows.born(new)
+        if letters:
+            await agent.store.fleet.bury(letters)
+        agent.backend.hub.publish_here("work:default")
+
+    async def _job(self, name: str, message: Message) -> Job:
+        agent, trigger = self._agent, self._triggers[name]
+        rate = self._rates.get(name)
+        if rate is not None and not rate.allows():
+            raise MessageError(f"too many: it takes {trigger.rate:g} a second")
+        if agent.house.full:
+            agent.house.skipped(f"trigger '{name}': {agent.house.full}")
+            raise MessageError(agent.house.full)
+        if why := agent.refusal(trigger.pipeline, None, strict=False):
+            raise MessageError(why)
+        told = Told(message.topic, message.payload, None, None, tuple(message.user_properties))
+        wanted = topic_triggers.wanted(name, trigger, told)
+        options = wanted.options
+        spec = Spec(
+            final_vars=options.get("final_vars"), environment=options.get("environment", "dev")
+        )
+        store = agent.identity.store
+        number = json.dumps(options["key"]) if wanted.unique else await agent.rows.next_number()
+        return Job(
+            id=identity(store, "trigger", name, number),
+            pipeline=trigger.pipeline,
+            run_at=time.time(),
+            identity=True,
+            trigger=name,
+            spec=msgspec.json.encode(spec),
+            inputs=codec.encode(options["inputs"], what="input"),
+            result_ttl=jobs.RESULT_TTL,
+        )
+
+
+def _letter(name: str, message: Message, why: str) -> Letter:
+    return Letter(
+        id=new_id(),
+        topic=message.topic[:500],
+        reason=f"trigger '{name}': {why}"[:500],
+        payload=message.payload[:_LETTER_BYTES],
+    )
