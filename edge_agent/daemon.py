@@ -147,6 +147,10 @@ def address(settings: AgentSettings) -> Link:
     )
 
 
+async def _run(settings: AgentSettings) -> None:
+    await Daemon(settings).run()
+
+
 def main() -> None:
     """Run the agent that FP_AGENT_SETTINGS describes."""
     settings = msgspec.json.decode(os.environ.pop(VARIABLE), type=AgentSettings)
@@ -154,7 +158,7 @@ def main() -> None:
     logging.basicConfig(level=level, format=FORMAT, stream=sys.stderr)
     os.chdir(Path(settings.store).parent)
     try:
-        asyncio.run(Daemon(settings).run())
+        asyncio.run(_run(settings))
     except (FlowerPowerError, OSError) as error:
         log.error("%s", error)  # noqa: TRY400 - it is told what to do about it
         sys.exit(getattr(error, "exit_code", 1))

@@ -62,10 +62,12 @@ class Gateway:
         self.patience = Patience()
         self.active = False
         self.counts: dict[str, int] = {}
-        self._address = address
+        self.address = address
         self.news = asyncio.Event()
         self._changed: set[str] = set()  # agents whose rows have to be written
+        self._urgent = False  # some of them at once
         self._renewed = float("-inf")
+        self._standing = asyncio.Event()  # it has become active
 
     @property
     def role(self) -> str:
@@ -109,6 +111,7 @@ class Gateway:
     async def _lead(self) -> None:
         """Until the lease is lost, or another client has taken the session."""
         self.active = True
+        self._standing.set()
         working = asyncio.create_task(self._work(), name="fp-gateway-work")
         keeping = asyncio.create_task(self._keep_lease(), name="fp-gateway-lease")
         try:
@@ -148,20 +151,23 @@ class Gateway:
                 "active": self.active,
                 "agents": len(self.board.agents),
                 "open": len(self.board.open),
-                "broker": str(self._address),
+                "broker": str(self.address),
                 "owner": self.owner,
                 "counts": self.counts,
             }
             member = Member(kind="gateway", name=self.owner, info=msgspec.json.encode(info))
             await self.patience(lambda: self.store.saw(member, 3 * _PRESENCE))  # noqa: B023
-            await asyncio.sleep(_PRESENCE)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PRESENCE):
+                    await self._standing.wait()
+            self._standing.clear()
 
     # Connected --------------------------------------------------------------------------------
 
     def _link(self) -> Link:
         gone = messages.encode(GatewayState(online=False))
         return msgspec.structs.replace(
-            self._address,
+            self.address,
             client_id=f"fp-gateway-{self.topics.site}",
             clean_start=False,
             session_expiry=_SESSION_SECONDS,
@@ -180,8 +186,8 @@ class Gateway:
         hearing.triggers = triggers
         wanted = [topics.agent("+", "report"), topics.agent("+", "state"), topics.gateway]
         for topic in (*wanted, *triggers.filters):
-            fresh = "never" if topic in triggers.filters else "always"
-            await connection.subscribe(topic, 1, retained=fresh)
+            kept: link.Retained = "never" if topic in triggers.kept_out else "always"
+            await connection.subscribe(topic, 1, retained=kept)
         await self.show(connection, online=True)
         self.board.hurry([id for id, e in self.board.open.items() if not e.answered], 0.0)
         parts = (
@@ -236,6 +242,7 @@ class Gateway:
         before = self.board.agents.get(name)
         self.board.agents[name] = known
         self._changed.add(name)
+        self._urgent |= before is None or before.state != known.state
         if before is None or presence.may_work(known) != presence.may_work(before):
             self.wake()
 
@@ -263,8 +270,8 @@ class Gateway:
             await asyncio.sleep(1.0)
             now, wall = time.monotonic(), time.time()
             await self.patience(lambda: self._look_at_agents(wall))  # noqa: B023
-            if now - flushed >= _FLUSH:
-                flushed = now
+            if self._urgent or now - flushed >= _FLUSH:
+                flushed, self._urgent = now, False
                 await self.patience(self._flush)
             if self.patience.since_failure() > LEASE and now - reloaded >= _POLL:
                 for job in await self.patience(self.store.rescue):

@@ -7,8 +7,9 @@ are remembered for as long as an agent may come back with them.
 from __future__ import annotations
 
 import msgspec
+from msgspec import Raw
 
-from fp_async import messages, presence
+from fp_async import presence
 from fp_async.jobs import Member, Schedule, Template
 from fp_async.messages import DeleteSchedule, PutSchedule, ScheduleState
 from fp_async.presence import Known
@@ -62,9 +63,9 @@ def put(row: Schedule) -> PutSchedule:
         id=row.id,
         revision=row.revision,
         pipeline=row.pipeline,
-        trigger=messages.Raw(row.trigger),
-        policy=messages.Raw(row.policy),
-        template=messages.Raw(row.template),
+        trigger=Raw(row.trigger),
+        policy=Raw(row.policy),
+        template=Raw(row.template),
         paused=row.paused,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from typing import Any
 
 from fp_async import config as configs
 from fp_async import topic_triggers
@@ -27,7 +28,7 @@ def address(flows: Flows, file: MqttFile) -> Link:
                 "there is no MQTT broker: set `broker` in conf/mqtt.yml, or an `event_broker` of "
                 "type mqtt in conf/scheduler.yml (for a first try: flowerpower broker --dev)"
             )
-    files = {}
+    files: dict[str, Any] = {}
     if isinstance(broker, MqttBroker):
         for name in ("ca_file", "cert_file", "key_file"):
             if (path := getattr(broker, name)) is not None:

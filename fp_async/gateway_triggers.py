@@ -49,11 +49,11 @@ class Triggers:
         self._store = gateway.store
         self._named: dict[str, TopicTrigger] = gateway.file.triggers or {}
         self._runnable = {n: r or Runnable() for n, r in (gateway.file.run or {}).items()}
-        self._rates = {
-            name: Rate(each.rate)
-            for name, each in {**self._named, **self._runnable}.items()
-            if each.rate is not None
-        }
+        limited: list[tuple[str, TopicTrigger | Runnable]] = [
+            *self._runnable.items(),
+            *self._named.items(),
+        ]
+        self._rates = {name: Rate(each.rate) for name, each in limited if each.rate is not None}
         self._to_answer: dict[str, Job] = {}
         self._answering = asyncio.Event()
 
@@ -62,6 +62,12 @@ class Triggers:
         """What to subscribe to."""
         run = [self._topics.run(name) for name in self._runnable]
         return list(dict.fromkeys([*run, *(each.topic for each in self._named.values())]))
+
+    @property
+    def kept_out(self) -> set[str]:
+        """Filters of which what the broker has kept is not wanted."""
+        wanted = {each.topic for each in self._named.values() if each.retained == "run"}
+        return set(self.filters) - wanted
 
     # Hearing ----------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fp_async.checking import Report
     from fp_async.client import Client, JobOptions
     from fp_async.fleet import AgentInfo
-    from fp_async.jobs import Job, Schedule
+    from fp_async.jobs import Job, Letter, Schedule
     from fp_async.watching import JobEvent
 
 
@@ -268,6 +268,13 @@ class Project:
         async with connected(self.root) as backend:
             await fleet.readmit(backend.store, name)
             backend.hub.publish("agents")
+
+    async def list_letters(self, limit: int = 50) -> builtins.list[Letter]:
+        """Messages that made no job, and why; late outcomes too. The newest first."""
+        from fp_async.backend import connected
+
+        async with connected(self.root) as backend:
+            return await backend.store.fleet.letters(limit)
 
     async def start_gateway(self) -> None:
         """Move jobs between the data store and the agents, until cancelled.

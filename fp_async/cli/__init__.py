@@ -39,6 +39,13 @@ _SECTIONS = {
         "schedule": ("scheduling", "schedule", "Run a pipeline at set times."),
         "schedules": ("schedules", "schedules", "List, pause, resume or remove schedules."),
     },
+    "Agents": {
+        "agents": ("fleet", "agents", "List the agents."),
+        "agent": ("fleet", "agent", "Show all about an agent."),
+        "drain": ("fleet", "drain", "Offer an agent no more jobs, or again."),
+        "letters": ("fleet", "letters", "List messages that made no job, and why."),
+        "start-gateway": ("fleet", "start_gateway", "Move jobs and results to and from agents."),
+    },
     "Services": {
         "start-worker": ("daemons", "start_worker", "Work on jobs and fire schedules."),
         "start-scheduler": ("daemons", "start_scheduler", "Fire schedules only."),

@@ -66,7 +66,7 @@ def start_worker(
             raise UsageError(f"--queues {queues!r}: write the names of queues: default,big")
     if no_schedules:
         changes["schedules"] = False
-    _serve(base_dir, lambda daemon: _work(daemon, changes))
+    serve(base_dir, lambda daemon: _work(daemon, changes))
 
 
 @click.command("start-scheduler")
@@ -77,7 +77,7 @@ def start_scheduler(base_dir: str | None) -> None:
     Workers fire schedules, too; this is for a machine that should do nothing else. Any number
     may run: each time of a schedule gives one job.
     """
-    _serve(base_dir, _fire)
+    serve(base_dir, _fire)
 
 
 class Daemon:
@@ -124,7 +124,7 @@ class Daemon:
             yield backend
 
 
-def _serve(base_dir: str | None, main: Callable[[Daemon], Coroutine[Any, Any, None]]) -> None:
+def serve(base_dir: str | None, main: Callable[[Daemon], Coroutine[Any, Any, None]]) -> None:
     from fp_async.cli.running import use_packages
     from fp_async.project import Project
 

@@ -55,6 +55,22 @@ def job_options(*, times: bool = True) -> Callable[[Callable[..., Any]], Any]:
             help="How many jobs of this pipeline may run at once.",
         ),
         click.option(
+            "--on",
+            metavar="TARGET",
+            help="Run it on an agent: agent:NAME, any:tag=value, all:tag=value.",
+        ),
+        click.option(
+            "--on-lost",
+            type=click.Choice(["wait", "reassign", "fail"]),
+            help="When that agent stays away. Default: wait; reassign for any:.",
+        ),
+        click.option(
+            "--require-version",
+            is_flag=True,
+            default=None,
+            help="The agent must have the same version of the pipeline.",
+        ),
+        click.option(
             "--result-ttl", type=Seconds(), metavar="SECONDS", help="How long it is kept: 7 days."
         ),
     )
@@ -69,7 +85,7 @@ def job_options(*, times: bool = True) -> Callable[[Callable[..., Any]], Any]:
 
 _NAMES = (
     *("queue", "priority", "delay", "run_at", "key", "expires", "retry", "on_crash"),
-    *("max_crashes", "concurrency", "result_ttl"),
+    *("max_crashes", "concurrency", "result_ttl", "on", "on_lost", "require_version"),
 )
 
 

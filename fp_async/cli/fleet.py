@@ -1,0 +1,192 @@
+"""`start-gateway`, `agents`, `agent`, `drain`, `letters`: the fleet as the center sees it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fp_async.cli import base_dir
+from fp_async.cli.daemons import Daemon, serve
+from fp_async.cli.following import output_option
+from fp_async.cli.jobs import with_client
+from fp_async.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from fp_async.client import Client
+    from fp_async.fleet import AgentInfo
+    from fp_async.jobs import Letter
+    from fp_async.project import Project
+
+log = logging.getLogger("fp_async.gateway")
+_COLORS = {"ready": "green", "away": "yellow", "quarantined": "red"}
+
+
+@click.command("start-gateway")
+@base_dir
+def start_gateway(base_dir: str | None) -> None:
+    """Move jobs between the data store and agents, and messages into jobs, until a signal comes.
+
+    The broker is that of conf/mqtt.yml, else `event_broker` where it is of type mqtt. Any number
+    may run for a site; one is active, and another takes over within 15 s.
+    """
+    serve(base_dir, _gateway)
+
+
+async def _gateway(daemon: Daemon) -> None:
+    from fp_async.gateway_serving import make
+
+    async with daemon.connected() as backend:
+        gateway = make(daemon.project.flows, backend)
+        log.info("gateway of site '%s': %s", gateway.topics.site, gateway.address)
+        try:
+            await gateway.run()
+        finally:
+            log.info("gateway of site '%s' has ended", gateway.topics.site)
+
+
+@click.command()
+@output_option
+@base_dir
+def agents(output: str, base_dir: str | None) -> None:
+    """List the agents that are known, present or not."""
+    from fp_async.cli.output import echo_json, echo_table
+
+    async def main(project: Project, client: Client) -> list[AgentInfo]:  # noqa: ARG001
+        return await project.agents()
+
+    def show(found: list[AgentInfo]) -> None:
+        if output == "json":
+            echo_json([_as_json(each) for each in found])
+        elif found:
+            echo_table([_row(each) for each in found])
+        else:
+            click.echo(
+                "no agents are known; start one with: fp-agent run --broker mqtt://HOST, and "
+                "the gateway with: flowerpower start-gateway",
+                err=True,
+            )
+
+    with_client(base_dir, main, show)
+
+
+def _as_json(info: AgentInfo) -> dict[str, Any]:
+    import msgspec
+
+    from fp_async.cli.shown import stamp
+
+    times = {"seen_at": stamp(info.seen_at), "away_since": stamp(info.away_since)}
+    return {**msgspec.structs.asdict(info), **times}
+
+
+def _row(info: AgentInfo) -> dict[str, Any]:
+    from fp_async.cli.shown import ago
+
+    return {
+        "name": info.name,
+        "state": info.state,
+        "seen": ago(info.seen_at),
+        "tags": _pairs(info.tags),
+        "slots": info.slots,
+        "jobs": info.jobs,
+        "untold": info.untold or "",
+        "pipelines": ", ".join(info.pipelines),
+    }
+
+
+def _pairs(values: dict[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+@click.command()
+@click.argument("name")
+@click.option("--readmit", is_flag=True, help="Believe it again after a quarantine.")
+@output_option
+@base_dir
+def agent(name: str, output: str, base_dir: str | None, *, readmit: bool) -> None:
+    """Show all about the agent NAME."""
+    from fp_async.cli.output import echo_json
+
+    async def main(project: Project, client: Client) -> AgentInfo:  # noqa: ARG001
+        if readmit:
+            await project.readmit_agent(name)
+        found = {each.name: each for each in await project.agents()}
+        if name not in found:
+            raise UnknownNameError("agent", name, found)
+        return found[name]
+
+    with_client(base_dir, main, lambda i: echo_json(_as_json(i)) if output == "json" else _show(i))
+
+
+def _show(info: AgentInfo) -> None:
+    from fp_async.cli.shown import ago, local
+
+    click.echo(f"agent      {click.style(info.name, bold=True)}")
+    click.echo(f"state      {click.style(info.state, fg=_COLORS.get(info.state))}")
+    free = "" if info.disk_free is None else f"{info.disk_free // 2**20:,} MiB free"
+    rows = {
+        "problem": info.problem,
+        "seen": f"{local(info.seen_at)}  {ago(info.seen_at, time.time())}",
+        "away since": local(info.away_since),
+        "tags": _pairs(info.tags),
+        "slots": f"{info.slots}, free: {'?' if info.free is None else info.free}",
+        "jobs": f"{info.jobs} bound to it, {info.untold} outcomes waiting there",
+        "disk": free,
+        "clock": f"{-info.clock_offset:+.3f} s against ours",
+        "version": info.version,
+        "store": info.store,
+    }
+    for label, value in rows.items():
+        if value:
+            click.echo(f"{label.ljust(10)} {value}")
+    for pipeline, version in info.pipelines.items():
+        click.echo(f"pipeline   {pipeline}  {version}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--off", is_flag=True, help="Offer it jobs again.")
+@base_dir
+def drain(name: str, base_dir: str | None, *, off: bool) -> None:
+    """Offer the agent NAME no more jobs; what it has it ends."""
+
+    async def main(project: Project, client: Client) -> None:  # noqa: ARG001
+        await project.drain_agent(name, drained=not off)
+
+    text = f"{name} gets jobs again" if off else f"{name} gets no more jobs"
+    with_client(base_dir, main, lambda _: click.echo(text))
+
+
+@click.command()
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@output_option
+@base_dir
+def letters(limit: int, output: str, base_dir: str | None) -> None:
+    """List messages that made no job, and late outcomes: topic, reason, payload."""
+    from fp_async.cli.output import echo_json, echo_table
+    from fp_async.cli.shown import ago, stamp
+
+    async def main(project: Project, client: Client) -> list[Letter]:  # noqa: ARG001
+        return await project.list_letters(limit)
+
+    def show(found: list[Letter]) -> None:
+        rows = [(each, each.payload.decode(errors="replace")) for each in found]
+        if output == "json":
+            entries = [
+                {"at": stamp(x.at), "topic": x.topic, "reason": x.reason, "payload": text}
+                for x, text in rows
+            ]
+            echo_json(entries)
+        elif rows:
+            echo_table(
+                [
+                    {"at": ago(x.at), "topic": x.topic, "reason": x.reason, "payload": text[:40]}
+                    for x, text in rows
+                ]
+            )
+        else:
+            click.echo("no dead letters", err=True)
+
+    with_client(base_dir, main, show)
