@@ -147,7 +147,7 @@ class _Any:
 
 
 ANY = _Any()
-TABLES = ("fp_jobs", "fp_schedules", "fp_members")
+TABLES = ("fp_jobs", "fp_schedules", "fp_members", "fp_letters", "fp_chunks")
 SCHEMA_TABLE = "fp_schema"
 
 
