@@ -111,10 +111,8 @@ def step(state: State, event: Event, *, current: bool = True) -> State | Stale:
     after = TABLE[state].get(event)
     if after is not None:
         return after
-    if event in REPORTS and state != "expired":
-        return STALE  # backward, or of an attempt that has been taken away
-    if event == "cancel":
-        return STALE  # it has ended already
+    if event in REPORTS or event == "cancel":
+        return STALE  # backward, or of an attempt that has been taken away; or it has ended
     raise TransitionError(f"a job that is {state} cannot {event}")
 
 

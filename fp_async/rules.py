@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 from msgspec.structs import replace
 
+from fp_async.errors import TransitionError
 from fp_async.jobs import CANCEL_DEADLINE, IDENTITY_TTL, Changes, Failure, Job, Offer, Report
 from fp_async.lifecycle import STALE, State, step
 
@@ -58,13 +59,21 @@ def offered(job: Job, offer: Offer) -> Changes | None:
 
 
 def adopted(job: Job, now: float) -> Job:
-    """A job that an agent began and ended by itself, as it is stored when that is heard of."""
-    return replace(job, prune_at=now + job.result_ttl, identity=True, active_key=None)
+    """A job that an agent began and ended by itself, as it is stored when that is heard of.
+
+    Raises TransitionError for one that has not ended.
+    """
+    if not job.finished:
+        raise TransitionError(f"a job that is {job.state} cannot be adopted: it has not ended")
+    prune_at = now + job.result_ttl
+    kept = replace(job, prune_at=prune_at, identity=True, active_key=None, unreported=False)
+    return replace(kept, **_UNBOUND)
 
 
 def reported(job: Job, report: Report, now: float) -> Changes | None:
     """What a report changes in the row; None where it is stale: the attempt was taken away."""
-    after = step(job.state, report.event, current=report.attempt == job.attempt)
+    held = job.state != "queued"  # given back, even the latest attempt is over
+    after = step(job.state, report.event, current=held and report.attempt == job.attempt)
     if after is STALE:
         return None
     if report.event == "crash":

@@ -1,12 +1,14 @@
-"""What all tests share: the backend, and small projects on disk."""
+"""What all tests share: the backend, small projects on disk, and every kind of data store."""
 
 from __future__ import annotations
 
+import gc
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import stores_kit
 
 from fp_async import Project
 
@@ -33,3 +35,34 @@ def make_project(tmp_path: Path) -> MakeProject:
         return Project(root)
 
     return make
+
+
+# Data stores --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def databases():
+    with stores_kit.databases() as uri:
+        yield uri
+
+
+@pytest.fixture(params=stores_kit.KINDS)
+async def place(request, tmp_path, databases):
+    kind = request.param
+    stores_kit.need(kind)
+    uri = {"memory": None, "sqlite": f"sqlite:///{tmp_path}/jobs.db"}
+    place = stores_kit.Place(kind, uri[kind] if kind in uri else databases(kind))
+    yield place
+    await place.close()
+    await place.clear()
+
+
+@pytest.fixture
+async def store(place):
+    return await place.opened()
+
+
+@pytest.fixture
+def _collected():
+    yield
+    gc.collect()

@@ -20,17 +20,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import services
 
 from fp_async import processes
 from fp_async.config import DataStore
-from fp_async.jobs import Job, new_id
+from fp_async.jobs import Job, Report, new_id
 from fp_async.stores import Store, connect
 
 KINDS = ("memory", "sqlite", "postgres", "mysql", "mongodb")
 SHARED = KINDS[1:]
 SQL = ("sqlite", "postgres", "mysql")
 A, B = processes.owner("a"), processes.owner("b")
+Q = ["default"]
+shared = pytest.mark.parametrize("place", SHARED, indirect=True)
 _MODULES = {"postgres": "sql", "mysql": "sql", "mongodb": "mongo"}
 
 
@@ -38,6 +41,31 @@ def job(**fields: Any) -> Job:
     return Job(
         id=fields.pop("id", None) or new_id(), pipeline=fields.pop("pipeline", "flow"), **fields
     )
+
+
+async def other(place, store):
+    """The store as another process sees it; itself where nobody else can."""
+    return await place.opened() if store.shared else store
+
+
+async def running(store, owner=A, lease=60.0, **fields):
+    (id,) = await store.add([job(**fields)])
+    (claimed,) = await store.claim(owner, Q, 1, lease)
+    assert claimed.id == id
+    return claimed
+
+
+def report(job, event="succeed", **fields):
+    return Report(id=job.id, attempt=fields.pop("attempt", job.attempt), event=event, **fields)
+
+
+async def state(store, id):
+    return (await store.get(id)).state
+
+
+def many(place, count):
+    """As many as need several statements; the stand-in for MongoDB takes 10 ms for each job."""
+    return count if place.kind != "mongodb" else count // 10
 
 
 class Place:
@@ -147,7 +175,7 @@ class _Any:
 
 
 ANY = _Any()
-TABLES = ("fp_jobs", "fp_schedules", "fp_members")
+TABLES = ("fp_jobs", "fp_schedules", "fp_members", "fp_letters", "fp_chunks")
 SCHEMA_TABLE = "fp_schema"
 
 
@@ -258,6 +286,61 @@ async def cut_off(work: Coroutine[Any, Any, Any], n: int, *, late: bool = False)
     return task.cancelled()
 
 
+def leaves_sockets(test):
+    """pymongo leaves the socket of a connection that was cancelled to the garbage collector."""
+    warning = "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+    return pytest.mark.usefixtures("_collected")(pytest.mark.filterwarnings(warning)(test))
+
+
+def shape(row):
+    """What of a job says how far it has come."""
+    if row is None:
+        return None
+    unset = ("owner", "lease_until", "slot", "lane_held", "ended_at", "cancel_at", "started_at")
+    values = (row.state, row.attempt, row.errors, row.crashes, row.active_key is not None)
+    return (*values, *(getattr(row, name) is not None for name in unset), row.result, row.record)
+
+
+class Verb:
+    """A verb, a row to try it on, and what of the row it changes."""
+
+    def __init__(self, name, prepare, call, look=None):
+        self.name, self.prepare, self.call = name, prepare, call
+        self.look = look or _shape_of
+
+    def __repr__(self):
+        return self.name
+
+
+async def _shape_of(store: Store, id: str) -> Any:
+    return shape(await store.get(id))
+
+
+async def leaves_before_or_after(store: Store, verb: Verb) -> None:
+    """Cancelled at any await, the verb has done nothing or all; called again, it has done all."""
+    await verb.prepare(store, "whole")
+    before = await verb.look(store, "whole")
+    await verb.call(store, "whole")
+    after = await verb.look(store, "whole")
+    assert before != after
+    for late in (False, True):
+        for n in range(1000):
+            id = f"{n}-{late}"
+            await verb.prepare(store, id)
+            cut = await cut_off(verb.call(store, id), n, late=late)
+            assert await verb.look(store, id) in (before, after)
+
+            async def done(id: str = id) -> bool:
+                await verb.call(store, id)  # again, as whoever was cut off may
+                return bool(await verb.look(store, id) == after)
+
+            await eventually(done)
+            if not cut:
+                break
+        else:
+            pytest.fail("it never ends")
+
+
 async def eventually(look: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
     """Wait until the server is done with what nobody waits for any more."""
     async with asyncio.timeout(seconds):
@@ -331,8 +414,6 @@ async def _add(store: Store) -> None:
 
 async def _churn(store: Store) -> None:
     """Add, claim, end, for ever."""
-    from fp_async.jobs import Report
-
     await _ready(store)
     owner = processes.owner("churn")
     while True:

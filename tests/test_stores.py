@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections import Counter
 
@@ -12,7 +11,20 @@ import pytest
 import stores_kit as kit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stores_kit import A, B, job
+from stores_kit import (
+    A,
+    B,
+    Q,
+    Verb,
+    job,
+    leaves_sockets,
+    many,
+    other,
+    report,
+    running,
+    shared,
+    state,
+)
 
 from fp_async import lifecycle
 from fp_async.errors import StoreError
@@ -32,51 +44,7 @@ from fp_async.jobs import (
 )
 from fp_async.stores import CANCEL, HELD, LOST, SCHEMA_VERSION
 
-shared = pytest.mark.parametrize("place", kit.SHARED, indirect=True)
-Q = ["default"]
 SOON, LATER = 2e9, 3e9  # far ahead of any clock of these tests
-
-
-@pytest.fixture(scope="session")
-def databases():
-    with kit.databases() as uri:
-        yield uri
-
-
-@pytest.fixture(params=kit.KINDS)
-async def place(request, tmp_path, databases):
-    kind = request.param
-    kit.need(kind)
-    uri = {"memory": None, "sqlite": f"sqlite:///{tmp_path}/jobs.db"}
-    place = kit.Place(kind, uri[kind] if kind in uri else databases(kind))
-    yield place
-    await place.close()
-    await place.clear()
-
-
-@pytest.fixture
-async def store(place):
-    return await place.opened()
-
-
-async def other(place, store):
-    """The store as another process sees it; itself where nobody else can."""
-    return await place.opened() if store.shared else store
-
-
-async def running(store, owner=A, lease=60.0, **fields):
-    (id,) = await store.add([job(**fields)])
-    (claimed,) = await store.claim(owner, Q, 1, lease)
-    assert claimed.id == id
-    return claimed
-
-
-def report(job, event="succeed", **fields):
-    return Report(id=job.id, attempt=fields.pop("attempt", job.attempt), event=event, **fields)
-
-
-async def state(store, id):
-    return (await store.get(id)).state
 
 
 # Adding -------------------------------------------------------------------------------------
@@ -197,11 +165,6 @@ async def test_two_processes_that_add_one_key_at_once_add_one_job(place, store):
     ids = {id for each in added for id in each}
     assert len(ids) == 10
     assert await store.counts() == {("default", "queued"): 10}
-
-
-def many(place, count):
-    """As many as need several statements; the stand-in for MongoDB takes 10 ms for each job."""
-    return count if place.kind != "mongodb" else count // 10
 
 
 async def test_many_jobs_are_added_at_once_in_their_order(place, store):
@@ -1082,37 +1045,6 @@ async def test_the_database_refuses_a_state_that_there_is_not(place, store):
 # Cancelled at every await -------------------------------------------------------------------
 
 
-def shape(row):
-    """What of a job says how far it has come."""
-    if row is None:
-        return None
-    unset = ("owner", "lease_until", "slot", "lane_held", "ended_at", "cancel_at", "started_at")
-    values = (row.state, row.attempt, row.errors, row.crashes, row.active_key is not None)
-    return (*values, *(getattr(row, name) is not None for name in unset), row.result, row.record)
-
-
-@pytest.fixture
-def _collected():
-    yield
-    gc.collect()
-
-
-def leaves_sockets(test):
-    """pymongo leaves the socket of a connection that was cancelled to the garbage collector."""
-    warning = "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
-    return pytest.mark.usefixtures("_collected")(pytest.mark.filterwarnings(warning)(test))
-
-
-class Verb:
-    """A verb, and a row to try it on."""
-
-    def __init__(self, name, prepare, call):
-        self.name, self.prepare, self.call = name, prepare, call
-
-    def __repr__(self):
-        return self.name
-
-
 async def _new(store, id):
     return None
 
@@ -1137,10 +1069,17 @@ async def _ended(store, id):
     await store.finish([Report(id=id, attempt=1, event="succeed", result=b"r")])
 
 
+AGES = 1e12  # beyond any clock
+
+
+async def _for_ages(store, id):
+    return (await store.get(id)).lease_until > AGES / 2
+
+
 VERBS = [
     Verb("add", _new, lambda store, name: store.add([job(id=name, queue=name, key=f"k{name}")])),
     Verb("claim", _queued, lambda store, name: store.claim(A, [name], 1, 60)),
-    Verb("renew", _running, lambda store, name: store.renew(A, [(name, 1)], 60)),
+    Verb("renew", _running, lambda store, name: store.renew(A, [(name, 1)], AGES), _for_ages),
     Verb("note", _running, lambda store, name: store.note([(name, 1, b"{}")])),
     Verb(
         "finish",
@@ -1156,26 +1095,7 @@ VERBS = [
 @leaves_sockets
 @pytest.mark.parametrize("verb", VERBS, ids=repr)
 async def test_a_verb_cancelled_at_any_await_leaves_the_row_before_or_after(store, verb):
-    await verb.prepare(store, "whole")
-    before = shape(await store.get("whole"))
-    await verb.call(store, "whole")
-    after = shape(await store.get("whole"))
-    for late in (False, True):
-        for n in range(1000):
-            id = f"{n}-{late}"
-            await verb.prepare(store, id)
-            cut = await kit.cut_off(verb.call(store, id), n, late=late)
-            assert shape(await store.get(id)) in (before, after)
-
-            async def done(id=id):
-                await verb.call(store, id)  # again, as whoever was cut off may
-                return shape(await store.get(id)) == after
-
-            await kit.eventually(done)
-            if not cut:
-                break
-        else:
-            pytest.fail("it never ends")
+    await kit.leaves_before_or_after(store, verb)
 
 
 @leaves_sockets

@@ -36,7 +36,7 @@ async def store(server):
     store = MongoStore(server.uri)
     await store.open()
     yield store
-    await store._documents.client.drop_database("flowerpower_test")
+    await store._connection.require().client.drop_database("flowerpower_test")
     await store.close()
 
 
@@ -46,7 +46,7 @@ async def test_a_server_that_is_not_there_is_unavailable():
         await store.open()
     assert "secret" not in str(caught.value)
     assert "Connect call failed" in str(caught.value)
-    with pytest.raises(StoreUnavailableError, match="not open"):
+    with pytest.raises(StoreError, match="not open"):
         await store.counts()
 
 
@@ -67,7 +67,7 @@ async def test_a_wrong_password_is_refused_without_being_shown():
         store = MongoStore(server.uri)
         await store.open()
         user = {"createUser": "u", "pwd": "right", "roles": ["root"]}
-        await store._documents.client.admin.command(user)
+        await store._connection.require().client.admin.command(user)
         await store.close()
         server.stop()
         server.options = ["--auth"]
@@ -157,7 +157,7 @@ async def test_a_fire_cut_off_after_its_jobs_counts_them_whatever_became_of_them
 
 
 async def test_indexes_hold_what_must_be_unique(store):
-    indexes = await store._documents.jobs.index_information()
+    indexes = await store._connection.require().jobs.index_information()
     unique = {name for name, index in indexes.items() if index.get("unique")}
     assert unique == {"active_key_1", "slot_1", "lane_held_1"}
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from msgspec.structs import asdict, replace
 
-from fp_async import processes, rules
-from fp_async.errors import StoreError
+from fp_async import rules
 from fp_async.jobs import Changes, Find, Fire, Job, Member, Report, Schedule
-from fp_async.stores import CANCEL, HELD, LOST, SCHEMA_VERSION, mongo_claiming
-from fp_async.stores.mongo_claiming import each_of
+from fp_async.stores import CANCEL, HELD, LOST, SCHEMA_VERSION, mongo_claiming, mongo_pruning
+from fp_async.stores.mongo_claiming import each_of, in_turn
+from fp_async.stores.mongo_connection import Connection
 from fp_async.stores.mongo_documents import (
     HELD_STATES,
     ID,
@@ -30,11 +30,12 @@ from fp_async.stores.mongo_documents import (
     member,
     safe,
     schedule,
+    sought,
     translated,
     troubled,
 )
+from fp_async.stores.mongo_fleet import MongoFleet
 
-_CLOCK_SECONDS = 10.0  # how long a look at the server's clock is counted on from
 _INSERTED_AT_ONCE = 1000
 
 
@@ -48,45 +49,24 @@ class MongoStore:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._documents: Documents | None = None
-        self._looked_at = float("-inf")
-        self._ahead = 0.0
-        self._last_seq = 0
+        self._connection = Connection(uri)
+        self.fleet = MongoFleet(self._connection)
 
     async def open(self) -> None:
-        await self.close()
-        with translated(self.uri):
-            documents = Documents(self.uri)
-        try:
-            with translated(self.uri):
-                await documents.prepare()
-        except BaseException:
-            await documents.client.close()
-            raise
-        self._documents = documents
+        await self._connection.open()
 
     async def close(self) -> None:
-        documents, self._documents = self._documents, None
-        if documents is not None:
-            await documents.client.close()
+        await self._connection.close()
 
     def _require(self) -> Documents:
-        if self._documents is None:
-            raise StoreError("the data store is not open")
-        return self._documents
+        return self._connection.require()
 
     async def now(self) -> float:
         with translated(self.uri):
-            return await self._now(self._require())
+            return await self._now()
 
-    async def _now(self, documents: Documents) -> float:
-        """The server's clock, counted on by the machine's, which nothing sets back."""
-        before = processes.lease_clock()
-        if before - self._looked_at > _CLOCK_SECONDS:
-            time = (await documents.client.admin.command("hello"))["localTime"].timestamp()
-            self._looked_at = processes.lease_clock()
-            self._ahead = time - (before + self._looked_at) / 2
-        return processes.lease_clock() + self._ahead
+    async def _now(self) -> float:
+        return await self._connection.now()
 
     # Jobs -----------------------------------------------------------------------------------
 
@@ -96,8 +76,8 @@ class MongoStore:
 
     async def _add(self, documents: Documents, jobs: Sequence[Job]) -> list[tuple[str, bool]]:
         """(id that stands for it, whether it is there under its own) of each job."""
-        now = await self._now(documents)
-        new = [document(rules.added(job, now), self._seq(now)) for job in jobs]
+        now = await self._now()
+        new = [document(rules.added(job, now), self._connection.seq(now)) for job in jobs]
         first = firsts(new)
         refused: set[int] = set(range(len(new))).difference(first)
         for start in range(0, len(first), _INSERTED_AT_ONCE):
@@ -109,11 +89,6 @@ class MongoStore:
             holder = await self._holder(documents, given) if index in refused else None
             answers.append((holder or given["_id"], holder is None))
         return answers
-
-    def _seq(self, now: float) -> int:
-        """Numbers in the order of insertion: of one process strictly, of others by the clock."""
-        self._last_seq = max(self._last_seq + 1, int(now * 1e6))
-        return self._last_seq
 
     @staticmethod
     async def _holder(documents: Documents, given: Document) -> str | None:
@@ -132,7 +107,7 @@ class MongoStore:
         """Cancelled, it may have claimed some: their leases run out."""
         documents = self._require()
         with translated(self.uri):
-            now = await self._now(documents)
+            now = await self._now()
             return await mongo_claiming.claim(documents, owner, queues, limit, (now, now + lease))
 
     async def renew(self, owner: str, held: Sequence[tuple[str, int]], lease: float) -> list[str]:
@@ -145,7 +120,7 @@ class MongoStore:
             return LOST if found is None else HELD if found["cancel_at"] is None else CANCEL
 
         with translated(self.uri):
-            until = await self._now(documents) + lease
+            until = await self._now() + lease
             return await each_of(one, held)
 
     async def note(self, records: Sequence[tuple[str, int, bytes]]) -> None:
@@ -161,20 +136,14 @@ class MongoStore:
     async def finish(self, reports: Sequence[Report]) -> list[bool]:
         documents = self._require()
 
-        async def one(index: int) -> None:
-            for i in of_one_job[index]:  # in their order: the first wins
-                report = reports[i]
-                decide = _reported(report, now)
-                done[i] = await documents.compare_and_set(report.id, decide) is not None
+        async def one(i: int) -> None:
+            decide = _reported(reports[i], now)
+            done[i] = await documents.compare_and_set(reports[i].id, decide) is not None
 
-        of_one_job: dict[int, list[int]] = {}
-        first: dict[str, int] = {}
-        for i, report in enumerate(reports):
-            of_one_job.setdefault(first.setdefault(report.id, i), []).append(i)
         done = [False] * len(reports)
         with translated(self.uri):
-            now = await self._now(documents)
-            await each_of(one, list(of_one_job))
+            now = await self._now()
+            await in_turn(one, [report.id for report in reports])
         return done
 
     async def cancel(self, id: str, reason: str | None = None) -> str | None:
@@ -187,7 +156,7 @@ class MongoStore:
             return changes
 
         with translated(self.uri):
-            now = await self._now(documents)
+            now = await self._now()
             await documents.compare_and_set(id, decide)
         return seen[-1] if seen else None
 
@@ -203,7 +172,7 @@ class MongoStore:
             return await documents.compare_and_set(id, decide)
 
         with translated(self.uri):
-            now = await self._now(documents)
+            now = await self._now()
             found = [each["_id"] async for each in documents.jobs.find(troubled(now, gone), ID)]
             return [job for job in await each_of(one, found) if job is not None]
 
@@ -218,16 +187,10 @@ class MongoStore:
         return None if found is None else job(found)
 
     async def find(self, query: Find) -> list[Job]:
-        which: dict[str, Any] = {"pruned": False}
-        if query.states:
-            which["state"] = {"$in": list(query.states)}
-        for name in ("pipeline", "queue", "schedule_id", "group_id", "owner"):
-            if getattr(query, name) is not None:
-                which[name] = {"$eq": getattr(query, name), **TEXT}
         if query.limit <= 0:
             return []
         with translated(self.uri):
-            found = self._require().jobs.find(which, WITHOUT_BLOBS).sort("seq", -1)
+            found = self._require().jobs.find(sought(query), WITHOUT_BLOBS).sort("seq", -1)
             return [job(each) async for each in found.limit(query.limit)]
 
     async def counts(self) -> dict[tuple[str, str], int]:
@@ -246,19 +209,8 @@ class MongoStore:
         return None if found is None else float(found["run_at"])
 
     async def prune(self, limit: int = 1000) -> int:
-        jobs = self._require().jobs
         with translated(self.uri):
-            now = await self._now(self._require())
-            over = {"prune_at": {"$gt": 0, "$lte": now}}
-            found = await jobs.find(over, {"identity": 1, "pruned": 1}).limit(limit).to_list()
-            bare = [each["_id"] for each in found if each["identity"] and not each["pruned"]]
-            whole = [each["_id"] for each in found if not each["identity"] or each["pruned"]]
-            if bare:
-                change = {"$set": rules.pruned(now), "$inc": {"rev": 1}}
-                await jobs.update_many({"_id": {"$in": bare}, "pruned": False, **over}, change)
-            if whole:
-                await jobs.delete_many({"_id": {"$in": whole}, **over})
-        return len(found)
+            return await mongo_pruning.prune(self._require(), await self._now(), limit)
 
     # Schedules ------------------------------------------------------------------------------
 
@@ -272,7 +224,7 @@ class MongoStore:
         }
         with translated(self.uri):
             if not schedule_.created_at:
-                given["created_at"] = await self._now(self._require())
+                given["created_at"] = await self._now()
             which = {"_id": given.pop("id")}
             while True:
                 found = await schedules.find_one_and_update(which, change, return_document=True)
@@ -354,14 +306,14 @@ class MongoStore:
             if seconds <= 0:
                 await documents.members.delete_one(which)
                 return
-            now = await self._now(documents)
+            now = await self._now()
             seen = asdict(replace(member, seen_at=now, until=now + seconds))
             await documents.members.replace_one(which, {**which, **seen}, upsert=True)
 
     async def members(self, kind: str) -> list[Member]:
         documents = self._require()
         with translated(self.uri):
-            which = {"kind": kind, "until": {"$gt": await self._now(documents)}}
+            which = {"kind": kind, "until": {"$gt": await self._now()}}
             return [member(each) async for each in documents.members.find(which).sort("name")]
 
     # Housekeeping ---------------------------------------------------------------------------

@@ -10,14 +10,14 @@ from msgspec.structs import replace
 
 from fp_async import rules
 from fp_async.jobs import Changes, Job
-from fp_async.stores.mongo_documents import TEXT, Document, Documents, job
+from fp_async.stores.mongo_documents import TEXT, Document, Documents, in_time, job
 
 T = TypeVar("T")
 R = TypeVar("R")
 _AT_ONCE = 32
 _LARGEST_PAGE = 200
 _LOST_IN_A_ROW = 10  # others are at it: what is left, they will take
-_ORDER = [("priority", -1), ("run_at", 1), ("seq", 1)]
+ORDER = [("priority", -1), ("run_at", 1), ("seq", 1)]
 
 
 async def claim(
@@ -70,9 +70,7 @@ def _known_full(places: rules.Places, taken: set[str]) -> rules.Places:
 
 def _due(queues: Sequence[str], now: float, places: rules.Places) -> Document:
     """The jobs that may be claimed, without those that are known to have no place."""
-    terms: list[Document] = [
-        {"$or": [{"expires_at": None}, {"expires_at": {"$gt": now}}, {"started_at": {"$gt": 0}}]}
-    ]
+    terms = [in_time(now)]
     if places.pipelines:
         full = {"pipeline": {"$nin": sorted(places.pipelines)}}
         terms.append({"$or": [{"concurrency": None}, full]})
@@ -88,7 +86,7 @@ def _due(queues: Sequence[str], now: float, places: rules.Places) -> Document:
 
 
 async def _page(documents: Documents, which: Document, size: int) -> list[Document]:
-    return await documents.jobs.find(which).sort(_ORDER).limit(size).to_list()
+    return await documents.jobs.find(which).sort(ORDER).limit(size).to_list()
 
 
 async def _taken(documents: Documents) -> set[str]:
@@ -98,6 +96,19 @@ async def _taken(documents: Documents) -> set[str]:
         async for found in documents.jobs.find({field: TEXT}, {field: 1}):
             names.add(found[field])
     return names
+
+
+async def in_turn(work: Callable[[int], Awaitable[None]], ids: Sequence[str]) -> None:
+    """`work` of every position: of one id one after the other, of several ids at once."""
+
+    async def one(positions: Sequence[int]) -> None:
+        for position in positions:
+            await work(position)
+
+    of_one_id: dict[str, list[int]] = {}
+    for position, id in enumerate(ids):
+        of_one_id.setdefault(id, []).append(position)
+    await each_of(one, list(of_one_id.values()))
 
 
 async def each_of(work: Callable[[T], Awaitable[R]], items: Sequence[T]) -> list[R]:

@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from fp_async.errors import MissingExtraError, StoreError, StoreUnavailableError
-from fp_async.jobs import CANCEL_DEADLINE, COLUMNS, LIGHT, Changes, Job, Member, Schedule
+from fp_async.jobs import CANCEL_DEADLINE, COLUMNS, LIGHT, Changes, Find, Job, Member, Schedule
 from fp_async.stores import SCHEMA_VERSION
 
 try:
@@ -53,10 +53,15 @@ class Documents:
         self.jobs = self.database["fp_jobs"]
         self.schedules = self.database["fp_schedules"]
         self.members = self.database["fp_members"]
+        self.letters = self.database["fp_letters"]
+        self.chunks = self.database["fp_chunks"]
         self.meta = self.database["fp_meta"]
 
     async def prepare(self) -> None:
-        """Make the indexes. Raises StoreError where a newer program has used the database."""
+        """Make the indexes. Raises StoreError where a newer program has used the database.
+
+        Documents of earlier versions stay as they are: what they lack is read as its default.
+        """
         found = await self.meta.find_one({"_id": "schema"})
         version = 0 if found is None else found["version"]
         if version > SCHEMA_VERSION:
@@ -67,11 +72,23 @@ class Documents:
         await self.jobs.create_indexes(_JOB_INDEXES)
         await self.schedules.create_indexes([IndexModel(_ascending("paused", "next_fire_time"))])
         await self.members.create_indexes([IndexModel(_ascending("kind", "name"))])
-        if found is None:
+        await self.letters.create_indexes([IndexModel([("at", DESCENDING), _SEQ])])
+        parts = _ascending("id", "attempt", "index")
+        await self.chunks.create_indexes([IndexModel(parts), IndexModel(_ascending("at"))])
+        await self._note_version(version)
+
+    async def _note_version(self, found: int) -> None:
+        """Once the indexes are there, so that whoever dies before this makes them again."""
+        if found == 0:
             await self.insert(self.meta, [{"_id": "schema", "version": SCHEMA_VERSION}])
+        elif found < SCHEMA_VERSION:
+            older = {"_id": "schema", "version": {"$lt": SCHEMA_VERSION}}
+            await self.meta.update_one(older, {"$set": {"version": SCHEMA_VERSION}})
 
     async def insert(self, collection: Any, new: Sequence[Document]) -> set[int]:
         """Insert; the positions of those that a unique index, or the id, refused."""
+        if not new:
+            return set()
         try:
             await collection.insert_many(new, ordered=False)
         except pymongo.errors.BulkWriteError as error:
@@ -84,14 +101,18 @@ class Documents:
             return {each["index"] for each in refused}
         return set()
 
-    async def compare_and_set(self, id: str, decide: Callable[[Job], Changes | None]) -> Job | None:
-        """Change the job by what `decide` says of it as it is now; the job since, without blobs.
+    async def compare_and_set(
+        self, id: str, decide: Callable[[Job], Changes | None], *, whole: bool = False
+    ) -> Job | None:
+        """Change the job by what `decide` says of it as it is now; the job since, without blobs
+        unless it is wanted `whole`.
 
         None for an unknown job, and where there was nothing to change. Somebody else's write
         between makes it look and decide again.
         """
+        fields = None if whole else WITHOUT_BLOBS
         while True:
-            found = await self.jobs.find_one({"_id": id, "pruned": False}, WITHOUT_BLOBS)
+            found = await self.jobs.find_one({"_id": id, "pruned": False}, fields)
             before = None if found is None else job(found)
             changes = None if before is None else decide(before)
             if found is None or before is None or changes is None:
@@ -136,6 +157,8 @@ _JOB_INDEXES = [
     IndexModel([_SEQ]),
     *(_where({name: {"$gt": 0}}, (name, ASCENDING)) for name in ("prune_at", "expires_at")),
     *(_where({name: TEXT}, (name, ASCENDING), _SEQ) for name in ("schedule_id", "group_id")),
+    _where({"state": "queued", "target": TEXT}, *_ascending("target", "run_at")),
+    _where({"reply_to": TEXT}, *_ascending("replied_at", "ended_at")),
 ]
 
 
@@ -161,6 +184,25 @@ def schedule(found: Document) -> Schedule:
 def member(found: Document) -> Member:
     """A document as a Member."""
     return Member(**{name: value for name, value in found.items() if name != "_id"})
+
+
+def sought(query: Find) -> Document:
+    """Which documents a query is about."""
+    which: Document = {"pruned": False}
+    if query.states:
+        which["state"] = {"$in": list(query.states)}
+    for name in ("pipeline", "queue", "schedule_id", "group_id", "owner", "agent"):
+        if getattr(query, name) is not None:
+            which[name] = {"$eq": getattr(query, name), **TEXT}
+    if query.bound and query.agent is None:
+        which["agent"] = TEXT
+    return which
+
+
+def in_time(now: float) -> Document:
+    """Jobs that may begin: expiry guards the first start only."""
+    started = {"started_at": {"$gt": 0}}
+    return {"$or": [{"expires_at": None}, {"expires_at": {"$gt": now}}, started]}
 
 
 def troubled(now: float, gone: set[str]) -> dict[str, Any]:

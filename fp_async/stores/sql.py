@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from fp_async.errors import MissingExtraError, StoreError
+from fp_async.errors import MissingExtraError, StoreError, StoreUnavailableError
 from fp_async.jobs import Find, Fire, Job, Member, Report, Schedule
 from fp_async.stores import SCHEMA_VERSION
 
 try:
     from fp_async.stores import sql_claiming, sql_tables
+    from fp_async.stores.sql_fleet import SqlFleet
     from fp_async.stores.sql_tables import HELD_STATES, WITHOUT_BLOBS, Db
     from fp_async.stores.sql_transactions import Merged, Transactions
 except ImportError as error:
@@ -32,6 +33,7 @@ class SqlStore:
         self._server = Transactions(kind, uri)
         self._adding = Merged(self._server, sql_claiming.add)
         self._finishing = Merged(self._server, sql_claiming.finish)
+        self.fleet = SqlFleet(self._server)
 
     def __repr__(self) -> str:
         return f"<SqlStore {self._server.place}>"
@@ -43,7 +45,8 @@ class SqlStore:
     async def open(self) -> None:
         self._server.connect()
         try:
-            await self._server.write(_migrate)
+            if await self._server.read(_schema) != SCHEMA_VERSION:
+                await self._server.write(_migrate, _MIGRATION_SECONDS)
         except BaseException:
             await self._server.close()
             raise
@@ -164,13 +167,20 @@ class SqlStore:
 # Units of work ------------------------------------------------------------------------------
 
 
-def _migrate(db: Db) -> None:
-    """Bring the tables to this version. Raises StoreError where they are newer."""
+_MIGRATION_SECONDS = 600.0  # it may have to copy a table
+
+
+def _schema(db: Db) -> int:
+    """The version of the tables, on a server that is known from here on."""
     if isinstance(db.server, sql_tables.MySql):
         db.server.learn(db)
-    if _version(db) == SCHEMA_VERSION:
-        return
-    db.rows(db.server.lock)  # processes that start together wait here
+    return _version(db)
+
+
+def _migrate(db: Db) -> None:
+    """Bring the tables to this version. Raises StoreError where they are newer."""
+    if db.rows(db.server.lock)[0][-1] != 1:  # processes that start together wait here
+        raise StoreUnavailableError("another process is still upgrading the tables")
     try:
         _bring(db, _version(db))
     finally:
@@ -185,7 +195,7 @@ def _bring(db: Db, version: int) -> None:
         )
     for number in range(version + 1, SCHEMA_VERSION + 1):
         for statement in db.server.create(number):
-            db.run(statement)
+            db.server.make(db, statement)
     if version == 0:
         db.run("CREATE TABLE IF NOT EXISTS fp_schema (version BIGINT NOT NULL PRIMARY KEY)")
         db.run("INSERT INTO fp_schema VALUES (:version)", version=SCHEMA_VERSION)
@@ -218,10 +228,12 @@ def _find(db: Db, *, query: Find) -> list[Job]:
     if query.states:
         terms.append(db.server.one_of("state", "each_state"))
         values["each_state"] = list(query.states)
-    for name in ("pipeline", "queue", "schedule_id", "group_id", "owner"):
+    for name in ("pipeline", "queue", "schedule_id", "group_id", "owner", "agent"):
         if getattr(query, name) is not None:
             terms.append(f"{name} = :{name}")
             values[name] = getattr(query, name)
+    if query.bound:
+        terms.append("agent IS NOT NULL")
     where = " AND ".join(terms)
     sql = f"SELECT {WITHOUT_BLOBS} FROM fp_jobs WHERE {where} ORDER BY seq DESC LIMIT :limit"
     return [sql_tables.job(row) for row in db.rows(sql, limit=query.limit, **values)]
@@ -259,12 +271,13 @@ def _members(db: Db, *, kind: str) -> list[Member]:
     return [Member(**dict(zip(names, row, strict=True))) for row in db.rows(sql, kind=kind)]
 
 
-_TABLES = ("jobs", "schedules", "members")
+_COUNTED = ("jobs", "schedules", "members")
+_TABLES = (*_COUNTED, "letters", "chunks")
 
 
 def _sizes(db: Db) -> dict[str, Any]:
     sizes = [db.rows(db.server.size, table=f"fp_{table}")[0][0] for table in _TABLES]
-    counts = {name: db.rows(f"SELECT count(*) FROM fp_{name}")[0][0] for name in _TABLES}
+    counts = {name: db.rows(f"SELECT count(*) FROM fp_{name}")[0][0] for name in _COUNTED}
     ((version,),) = db.rows(db.server.version)
     return {"server": str(version), "bytes": sum(map(int, sizes)), **counts}
 

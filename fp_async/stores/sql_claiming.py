@@ -14,7 +14,16 @@ from msgspec.structs import replace
 
 from fp_async import rules
 from fp_async.errors import StoreUnavailableError
-from fp_async.jobs import CANCEL_DEADLINE, Changes, Fire, Job, Report, Schedule
+from fp_async.jobs import (
+    CANCEL_DEADLINE,
+    CHUNK_TTL,
+    LETTER_TTL,
+    Changes,
+    Fire,
+    Job,
+    Report,
+    Schedule,
+)
 from fp_async.stores import CANCEL, HELD, LOST, sql_tables
 from fp_async.stores.sql_tables import ALL, HELD_STATES, QUEUED, SCHEDULE, WITHOUT_BLOBS, Db
 
@@ -134,7 +143,7 @@ def add(db: Db, jobs: Sequence[Job]) -> list[str]:
             break
         bearers |= _bearers(db, [job.key for job in refused if job.key is not None])
         rest = [job for job in refused if job.key not in bearers]
-        ids = _ids(db, [job.id for job in rest])
+        ids = known(db, [job.id for job in rest])
         waiting = [job for job in rest if job.id not in ids]  # its bearer has ended meanwhile
         if not waiting:
             break
@@ -148,15 +157,18 @@ def _bearers(db: Db, keys: list[str]) -> dict[str | None, str]:
     return dict(map(tuple, db.rows(sql, each_key=keys))) if keys else {}
 
 
-def _ids(db: Db, ids: list[str]) -> set[str]:
+def known(db: Db, ids: list[str]) -> set[str]:
+    """Those of the ids that there are, pruned ones included."""
     sql = "SELECT id FROM fp_jobs WHERE " + db.server.one_of("id", "each_id")
     return {id for (id,) in db.rows(sql, each_id=ids)} if ids else set()
 
 
-def locked(db: Db, ids: Sequence[str]) -> tuple[float, dict[str, _Found]]:
-    """(the time, (seq, job without blobs) by id) of those that there are; nobody else has them."""
+def locked(
+    db: Db, ids: Sequence[str], columns: str = WITHOUT_BLOBS
+) -> tuple[float, dict[str, _Found]]:
+    """(the time, (seq, job) by id) of those that there are; nobody else has them."""
     sql = (
-        f"SELECT {WITHOUT_BLOBS}, seq, {db.server.clock} FROM fp_jobs "
+        f"SELECT {columns}, seq, {db.server.clock} FROM fp_jobs "
         f"WHERE {db.server.one_of('id', 'each_id')} AND pruned = FALSE ORDER BY id FOR UPDATE"
     )
     rows = db.rows(sql, each_id=sorted(set(ids)))
@@ -261,10 +273,13 @@ def rescue(db: Db, *, ids: Sequence[str], dead: Sequence[str]) -> list[Job]:
 
 
 def prune(db: Db, *, limit: int) -> int:
-    """Remove, or leave the bare id of, jobs whose time is over."""
+    """Remove, or leave the bare id of, jobs whose time is over; and old letters and chunks."""
+    clock = db.server.clock
+    db.run(f'DELETE FROM fp_letters WHERE "at" <= {clock} - :ttl', ttl=LETTER_TTL)
+    db.run(f'DELETE FROM fp_chunks WHERE "at" <= {clock} - :ttl', ttl=CHUNK_TTL)
     sql = (
-        f'SELECT seq, "identity", pruned, {db.server.clock} FROM fp_jobs '
-        f"WHERE prune_at <= {db.server.clock} LIMIT :limit FOR UPDATE SKIP LOCKED"
+        f'SELECT seq, "identity", pruned, {clock} FROM fp_jobs WHERE prune_at <= {clock} '
+        "AND unreported = FALSE LIMIT :limit FOR UPDATE SKIP LOCKED"
     )
     rows = db.rows(sql, limit=limit)
     bare = [(seq, now) for seq, has_identity, pruned, now in rows if has_identity and not pruned]

@@ -16,91 +16,19 @@ import sqlalchemy as sa
 
 from fp_async.errors import StoreError
 from fp_async.jobs import CHANGING, COLUMNS, FLAGS, LIGHT, Changes, Job, Schedule
-from fp_async.lifecycle import STATES
+from fp_async.stores import sql_schema
 
 Values = Mapping[str, Any]
 Row = Sequence[Any]
 
-_BLOBS = {"spec", "error", "inputs", "result", "record"}
-_INTEGERS = {"seq", "priority", "attempt", "errors", "crashes", "concurrency"}
+_BLOBS = {"spec", "error", "inputs", "result", "record", "correlation"}
+_INTEGERS = {"seq", "priority", "attempt", "errors", "crashes", "concurrency", "offer"}
 _REALS = {
     *("created_at", "run_at", "expires_at", "started_at", "ended_at", "prune_at"),
-    *("lease_until", "cancel_at", "nominal_at", "result_ttl"),
+    *("lease_until", "cancel_at", "nominal_at", "result_ttl", "replied_at"),
 }
-_REAL = "DOUBLE PRECISION"
-_STATES = ", ".join(f"'{state}'" for state in STATES)
-_LONGEST_NAME = 255  # of a name on MySQL, in characters: its indexes hold 3,072 bytes
 _STATEMENT_BYTES = 16 * 2**20  # about what one PostgreSQL statement carries at most
-
-# What each version adds to the one before. Never edit one that was released: add the next.
-_JOBS = f"""CREATE TABLE IF NOT EXISTS fp_jobs (
-    seq {{serial}} PRIMARY KEY,
-    id {{name}} NOT NULL,
-    pipeline {{name}} NOT NULL,
-    state {{word}} NOT NULL CHECK (state IN ({_STATES})),
-    reason {{text}},
-    queue {{name}} NOT NULL,
-    priority BIGINT NOT NULL,
-    target {{name}}, agent {{name}}, group_id {{name}},
-    created_at {{real}} NOT NULL, run_at {{real}} NOT NULL, expires_at {{real}},
-    started_at {{real}}, ended_at {{real}}, prune_at {{real}},
-    attempt BIGINT NOT NULL DEFAULT 0,
-    errors BIGINT NOT NULL DEFAULT 0,
-    crashes BIGINT NOT NULL DEFAULT 0,
-    owner {{name}}, lease_until {{real}}, cancel_at {{real}},
-    "key" {{name}}, active_key {{name}},
-    concurrency BIGINT, slot {{long_name}},
-    lane {{name}}, lane_held {{name}},
-    schedule_id {{name}}, nominal_at {{real}},
-    retried_from {{name}},
-    "identity" BOOLEAN NOT NULL DEFAULT FALSE,
-    pruned BOOLEAN NOT NULL DEFAULT FALSE,
-    result_ttl {{real}} NOT NULL,
-    spec {{blob}} NOT NULL, error {{blob}},
-    inputs {{blob}} NOT NULL, result {{blob}}, record {{blob}},
-    UNIQUE (id){{indexes}}
-){{options}}"""
-_SCHEDULES = """CREATE TABLE IF NOT EXISTS fp_schedules (
-    id {name} NOT NULL PRIMARY KEY,
-    pipeline {name} NOT NULL,
-    "trigger" {blob} NOT NULL, policy {blob} NOT NULL, template {blob} NOT NULL,
-    paused BOOLEAN NOT NULL,
-    next_fire_time {real}, last_fire_time {real},
-    fired BIGINT NOT NULL, skipped BIGINT NOT NULL, revision BIGINT NOT NULL,
-    created_at {real} NOT NULL,
-    origin {name} NOT NULL{schedule_indexes}
-){options}"""
-_MEMBERS = """CREATE TABLE IF NOT EXISTS fp_members (
-    kind {name} NOT NULL, name {name} NOT NULL,
-    info {blob} NOT NULL,
-    seen_at {real} NOT NULL, until {real} NOT NULL,
-    PRIMARY KEY (kind, name)
-){options}"""
-_POSTGRES_INDEXES = (
-    "CREATE UNIQUE INDEX fp_jobs_active_key ON fp_jobs (active_key) WHERE active_key IS NOT NULL",
-    "CREATE UNIQUE INDEX fp_jobs_slot ON fp_jobs (slot) WHERE slot IS NOT NULL",
-    "CREATE UNIQUE INDEX fp_jobs_lane_held ON fp_jobs (lane_held) WHERE lane_held IS NOT NULL",
-    """CREATE INDEX fp_jobs_queued ON fp_jobs (queue, priority, run_at, seq)
-        WHERE state = 'queued' AND target IS NULL""",
-    """CREATE INDEX fp_jobs_held ON fp_jobs (state)
-        WHERE state IN ('offered', 'accepted', 'running')""",
-    """CREATE INDEX fp_jobs_expires ON fp_jobs (expires_at)
-        WHERE expires_at IS NOT NULL AND state = 'queued'""",
-    "CREATE INDEX fp_jobs_prune ON fp_jobs (prune_at) WHERE prune_at IS NOT NULL",
-    "CREATE INDEX fp_jobs_schedule ON fp_jobs (schedule_id) WHERE schedule_id IS NOT NULL",
-    "CREATE INDEX fp_jobs_group ON fp_jobs (group_id) WHERE group_id IS NOT NULL",
-    """CREATE INDEX fp_schedules_due ON fp_schedules (next_fire_time)
-        WHERE next_fire_time IS NOT NULL AND NOT paused""",
-)
-_MYSQL_INDEXES = """,
-    UNIQUE KEY fp_jobs_active_key (active_key),
-    UNIQUE KEY fp_jobs_slot (slot),
-    UNIQUE KEY fp_jobs_lane_held (lane_held),
-    KEY fp_jobs_queued (state, target, queue, priority, run_at),
-    KEY fp_jobs_expires (expires_at),
-    KEY fp_jobs_prune (prune_at),
-    KEY fp_jobs_schedule (schedule_id),
-    KEY fp_jobs_group (group_id)"""
+_DUPLICATE_COLUMN = 1060  # of MySQL
 
 _SCHEDULE_COLUMNS = Schedule.__struct_fields__
 _INSERTED = (*(name for name in COLUMNS if name not in CHANGING), "state")
@@ -108,6 +36,12 @@ _INSERTED = (*(name for name in COLUMNS if name not in CHANGING), "state")
 
 def _quoted(names: Iterable[str]) -> str:
     return ", ".join(f'"{name}"' for name in names)
+
+
+def insert(table: str, columns: Sequence[str]) -> str:
+    """A statement for rows with these columns."""
+    values = ", ".join(f":{name}" for name in columns)
+    return f"INSERT INTO {table} ({_quoted(columns)}) VALUES ({values})"
 
 
 ALL = _quoted(COLUMNS)
@@ -161,8 +95,13 @@ class Postgres:
     version = "SELECT 'PostgreSQL ' || current_setting('server_version')"
     size = "SELECT pg_total_relation_size(CAST(:table AS regclass))"
     clean = "VACUUM (ANALYZE) {table}"
-    lock = "SELECT pg_advisory_xact_lock(728364519)"
+    lock = "SELECT pg_advisory_xact_lock(728364519), 1"
     unlock = "SELECT 1"  # the end of the transaction does it
+    untouched = "ON CONFLICT DO NOTHING"  # the tail of an INSERT that leaves what is there
+    wanted = "target"  # the target of a job that is queued
+    queued_for_agents = "state = 'queued' AND target IS NOT NULL"
+    unreplied = "reply_to IS NOT NULL AND replied_at IS NULL AND ended_at IS NOT NULL"
+    reply_order = "ended_at"
 
     def one_of(self, column: str, name: str) -> str:
         """A condition: the column is in the list `:name`."""
@@ -181,22 +120,22 @@ class Postgres:
         for part in _parts(rows):
             db.run(_postgres_update(columns), **_lists((*columns, "seq"), part))
 
+    def check(self, rows: Sequence[Values]) -> int:
+        """Raises StoreError for a row that is too large."""
+        return len(rows)
+
     def upsert(self, conflict: str, changes: Sequence[str], *extra: str) -> str:
         """The tail of an INSERT that replaces these columns of the row with the same key."""
         moves = [*(f'"{name}" = excluded."{name}"' for name in changes), *extra]
         return f"ON CONFLICT ({conflict}) DO UPDATE SET {', '.join(moves)}"
 
     def create(self, version: int) -> list[str]:
-        assert version == 1
-        name = 'TEXT COLLATE "C"'
-        types = {"serial": "BIGINT GENERATED ALWAYS AS IDENTITY", "blob": "BYTEA", "real": _REAL}
-        names = {"name": name, "long_name": name, "word": name, "text": "TEXT"}
-        kept = {"indexes": "", "schedule_indexes": "", "options": ""}
-        # Rows are changed often, and soon after one another: leave room, and clean up early.
-        often = " WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05)"
-        jobs = _JOBS.format(**types, **names, **{**kept, "options": often})
-        rest = (table.format(**types, **names, **kept) for table in (_SCHEDULES, _MEMBERS))
-        return [jobs, *rest, *_POSTGRES_INDEXES]
+        """What this version adds to the one before; see `sql_schema`."""
+        return sql_schema.postgres(version)
+
+    def make(self, db: Db, statement: str) -> None:
+        """Run a statement of `create`."""
+        db.run(statement)
 
 
 def _array(column: str) -> str:
@@ -255,6 +194,11 @@ class MySql:
     clean = "OPTIMIZE TABLE {table}"
     lock = "SELECT GET_LOCK(CONCAT('fp.', MD5(DATABASE())), 20)"
     unlock = "SELECT RELEASE_LOCK(CONCAT('fp.', MD5(DATABASE())))"
+    untouched = 'ON DUPLICATE KEY UPDATE "id" = "id"'  # INSERT IGNORE would swallow other errors
+    wanted = "wanted"
+    queued_for_agents = "wanted IS NOT NULL"
+    unreplied = "unreplied IS NOT NULL"
+    reply_order = "unreplied"
 
     def __init__(self) -> None:
         self.collation = "utf8mb4_bin"
@@ -272,12 +216,12 @@ class MySql:
 
     def insert(self, db: Db, jobs: Sequence[Job]) -> list[Job]:
         rows = [inserted(job) for job in jobs]
-        self._check(rows)
+        self.check(rows)
         db.many(_MYSQL_INSERT, rows)
         return [job for job in jobs if job.key is not None]
 
     def update(self, db: Db, columns: tuple[str, ...], rows: Sequence[Values]) -> None:
-        few = self._check(rows) < self.packet // 2
+        few = self.check(rows) < self.packet // 2
         start = 0
         while start < len(rows):  # in powers of two, or there would be too many statements
             count = 1 << min((len(rows) - start).bit_length() - 1, 6 if few else 0)
@@ -288,7 +232,7 @@ class MySql:
             db.run(_mysql_update(tuple(fixed), moving, count), **fixed, **each)
             start += count
 
-    def _check(self, rows: Sequence[Values]) -> int:
+    def check(self, rows: Sequence[Values]) -> int:
         """How many bytes they need. For a row too large the server would just hang up."""
         total = 0
         for row in rows:
@@ -306,29 +250,18 @@ class MySql:
         return f"ON DUPLICATE KEY UPDATE {', '.join(moves)}"
 
     def create(self, version: int) -> list[str]:
-        assert version == 1
-        name = f"VARCHAR({_LONGEST_NAME})"
-        types = {
-            "serial": "BIGINT AUTO_INCREMENT",
-            "blob": "LONGBLOB",
-            "text": "TEXT",
-            "real": _REAL,
-            "name": name,
-            "word": "VARCHAR(16)",
-            "long_name": f"VARCHAR({_LONGEST_NAME + 16})",
-            "indexes": _MYSQL_INDEXES,
-            "schedule_indexes": ",\n    KEY fp_schedules_due (paused, next_fire_time)",
-            "options": f" ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE={self.collation}",
-        }
-        return [table.format(**types) for table in (_JOBS, _SCHEDULES, _MEMBERS)]
+        return sql_schema.mysql(version, self.collation)
+
+    def make(self, db: Db, statement: str) -> None:
+        """It commits by itself: whoever died before noting the version may have run it."""
+        try:
+            db.run(statement)
+        except sa.exc.DBAPIError as error:
+            if error.orig is None or error.orig.args[:1] != (_DUPLICATE_COLUMN,):
+                raise
 
 
-# INSERT IGNORE would swallow other errors too.
-_MYSQL_INSERT = (
-    f"INSERT INTO fp_jobs ({_quoted(_INSERTED)}) "
-    f"VALUES ({', '.join(f':{name}' for name in _INSERTED)}) "
-    'ON DUPLICATE KEY UPDATE "id" = "id"'
-)
+_MYSQL_INSERT = f"{insert('fp_jobs', _INSERTED)} {MySql.untouched}"
 
 
 @cache
@@ -360,6 +293,13 @@ def inserted(job: Job) -> dict[str, Any]:
     return {name: getattr(job, name) for name in _INSERTED}
 
 
+def insert_whole(db: Db, jobs: Sequence[Job]) -> None:
+    """Insert jobs with all that they have. An id that is there already is an error."""
+    rows = [msgspec.structs.asdict(job) for job in jobs]
+    db.server.check(rows)
+    db.many(_INSERT_WHOLE, rows)
+
+
 def change(db: Db, changes: Iterable[tuple[int, Changes]]) -> None:
     """Write what rules have decided, in one statement for each set of columns."""
     groups: defaultdict[tuple[str, ...], list[Values]] = defaultdict(list)
@@ -386,10 +326,8 @@ def schedule(row: Row) -> Schedule:
     return Schedule(**{**values, "paused": bool(values["paused"])})
 
 
-PUT_SCHEDULE = (
-    f"INSERT INTO fp_schedules ({SCHEDULE}) "
-    f"VALUES ({', '.join(f':{name}' for name in _SCHEDULE_COLUMNS)}) "
-)
+_INSERT_WHOLE = insert("fp_jobs", COLUMNS)
+PUT_SCHEDULE = f"{insert('fp_schedules', _SCHEDULE_COLUMNS)} "
 REPLACED = ("pipeline", "trigger", "policy", "template", "paused", "next_fire_time", "origin")
 
 

@@ -87,15 +87,15 @@ class Transactions:
         if engine is not None:
             await engine.dispose()
 
-    async def write(self, unit: Unit[T]) -> T:
+    async def write(self, unit: Unit[T], seconds: float | None = None) -> T:
         """Run the unit in a transaction; again, where it lost against another one.
 
-        Cancelled, it is undone, unless it was being committed. Raises StoreError and
-        StoreUnavailableError.
+        It may take `seconds`. Cancelled, it is undone, unless it was being committed. Raises
+        StoreError and StoreUnavailableError.
         """
         if self._engine is None:
             raise StoreError("the data store is not open")
-        return await self._run(self._engine, unit, _SECONDS)
+        return await self._run(self._engine, unit, seconds or _SECONDS)
 
     async def read(self, unit: Unit[T]) -> T:
         """Run a unit that changes nothing."""

@@ -34,6 +34,8 @@ class SqliteFleet:
         return await self._units.read(_wanted)
 
     async def waiting(self, targets: Sequence[str], limit: int) -> list[Job]:
+        if not targets or limit <= 0:  # a negative limit would be none
+            return []
         return await self._units.read(partial(_waiting, targets=targets, limit=limit))
 
     async def offer(self, offers: Sequence[Offer]) -> list[Job | None]:
@@ -43,7 +45,7 @@ class SqliteFleet:
         return await self._units.together(_adopt, jobs)
 
     async def unreplied(self, limit: int) -> list[Job]:
-        return await self._units.read(partial(_unreplied, limit=limit))
+        return await self._units.read(partial(_unreplied, limit=max(limit, 0)))
 
     async def replied(self, ids: Sequence[str]) -> None:
         await self._units.together(_replied, ids)
@@ -52,7 +54,7 @@ class SqliteFleet:
         await self._units.together(_bury, letters)
 
     async def letters(self, limit: int = 50) -> list[Letter]:
-        return await self._units.read(partial(_letters, limit=limit))
+        return await self._units.read(partial(_letters, limit=max(limit, 0)))
 
     async def keep(self, chunks: Sequence[Chunk]) -> None:
         await self._units.together(_keep, chunks)
@@ -70,12 +72,14 @@ _TAKE = (
     "INSERT INTO members (kind, name, info, seen_at, until) VALUES ('lead', ?, ?, ?, ?) "
     "ON CONFLICT (kind, name) DO UPDATE SET info = excluded.info, seen_at = excluded.seen_at, "
     "until = excluded.until WHERE members.info = excluded.info "
-    "OR members.until <= excluded.seen_at OR members.seen_at > excluded.seen_at"
+    "OR members.until <= excluded.seen_at OR members.seen_at > excluded.until"
 )
 
 
 def _lead(db: _Db, *, role: str, owner: str, seconds: float) -> bool:
-    """A lease from the future is one from before the clock was set back: nobody has it."""
+    """A lease that begins after this one's end is from before the clock was set back: it is
+    free. A clock that was set back by less only makes it last longer.
+    """
     now, name = time.time(), json.dumps(owner).encode()
     if seconds <= 0:
         gone = "DELETE FROM members WHERE kind = 'lead' AND name = ? AND info = ?"
