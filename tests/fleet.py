@@ -62,8 +62,12 @@ class Fleet:
 
     def start(self, name: str, *arguments: str) -> subprocess.Popen:
         """Start `flowerpower <arguments>` under a name of the test's own."""
+        return self.spawn(name, [COMMAND, *arguments, "--base-dir", str(self.root)])
+
+    def spawn(self, name: str, command: list[str]) -> subprocess.Popen:
+        """Start a command under a name of the test's own."""
         process = subprocess.Popen(
-            [COMMAND, *arguments, "--base-dir", str(self.root)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=self.log,
             stderr=self.log,
