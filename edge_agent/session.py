@@ -109,7 +109,10 @@ class Session:
         await self._connection.publish(topic, payload, qos=1, retain=True)
 
     async def say_goodbye(self) -> None:
-        """A clean stop is told, so that nobody waits for the last will."""
+        """Tell what ended last, and that this is a clean stop: nobody has to wait for the will."""
+        outbox = self._agent.outbox
+        while self._gateway.is_set() and (outbox.waits or self._agent.notices):  # noqa: ASYNC110
+            await asyncio.sleep(_TOGETHER)
         payload = messages.encode(self._agent.state("offline"))
         topic = self._topics.agent(self._name, "state")
         with contextlib.suppress(BrokerError):

@@ -74,6 +74,8 @@ class ScheduleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     coalesce: Literal["earliest", "latest", "all"] = "latest"
     max_catch_up: Annotated[int, msgspec.Meta(ge=1)] = 100
     max_jitter: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    on: str | None = None
+    offline: bool = False
 
 
 class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from fp_async import orders, triggers
+from fp_async import orders, targets, triggers
 from fp_async.events import Hub
 from fp_async.jobs import Fire, Job, Schedule, Template, identity
 from fp_async.patience import Patience
@@ -69,11 +69,12 @@ class Firing:
             return after - now
         due = await store.due(now, _BATCH)
         allowed = due if self._may is None else [row for row in due if self._may(row)]
-        fires = [fire async for fire in self._fires(allowed, now)]
+        fires = [await self._spread(fire) async for fire in self._fires(allowed, now)]
         added = await store.fire(fires)
         new = [job for fire, ids in zip(fires, added, strict=True) if ids for job in fire.jobs]
         late = {f"later:{job.queue}" for job in new if job.run_at > now}
-        self._hub.publish(*late, *{f"work:{job.queue}" for job in new})
+        elsewhere = {f"on:{job.target}" for job in new if job.target is not None}
+        self._hub.publish(*late, *elsewhere, *{f"work:{job.queue}" for job in new})
         return 0.0 if allowed else _FORBIDDEN
 
     async def _fires(self, due: list[Schedule], now: float) -> AsyncIterator[Fire]:
@@ -85,6 +86,18 @@ class Firing:
             if time.perf_counter() - turn > _TURN:
                 await asyncio.sleep(0)
                 turn = time.perf_counter()
+
+    async def _spread(self, fire: Fire) -> Fire:
+        """For an `all:` target a job for each agent that it means."""
+        if not any((job.target or "").startswith("all:") for job in fire.jobs):
+            return fire
+        from fp_async import fleet  # what only this needs
+
+        jobs: list[Job] = []
+        for each in fire.jobs:
+            agents = await fleet.meant(self._store, each.target or "")
+            jobs += targets.spread(each, agents) if agents else []
+        return msgspec.structs.replace(fire, jobs=jobs)
 
     async def _fire(self, row: Schedule, now: float) -> Fire | None:
         try:

@@ -196,6 +196,7 @@ class Gateway:
             offering.dispatch,
             offering.repeat,
             offering.cancels,
+            offering.schedules,
             self._look_after,
         )
         try:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from fp_async import hearing, messages, presence
 from fp_async.attempt import Trail
-from fp_async.errors import MessageError
+from fp_async.errors import MessageError, StoreError, StoreUnavailableError
 from fp_async.jobs import Chunk, Job, Letter, Report, identity, new_id
 from fp_async.link import Message as Heard
 from fp_async.messages import (
@@ -205,11 +205,16 @@ class Hearing:
         for name, told in batch.whole:
             await self._put_together(batch, name, told)
         own = [(n, r) for n, r in batch.reports if self._is_its_own(n, r)]
-        done, _, _ = await asyncio.gather(
-            gateway.store.finish([report for _, report in own]),
-            fleet.adopt([job for _, job in batch.adopted]),
-            fleet.bury(batch.letters),
-        )
+        try:
+            done, _, _ = await asyncio.gather(
+                gateway.store.finish([report for _, report in own]),
+                fleet.adopt([job for _, job in batch.adopted]),
+                fleet.bury(batch.letters),
+            )
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            done = await self._store_singly(batch, own, error)
         for (name, report), stored in zip(own, done, strict=True):
             await self._apply(name, report, stored=stored)
         for name, job in batch.adopted:
@@ -218,6 +223,30 @@ class Hearing:
         for name, report in batch.reports:
             if report.event not in ("accept", "start", "give_back"):
                 batch.acknowledged[name].append(report.id)
+
+    async def _store_singly(
+        self, batch: Batch, own: Sequence[tuple[str, Report]], error: StoreError
+    ) -> list[bool]:
+        """The store refuses something of it: a result too large for it, say. What it refuses
+        has failed for that reason, or an agent would tell it for ever.
+        """
+        log.warning("the store refuses a batch, and gets it one by one: %s", error)
+        gateway, done = self._gateway, list[bool]()
+        for _, report in own:
+            try:
+                done += await gateway.store.finish([report])
+            except StoreUnavailableError:
+                raise
+            except StoreError as refused:
+                done += await gateway.store.finish([hearing.refused(report, str(refused))])
+        for _, job in batch.adopted:
+            try:
+                await gateway.store.fleet.adopt([job])
+            except StoreUnavailableError:
+                raise
+            except StoreError as refused:
+                await gateway.store.fleet.adopt([hearing.without_value(job, str(refused))])
+        return done
 
     def _is_its_own(self, name: str, report: Report) -> bool:
         """Nobody speaks for another agent's jobs."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fp_async import messages
 from fp_async.board import BOUND, Open
+from fp_async.gateway_schedules import kept_elsewhere
 from fp_async.hearing import plain
 from fp_async.jobs import Job
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _POLL = 5.0
 _OFFERS = 1000
+_RECHECK = 60.0
 
 
 class Offering:
@@ -126,6 +128,26 @@ class Offering:
         if not each.answered:
             self._gateway.count("repeats")
             self._publish_offer(job)
+
+    # Schedules --------------------------------------------------------------------------------
+
+    async def schedules(self) -> None:
+        """Ask agents what schedules they keep, when one that agents keep was changed."""
+        with self._hub.listen("schedules") as listener:
+            seen = await self._patience(lambda: kept_elsewhere(self._store))
+            while True:
+                await listener.wait(_RECHECK)
+                now = await self._patience(lambda: kept_elsewhere(self._store))
+                if now != seen:
+                    seen = now
+                    self._ask_everybody()
+
+    def _ask_everybody(self) -> None:
+        body = messages.encode(messages.AskSync())
+        for name, known in self._board.agents.items():
+            if known.away_since is None:
+                topic = self._topics.agent(name, "do")
+                self._connection.publish_soon(topic, body, qos=1, expiry=60)
 
     # Cancels ----------------------------------------------------------------------------------
 

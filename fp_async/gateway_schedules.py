@@ -33,6 +33,13 @@ async def removed(store: Store, row: Schedule) -> None:
     await store.saw(Member(kind=REMOVED, name=row.id, info=info), REMEMBERED)
 
 
+async def kept_elsewhere(store: Store) -> dict[str, int]:
+    """The revisions of the schedules that agents keep, and of those that they have to forget."""
+    wanted = {row.id: row.revision for row in await store.schedules() if is_offline(row)}
+    gone = {f"-{member.name}": 0 for member in await store.members(REMOVED)}
+    return {**gone, **wanted}
+
+
 async def differences(
     store: Store, name: str, known: Known, revisions: dict[str, int]
 ) -> list[PutSchedule | DeleteSchedule]:

@@ -17,6 +17,7 @@ from fp_async.jobs import Chunk, Job, Report, Spec
 from fp_async.lifecycle import Event
 from fp_async.messages import Finished, ResultChunk, Started
 
+_REASON = 500  # characters
 _EVENTS: dict[str, Event] = {
     "succeeded": "succeed",
     "failed": "fail",
@@ -125,3 +126,21 @@ def _by_our_clock(told: Finished, at: float | None, now: float) -> float | None:
 def plain(spec: Spec) -> Spec:
     """The rules of a job without what only the center applies."""
     return replace(spec, on_lost=None, lost_after=None)
+
+
+def refused(report: Report, why: str) -> Report:
+    """An outcome that the store does not take: without its value it has failed."""
+    failure = jobs.Failure("StoreError", f"the outcome could not be stored: {why}"[:_REASON])
+    return Report(
+        id=report.id,
+        attempt=report.attempt,
+        event="fail" if report.event == "succeed" else report.event,
+        error=msgspec.json.encode(failure),
+    )
+
+
+def without_value(job: Job, why: str) -> Job:
+    """As `refused`, for a job that an agent began by itself."""
+    failure = jobs.Failure("StoreError", f"the outcome could not be stored: {why}"[:_REASON])
+    error = msgspec.json.encode(failure)
+    return replace(job, state="failed", result=None, record=None, error=error)

@@ -94,11 +94,16 @@ class World:
         self.flock, self.broker, self.proxy, self.port, self.rng = flock, broker, proxy, port, rng
 
     async def until(self, done, fault):
-        """The fault every second or two; in the end all is well again."""
-        while not done.is_set():
+        """The fault every few seconds, while there is work for twice as many; then all is well.
+
+        Not every second for ever: whoever loses a connection soon after it was made waits longer
+        each time, up to a minute, and that is right.
+        """
+        for _ in range(6 + scale(JOBS) // 50):
             try:
-                async with asyncio.timeout(1 + self.rng.random()):
+                async with asyncio.timeout(1 + 3 * self.rng.random()):
                     await done.wait()
+                    break
             except TimeoutError:
                 await fault(self)
         await self.proxy.heal()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _KINDS = ("interval", "cron", "date", "calendarinterval")
 _OWN = (
     *("id", "timezone", "overlap", "misfire_grace_time", "coalesce", "max_catch_up"),
-    *("max_jitter", "paused"),
+    *("max_jitter", "paused", "offline"),
 )
 Row = tuple["Schedule", str | None]  # a schedule, and the id of the job that --now has added
 
@@ -45,6 +45,11 @@ def _schedule_options(function: Callable[..., Any]) -> Any:
         click.option("--now", is_flag=True, help="Add one job at once, too."),
         click.option("--id", help="Default: from the pipeline and the trigger."),
         click.option("--paused", is_flag=True, help="Fire only after `schedules resume`."),
+        click.option(
+            "--offline",
+            is_flag=True,
+            help="With --on: the agents keep it, and fire it without a network, too.",
+        ),
         click.option("--timezone", metavar="NAME", help="Europe/Berlin. Default: the machine's."),
         click.option(
             "--overlap",
@@ -179,12 +184,20 @@ def _show(rows: list[Row], output: str) -> None:
             _echo(row, job)
 
 
+def _is_offline(row: Schedule) -> bool:
+    from fp_async.orders import template_of
+
+    return template_of(row).offline
+
+
 def _echo(row: Schedule, job: str | None) -> None:
     from fp_async.cli.shown import ago, local, next_times, words
 
     click.echo(f"{click.style(row.id, bold=True)}  {row.pipeline}  {words(row)}")
     if row.paused:
         click.echo(f"  paused; to start it: flowerpower schedules resume {row.id}")
+    elif _is_offline(row):
+        click.echo("  agents keep it and fire it; what came of it: flowerpower jobs")
     elif row.next_fire_time is None:
         way = "" if job else " (--now runs it once)"
         color = {"fg": "yellow"}
