@@ -292,7 +292,8 @@ async def _until_lost(
     limit = asyncio.timeout(None)
 
     def end(_: object) -> None:
-        limit.reschedule(0.0)
+        with contextlib.suppress(RuntimeError):  # the body ended at the same moment
+            limit.reschedule(0.0)
 
     try:
         async with limit:
