@@ -739,7 +739,7 @@ async def test_a_websocket_carries_it_all():
     with Mosquitto(lines=web_listener(port)):
         async with connected(Link.of(f"ws://127.0.0.1:{port}/mqtt")) as link:
             await link.subscribe("a", qos=1)
-            sizes = (0, 1, 100, 125, 126, 60_000, 65_535, 65_536, 300_000)
+            sizes = (0, 1, 100, 125, 126, 5_000, 66_000)  # Mosquitto reads 4 KiB each 0.1 s
             for size in sizes:
                 await link.publish("a", bytes(size), qos=1)
             assert [len(m.payload) for m in await received(link, len(sizes))] == list(sizes)
@@ -754,8 +754,8 @@ async def test_a_websocket_over_tls(signed):
         link = Link.of(f"wss://localhost:{port}/mqtt", ca_file=str(signed / "ca"))
         async with connected(link) as connection:
             await connection.subscribe("a")
-            await connection.publish("a", bytes(200_000), qos=1)
-            assert len((await received(connection))[0].payload) == 200_000
+            await connection.publish("a", bytes(20_000), qos=1)
+            assert len((await received(connection))[0].payload) == 20_000
 
 
 async def test_where_no_websocket_is_the_error_says_so():
