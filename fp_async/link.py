@@ -52,7 +52,8 @@ class Connection:
     def lost(self) -> BrokerError | None:
         """Why the connection ended, or None. SessionTakenError: by another with our client id.
 
-        With MQTT 3.1.1 a broker does not tell that; it just closes.
+        Only MQTT 5 has a word for that, and Mosquitto 2.0 closes without it: who must not fight
+        for a session needs a lease besides.
         """
         return self._session.lost
 
@@ -259,29 +260,41 @@ async def serve(
     when connected, and the error of every attempt that failed; the log has one line for each
     outage and one for its end. Cancelling cancels `body`, then leaves as `connected` does.
     """
-    failures, out = 0, False
+    outage = _Outage(told)
+    failures = 0
     while True:
         began = float("inf")
         try:
             async with connected(link() if callable(link) else link) as connection:
                 began = time.monotonic()
-                if out:
-                    log.warning("%s: connected again", connection._link)
-                out = False
-                if told:
-                    told(None)
+                outage.end(connection)
                 await _until_lost(connection, body)
                 return
         except (BrokerError, BaseExceptionGroup) as raised:
-            error = _broker_error(raised)
-        if not out:
-            log.warning("%s; trying again", error)
-        out = True
-        if told:
-            told(error)
+            outage.go_on(_broker_error(raised))
         failures = 0 if time.monotonic() - began > STEADY_SECONDS else failures
         await asyncio.sleep(pause(failures, longest))
         failures += 1
+
+
+class _Outage:
+    """Tells every failure to `told`, and only the first and the recovery to the log."""
+
+    def __init__(self, told: Callable[[BrokerError | None], object] | None) -> None:
+        self._told = told or (lambda _: None)
+        self._logged = False
+
+    def go_on(self, error: BrokerError) -> None:
+        if not self._logged:
+            log.warning("%s; trying again", error)
+        self._logged = True
+        self._told(error)
+
+    def end(self, connection: Connection) -> None:
+        if self._logged:
+            log.warning("%s: connected again", connection._link)
+        self._logged = False
+        self._told(None)
 
 
 async def _until_lost(
@@ -292,7 +305,8 @@ async def _until_lost(
     limit = asyncio.timeout(None)
 
     def end(_: object) -> None:
-        limit.reschedule(0.0)
+        with contextlib.suppress(RuntimeError):  # the body ended at the same moment
+            limit.reschedule(0.0)
 
     try:
         async with limit:

@@ -26,14 +26,20 @@ def publish_properties(
     if expiry is not None:
         body += bytes((EXPIRY,)) + max(0, min(expiry, 0xFFFFFFFF)).to_bytes(4, "big")
     if content_type is not None:
-        body += bytes((CONTENT_TYPE,)) + _sized(content_type.encode())
+        body += bytes((CONTENT_TYPE,)) + _sized_text(content_type)
     if response_topic is not None:
-        body += bytes((RESPONSE_TOPIC,)) + _sized(response_topic.encode())
+        body += bytes((RESPONSE_TOPIC,)) + _sized_text(response_topic)
     if correlation is not None:
         body += bytes((CORRELATION,)) + _sized(correlation)
     for name, value in user_properties:
-        body += bytes((USER_PROPERTY,)) + _sized(name.encode()) + _sized(value.encode())
+        body += bytes((USER_PROPERTY,)) + _sized_text(name) + _sized_text(value)
     return _varint(len(body)) + body
+
+
+def _sized_text(text: str) -> bytes:
+    if "\0" in text:  # brokers hang up for it
+        raise ValueError("a property of a message has a NUL character")
+    return _sized(text.encode())
 
 
 def _sized(data: bytes) -> bytes:

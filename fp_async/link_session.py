@@ -23,7 +23,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fp_async.errors import BrokerError, PublishRefusedError, SessionTakenError, describe
 from fp_async.link_packets import read_publish
-from fp_async.link_socket import Stream
+from fp_async.link_socket import CLOSED, Stream
 from fp_async.link_values import Link, Message
 
 GOODBYE_SECONDS = 0.5
@@ -282,10 +282,11 @@ class Session(aiomqtt.Client):
         if not self._answer.done():
             text = f"the broker closed the connection without an answer ({why})"
             # some brokers hang up instead of refusing the version
-            other = OtherVersionError(text) if self.version == 5 else None
-            _settle(self._answer, other or BrokerError(f"{self.link}: {text}"))
-        kind = SessionTakenError if said and code_of(reason) == SESSION_TAKEN else BrokerError
-        self._lose(kind(f"{self.link}: the connection was lost ({why})"))
+            may_be_old = self.version == 5 and self.stream.problem == CLOSED
+            kind = OtherVersionError if may_be_old else BrokerError
+            _settle(self._answer, kind(f"{self.link}: {text}"))
+        taken = SessionTakenError if said and code_of(reason) == SESSION_TAKEN else BrokerError
+        self._lose(taken(f"{self.link}: the connection was lost ({why})"))
 
     def _on_socket_open(self, _client: Any, _data: Any, _stream: Any) -> None:
         self._loop.add_reader(self.stream, self._read)
@@ -319,6 +320,7 @@ class Session(aiomqtt.Client):
             while self._watching and self.stream.flush() and self._paho.want_write():
                 self._paho.loop_write()
         except Exception as error:
+            self._read()  # the broker may have said why before it hung up
             self._break(describe(error))
         if self._watching:
             self._wait_for_room(bool(self.stream.unsent() or self._paho.want_write()))

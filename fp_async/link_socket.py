@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,9 @@ from fp_async.threads import Threads, in_thread
 READ_SIZE = 32_768
 SEND_LIMIT = 65_536  # bytes that wait here for the system's own buffer
 HEAD_LIMIT = 16_384
+CLOSED = "closed at the other end"
+
+NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 T = TypeVar("T")
 _resolvers = Threads(4, idle_seconds=1.0)
@@ -43,17 +47,18 @@ class Stream:
     def recv(self, size: int) -> bytes:
         """At most `size` bytes; none at the end of the stream. Raises OSError."""
         if self._at == len(self._in):
-            self._in = self._told(self._more)
+            self._in = self._more()
             self._at = 0
         data = self._in[self._at : self._at + size]
         self._at += len(data)
         return data
 
     def _more(self) -> bytes:
-        data = self._sock.recv(READ_SIZE)
+        with self._noting_problems():
+            data = self._sock.recv(READ_SIZE)
         self.heard = time.monotonic()
         if not data:
-            self.problem = "closed at the other end"
+            self.problem = CLOSED
         return data
 
     def pending(self) -> int:
@@ -74,21 +79,19 @@ class Stream:
     def flush(self) -> bool:
         """Whether the system has taken all that was sent. Raises OSError."""
         try:
-            while self._out:
-                del self._out[: self._told(self._pass_on)]
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            with self._noting_problems():
+                while self._out:
+                    del self._out[: self._sock.send(self._out)]
+                    self.said = time.monotonic()
+        except NOT_NOW:
             return False
         return True
 
-    def _pass_on(self) -> int:
-        sent = self._sock.send(self._out)
-        self.said = time.monotonic()
-        return sent
-
-    def _told(self, work: Callable[[], T]) -> T:
+    @contextlib.contextmanager
+    def _noting_problems(self) -> Iterator[None]:
         try:
-            return work()
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            yield
+        except NOT_NOW:
             raise
         except OSError as error:
             self.problem = describe(error)
@@ -100,10 +103,9 @@ class Stream:
 
     def close(self) -> None:
         """Pass on what can be without waiting, and close."""
-        try:
-            self.flush()
-        except OSError:
-            self._out.clear()
+        with contextlib.suppress(OSError):
+            if not self.problem:
+                self.flush()
         self._in = b""
         self._at = 0
         self._sock.close()
@@ -176,7 +178,7 @@ async def _reach(link: Link, sock: socket.socket, place: Any) -> Stream:
     try:
         sock.setblocking(False)
         async with _limit(link):
-            await asyncio.get_running_loop().sock_connect(sock, place)
+            await _connect(sock, place)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if link.tls:
                 sock = await _with_tls(link, sock)
@@ -186,6 +188,13 @@ async def _reach(link: Link, sock: socket.socket, place: Any) -> Stream:
     except BaseException:
         sock.close()
         raise
+
+
+async def _connect(sock: socket.socket, place: Any) -> None:
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, place)
+    except OSError as error:  # asyncio leaves the reason out
+        raise OSError(error.errno, os.strerror(error.errno or 0)) from None
 
 
 async def _with_tls(link: Link, sock: socket.socket) -> ssl.SSLSocket:

@@ -80,7 +80,7 @@ class Link(msgspec.Struct, frozen=True):
         parts = urlsplit(uri or "mqtt://")
         if parts.scheme not in cls.schemes:
             raise ValueError(f"not an MQTT broker's address: '{parts.scheme}://'")
-        tls = parts.scheme in {"mqtts", "ssl", "wss"}
+        tls = settings.setdefault("tls", parts.scheme in {"mqtts", "ssl", "wss"})
         web = parts.scheme in {"ws", "wss"}
         if web:
             query = f"?{parts.query}" if parts.query else ""
@@ -90,7 +90,6 @@ class Link(msgspec.Struct, frozen=True):
             port=port or parts.port or _PORTS[tls, web],
             username=username or _decoded(parts.username),
             password=password or _decoded(parts.password),
-            tls=tls,
             **settings,
         )
 

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -213,12 +213,21 @@ class Server:
 
 
 class Mosquitto(Server):
-    user = ""
+    """`lines` are added to its configuration."""
+
+    def __init__(self, password: str = "", *, lines: Iterable[str] = ()) -> None:
+        super().__init__(password)
+        self.lines = list(lines)
 
     @property
     def uri(self) -> str:
         login = f"fp:{self.password}@" if self.password else ""
         return f"mqtt://{login}127.0.0.1:{self.port}"
+
+    def ready(self) -> bool:
+        """Whether all its listeners are there: websockets come last."""
+        more = [line.split()[1] for line in self.lines if line.startswith("listener ")]
+        return all(answers(int(port)) for port in (self.port, *more))
 
     def command(self) -> list[str]:
         return [program("mosquitto"), "-c", str(self.folder / "conf")]
@@ -231,7 +240,7 @@ class Mosquitto(Server):
             passwords.touch(0o600)
             run([program("mosquitto_passwd"), "-b", str(passwords), "fp", self.password])
             lines.append(f"password_file {passwords}")
-        (self.folder / "conf").write_text("\n".join((*lines, "")))
+        (self.folder / "conf").write_text("\n".join((*lines, *self.lines, "")))
 
 
 class Redis(Server):

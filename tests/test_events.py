@@ -1,4 +1,4 @@
-"""One suite for all event brokers, against real servers; then each one's own faults; the link."""
+"""One suite for all event brokers, against real servers; then each one's own faults."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import secrets
 import shutil
 import socket
-import ssl
 import stat
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import pytest
 from faults import Proxy, frozen, kill9
 from hypothesis import given
 from hypothesis import strategies as st
-from services import SERVERS, Mosquitto, program, psql, require, run
+from services import SERVERS, psql, require
 
 from fp_async import events
 from fp_async.config import EventBroker
@@ -29,7 +28,7 @@ from fp_async.errors import BrokerError, ConfigError, MissingExtraError, UsageEr
 from fp_async.events import Hub, transport
 from fp_async.events.outbox import WAITING_LIMIT, Outbox, acceptable, packed, unpacked
 from fp_async.events.sockets import SocketTransport
-from fp_async.link import Connection, Link, connected
+from fp_async.link import Link, connected
 
 BROKERS = ["sockets", "postgres", "redis", "mqtt"]
 REMOTE = BROKERS[1:]
@@ -783,142 +782,7 @@ def test_addresses_of_sqlalchemy_are_understood(driver):
     assert plain_dsn(uri) == "postgresql://u:p%40@host:1/db?sslmode=require"
 
 
-# The link
-
-
-def mosquitto_uri() -> str:
-    return require("mqtt")
-
-
-async def one_message(connection: Connection):
-    async with asyncio.timeout(3):
-        async for message in connection:
-            return message
-    return None
-
-
-async def test_the_link_publishes_and_receives():
-    topic = f"test/{secrets.token_hex(4)}"
-    async with connected(Link.of(mosquitto_uri())) as link:
-        assert link.version == 5
-        await link.subscribe(topic, qos=1)
-        await link.publish(topic, b"\x00payload", qos=1)
-        assert await one_message(link) == (topic, b"\x00payload", False)
-
-
-async def test_the_link_falls_back_to_mqtt_3_1_1():
-    port = int(mosquitto_uri().rpartition(":")[2])
-    for refusal in (b"\x20\x02\x00\x01", b""):
-
-        async def old_broker(reader, writer, refusal=refusal):
-            first = await reader.read(4_096)
-            if first[8] == 5:  # the version, after `MQTT` in CONNECT
-                writer.write(refusal)
-                writer.close()
-                return
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
-            far_writer.write(first)
-            await both_ways(reader, writer, far_reader, far_writer)
-
-        async with await asyncio.start_server(old_broker, "127.0.0.1") as server:
-            old = server.sockets[0].getsockname()[1]
-            topic = f"test/{secrets.token_hex(4)}"
-            async with connected(Link(host="127.0.0.1", port=old)) as link:
-                assert link.version == 4
-                await link.subscribe(topic, own=False)
-                await link.publish(topic, b"x")
-                assert await one_message(link) == (topic, b"x", False)
-
-
-async def both_ways(reader, writer, far_reader, far_writer) -> None:
-    async def pump(source, sink):
-        with contextlib.suppress(OSError):
-            while data := await source.read(4_096):
-                sink.write(data)
-        sink.close()
-
-    await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
-
-
-async def test_the_link_speaks_tls_and_refuses_a_stranger(tmp_path):
-    port = int(mosquitto_uri().rpartition(":")[2])
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
-    run([program("openssl"), "req", "-x509", "-nodes", "-newkey", "rsa:2048", *files, *subject])
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
-
-    async def accept(reader, writer):
-        far = await asyncio.open_connection("127.0.0.1", port)
-        await both_ways(reader, writer, *far)
-
-    async with await asyncio.start_server(accept, "127.0.0.1", ssl=context) as server:
-        safe = server.sockets[0].getsockname()[1]
-        uri = f"mqtts://localhost:{safe}"
-        async with connected(Link.of(uri, ca_file=str(tmp_path / "cert"))) as link:
-            await link.subscribe("test/tls")
-            await link.publish("test/tls", b"x" * 50_000, qos=1)
-            assert len((await one_message(link)).payload) == 50_000
-        with pytest.raises(BrokerError, match="certificate"):
-            async with connected(Link.of(uri)):
-                pass
-
-
-async def test_a_publish_in_flight_fails_at_once_when_the_connection_breaks():
-    port = int(mosquitto_uri().rpartition(":")[2])
-    async with Proxy(port) as proxy:
-        with pytest.raises(BrokerError, match="the connection was lost"):
-            async with connected(Link(host="127.0.0.1", port=proxy.port)) as link:
-                proxy.stall()
-                async with asyncio.timeout(2), asyncio.TaskGroup() as group:
-                    publishing = group.create_task(quietly(link.publish("test/x", b"", qos=1)))
-                    await asyncio.sleep(0.05)
-                    await proxy.reset()
-                raise publishing.result()
-
-
-async def quietly(work) -> Exception | None:
-    try:
-        await work
-    except BrokerError as error:
-        return error
-
-
-async def test_a_broken_link_ends_its_iteration():
-    with Mosquitto() as server:
-        with pytest.raises(BrokerError):
-            async with connected(Link.of(server.uri)) as link:
-                server.kill()
-                await one_message(link)
-
-
-async def test_a_publish_has_a_time_limit():
-    port = int(mosquitto_uri().rpartition(":")[2])
-    async with Proxy(port) as proxy, connected(Link(host="127.0.0.1", port=proxy.port)) as link:
-        proxy.stall()
-        with pytest.raises(BrokerError, match="timed out"):
-            await link.publish("test/x", b"", qos=1, timeout=0.1)
-
-
-async def test_an_mqtt_broker_that_is_silent_is_noticed():
-    port = int(mosquitto_uri().rpartition(":")[2])
-    async with Proxy(port) as proxy:
-        link = Link(host="127.0.0.1", port=proxy.port, keepalive=1, timeout=0.3)
-        async with asyncio.timeout(6):
-            with pytest.raises(BrokerError):
-                async with connected(link) as connection:
-                    proxy.stall()
-                    async for _ in connection:
-                        pass
-            with pytest.raises(BrokerError, match="timed out"):
-                async with connected(link):
-                    pass
-
-
-def test_an_address_gives_all_of_a_link():
-    assert Link.of("mqtts://u:p%40ss@host") == Link("host", 8883, "u", "p@ss", tls=True)
-    assert Link.of("mqtt://a:1", host="b", port=2) == Link("b", 2)
-    assert "p@ss" not in str(Link.of("mqtt://u:p%40ss@host"))
+# Faults
 
 
 async def test_a_proxy_and_kill9_do_what_they_say():
