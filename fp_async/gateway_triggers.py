@@ -35,6 +35,7 @@ log = logging.getLogger("fp_async.gateway")
 _LETTER_BYTES = 4096
 _POLL = 5.0
 _REPLIES = 100
+_REMEMBERED = 1000
 _PLAIN = b'{"v":1,"plain":'
 
 
@@ -55,6 +56,7 @@ class Triggers:
         ]
         self._rates = {name: Rate(each.rate) for name, each in limited if each.rate is not None}
         self._to_answer: dict[str, Job] = {}
+        self._answered: dict[str, None] = {}  # of late: a look at the store may be a bit older
         self._answering = asyncio.Event()
 
     @property
@@ -228,7 +230,8 @@ class Triggers:
 
     async def _find(self) -> None:
         for job in await self._store.fleet.unreplied(_REPLIES):
-            self._to_answer.setdefault(job.id, job)
+            if job.id not in self._answered:
+                self._to_answer.setdefault(job.id, job)
         if self._to_answer:
             self._answering.set()
 
@@ -236,6 +239,9 @@ class Triggers:
         """Say the outcomes, then note that they were said: at least once."""
         while self._to_answer:
             batch = [self._to_answer.pop(id) for id in list(self._to_answer)[:_REPLIES]]
+            self._answered.update(dict.fromkeys(job.id for job in batch))
+            while len(self._answered) > _REMEMBERED:
+                del self._answered[next(iter(self._answered))]
             said = await asyncio.gather(*map(self._tell_outcome, batch))
             ids = [job.id for job, done in zip(batch, said, strict=True) if done]
             await self._gateway.patience(lambda: self._store.fleet.replied(ids))  # noqa: B023

@@ -1,0 +1,494 @@
+"""Jobs on agents, end to end: gateways and agents are processes of the installed commands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+import services
+from edge_kit import AGENT, Broker, check, conf, edge_fleet, until_known
+from fleet import make, until_ended
+
+from fp_async.errors import JobCancelledError, JobFailedError, JobNotFinishedError, UsageError
+
+SQLITE = "data_store:\n  type: sqlite\n  uri: sqlite:///jobs.db\n"
+GATEWAY = "gateway:\n  away_after: 6\n"
+FLOW = """
+import os
+import time
+
+import numpy as np
+
+
+def doubled(count: int) -> int:
+    return 2 * count
+
+
+def summed(doubled: int) -> int:
+    return doubled + 1
+
+
+def slow(seconds: float, path: str) -> int:
+    with open(path, "a") as file:
+        file.write(f"{os.getpid()}\\n")
+    time.sleep(seconds)
+    return os.getppid()
+
+
+def failing() -> int:
+    print("about to fail")
+    raise KeyError("no such thing")
+
+
+def flaky(path: str) -> int:
+    with open(path, "a") as file:
+        file.write("x")
+    if os.path.getsize(path) < 3:
+        raise ConnectionError("not yet")
+    return os.path.getsize(path)
+
+
+def large(size: int) -> bytes:
+    return bytes(range(256)) * (size // 256)
+
+
+def array(size: int) -> np.ndarray:
+    return np.arange(size)
+
+
+def reading(value: float, sensor: str) -> dict:
+    return {"sensor": sensor, "value": value}
+"""
+
+
+class Edge:
+    """A broker, a project with its gateway, and agents."""
+
+    def __init__(self, broker, project, flock):
+        self.broker, self.project, self.flock = broker, project, flock
+
+    async def agent(self, name, *arguments):
+        self.flock.start_agent(name, self.broker.port, *arguments)
+        await until_known(self.project, name)
+
+    def device(self, name):
+        return self.flock.device(name)
+
+
+@pytest.fixture
+async def edge(tmp_path):
+    with Broker() as broker:
+        project = make(tmp_path / "center", SQLITE)
+        (project.root / "pipelines" / "flow.py").write_text(FLOW)
+        (project.root / "conf" / "mqtt.yml").write_text(conf(broker.port, GATEWAY))
+        with edge_fleet(project.root) as flock:
+            flock.start_gateway("g1")
+            async with project:
+                yield Edge(broker, project, flock)
+
+
+async def state(project, id, wanted, timeout=20):
+    with anyio.fail_after(timeout):
+        while (job := await project.get_job(id)).state != wanted:
+            await anyio.sleep(0.05)
+        return job
+
+
+async def written(path, lines=1, timeout=20):
+    with anyio.fail_after(timeout):
+        while not path.exists() or len(path.read_text().splitlines()) < lines:
+            await anyio.sleep(0.02)
+        return path.read_text().splitlines()
+
+
+# Jobs ---------------------------------------------------------------------------------------
+
+
+async def test_a_job_runs_on_the_agent_that_was_asked_for(edge):
+    await edge.agent("pi-7", "--tag", "site=berlin")
+    await edge.agent("pi-8")
+    seen = []
+    result = await edge.project.run_job(
+        "flow", on="agent:pi-8", inputs={"count": 4}, final_vars=["summed"], progress=seen.append
+    )
+    assert result == {"summed": 9}
+    (job,) = await edge.project.list_jobs()
+    assert (job.state, job.agent, job.attempt) == ("succeeded", "pi-8", 1)
+    whole = await edge.project.get_job(job.id)
+    assert {node.node for node in whole.trace.nodes} == {"doubled", "summed"}
+    assert whole.trace.worker == "pi-8"
+    assert {event.node for event in seen} == {"doubled", "summed"}
+
+
+async def test_any_and_all_choose_by_tags(edge):
+    await edge.agent("pi-7", "--tag", "site=berlin", "--tag", "gpu=yes")
+    await edge.agent("pi-8", "--tag", "site=berlin")
+    ask = {"inputs": {"count": 1}, "final_vars": ["doubled"]}
+    assert await edge.project.run_job("flow", on="any:gpu=yes", **ask) == {"doubled": 2}
+    (job,) = await edge.project.list_jobs()
+    assert job.agent == "pi-7"
+    found = {}
+    async for agent, result in await edge.project.run_job("flow", on="all:site=berlin", **ask):
+        found[agent] = result
+    assert found == {"pi-7": {"doubled": 2}, "pi-8": {"doubled": 2}}
+    with pytest.raises(UsageError, match="no agent is known that 'all:site=rome' means"):
+        await edge.project.add_job("flow", on="all:site=rome", **ask)
+
+
+async def test_an_error_comes_back_with_the_users_traceback_and_log(edge):
+    await edge.agent("pi-7")
+    with pytest.raises(JobFailedError, match="no such thing") as raised:
+        await edge.project.run_job("flow", on="agent:pi-7", final_vars=["failing"])
+    job = await edge.project.get_job(raised.value.job_id)
+    assert job.failure.kind == "KeyError"
+    assert 'raise KeyError("no such thing")' in job.failure.traceback
+    assert "about to fail" in job.trace.log
+    assert job.errors == 1
+
+
+async def test_the_agent_applies_the_retry_policy_by_itself(edge, tmp_path):
+    await edge.agent("pi-7")
+    id = await edge.project.add_job(
+        "flow",
+        on="agent:pi-7",
+        inputs={"path": str(tmp_path / "tries")},
+        final_vars=["flaky"],
+        retry={"max_attempts": 5, "backoff": 0.05, "on": ["ConnectionError"]},
+    )
+    assert await edge.project.get_result(id, wait=30) == {"flaky": 3}
+    job = await edge.project.get_job(id)
+    assert (job.attempt, job.errors) == (1, 2)
+
+
+async def test_large_results_come_in_parts_and_too_large_ones_fail(edge):
+    await edge.agent("pi-7")
+    for size in (70_000, 3_000_000):
+        inputs = {"size": size // 256 * 256}
+        result = await edge.project.run_job(
+            "flow", on="agent:pi-7", inputs=inputs, final_vars=["large"]
+        )
+        assert result["large"] == bytes(range(256)) * (size // 256)
+    with pytest.raises(JobFailedError, match="result too large"):
+        await edge.project.run_job(
+            "flow", on="agent:pi-7", inputs={"size": 9_000_000}, final_vars=["large"]
+        )
+    with pytest.raises(Exception, match="input.*too large|too large.*input"):
+        await edge.project.add_job("flow", on="agent:pi-7", inputs={"size": "x" * 70_000})
+
+
+async def test_an_array_survives_the_way(edge):
+    await edge.agent("pi-7")
+    result = await edge.project.run_job(
+        "flow", on="agent:pi-7", inputs={"size": 50_000}, final_vars=["array"]
+    )
+    assert (result["array"] == range(50_000)).all()
+
+
+async def test_a_running_job_is_cancelled_on_the_agent(edge, tmp_path):
+    await edge.agent("pi-7")
+    path = tmp_path / "pids"
+    inputs = {"seconds": 60.0, "path": str(path)}
+    id = await edge.project.add_job("flow", on="agent:pi-7", inputs=inputs, final_vars=["slow"])
+    (pid,) = await written(path)
+    await state(edge.project, id, "running")
+    await edge.project.cancel_job(id, "enough")
+    with pytest.raises(JobCancelledError, match="enough"):
+        await edge.project.get_result(id, wait=10)
+    with anyio.fail_after(5):
+        while Path(f"/proc/{pid}").exists():
+            await anyio.sleep(0.02)
+
+
+async def test_a_job_waits_for_an_agent_that_is_away(edge):
+    await edge.agent("pi-7")
+    edge.flock.stop("pi-7")
+    await until_known(edge.project, "pi-7", state="away")
+    ask = {"inputs": {"count": 1}, "final_vars": ["doubled"]}
+    with pytest.raises(JobNotFinishedError, match="pi-7: away"):
+        await edge.project.run_job("flow", on="agent:pi-7", **ask)
+    (job,) = await edge.project.list_jobs()
+    await edge.agent("pi-7")
+    assert await edge.project.get_result(job.id, wait=20) == {"doubled": 2}
+
+
+async def test_without_anybody_run_job_says_who_is_missing(edge):
+    with pytest.raises(JobNotFinishedError, match="no agent is known.*known: none"):
+        await edge.project.run_job("flow", on="agent:pi-9", inputs={"count": 1})
+    edge.flock.stop("g1")
+    with pytest.raises(JobNotFinishedError, match="start-gateway"):
+        await edge.project.run_job("flow", on="agent:pi-9", inputs={"count": 1})
+
+
+async def test_an_agent_without_the_pipeline_refuses_it(edge):
+    device = edge.device("pi-7")
+    (device / "pipelines" / "flow.py").unlink()
+    await edge.agent("pi-7")
+    with pytest.raises(JobFailedError, match="has no pipeline 'flow'; it has: work"):
+        await edge.project.run_job("flow", on="agent:pi-7", inputs={"count": 1})
+    (job,) = await edge.project.list_jobs()
+    assert job.state == "rejected"
+    await edge.agent("pi-8")
+    ask = {"inputs": {"count": 1}, "final_vars": ["doubled"]}
+    assert await edge.project.run_job("flow", on="any:*", **ask) == {"doubled": 2}
+
+
+async def test_another_version_is_a_warning_or_an_error(edge):
+    device = edge.device("pi-7")
+    with (device / "pipelines" / "flow.py").open("a") as file:
+        file.write("\n# changed on the device\n")
+    await edge.agent("pi-7")
+    ask = {"on": "agent:pi-7", "inputs": {"count": 1}, "final_vars": ["doubled"]}
+    assert await edge.project.run_job("flow", **ask) == {"doubled": 2}
+    (job,) = await edge.project.list_jobs()
+    (warning,) = (await edge.project.get_job(job.id)).trace.warnings
+    assert "the device runs version" in warning
+    with pytest.raises(JobFailedError, match="is required"):
+        await edge.project.run_job("flow", require_version=True, **ask)
+
+
+# Without a network --------------------------------------------------------------------------
+
+
+async def test_what_ends_without_a_network_arrives_later_once(edge, tmp_path):
+    await edge.agent("pi-7", "--slots", "1")
+    ids = [
+        await edge.project.add_job("work", on="agent:pi-7", inputs=edge.flock.inputs(n, 0.3))
+        for n in range(5)
+    ]
+    await state(edge.project, ids[0], "running")
+    edge.broker.kill()
+    with anyio.fail_after(20):
+        while len(edge.flock.lines()) < 5:
+            await anyio.sleep(0.1)
+    assert (await edge.project.get_job(ids[4])).state in ("accepted", "offered")
+    edge.broker.start()
+    jobs = await until_ended(edge.project, 5, 90)
+    assert {job.state for job in jobs.values()} == {"succeeded"}
+    assert [await edge.project.get_result(id) for id in ids] == [{"value": 2 * n} for n in range(5)]
+    check(jobs, edge.flock)
+
+
+async def test_a_killed_agent_begins_its_job_again_within_a_second(edge, tmp_path):
+    await edge.agent("pi-7")
+    path = tmp_path / "pids"
+    inputs = {"seconds": 2.0, "path": str(path)}
+    id = await edge.project.add_job("flow", on="agent:pi-7", inputs=inputs, final_vars=["slow"])
+    await written(path)
+    edge.flock.kill("pi-7")
+    began = time.monotonic()
+    edge.flock.start_agent("pi-7", edge.broker.port)
+    await written(path, 2)
+    assert time.monotonic() - began < 8
+    await edge.project.get_result(id, wait=20)
+    assert (await edge.project.get_job(id)).crashes == 1
+
+
+async def test_another_gateway_takes_over(edge):
+    edge.flock.start_gateway("g2")
+    await edge.agent("pi-7")
+    edge.flock.kill("g1")
+    began = time.monotonic()
+    id = await edge.project.add_job(
+        "flow", on="agent:pi-7", inputs={"count": 1}, final_vars=["doubled"]
+    )
+    assert await edge.project.get_result(id, wait=30) == {"doubled": 2}
+    assert time.monotonic() - began < 15
+
+
+# Schedules and triggers ---------------------------------------------------------------------
+
+
+async def test_a_schedule_that_agents_keep_fires_without_a_network(edge):
+    await edge.agent("pi-7")
+    row = await edge.project.schedule(
+        "flow",
+        "interval",
+        seconds=0.5,
+        on="agent:pi-7",
+        offline=True,
+        id="tick",
+        inputs={"count": 1},
+        final_vars=["doubled"],
+    )
+    assert row.next_fire_time is None
+
+    async def arrived(count):
+        with anyio.fail_after(40):
+            while len(rows := await edge.project.list_jobs(schedule_id="tick")) < count:
+                await anyio.sleep(0.1)
+        return rows
+
+    await arrived(2)
+    edge.broker.kill()
+    await anyio.sleep(3)  # time for it to fire: nothing tells that it has
+    edge.broker.start()
+    rows = await arrived(8)
+    assert len({row.nominal_at for row in rows}) == len(rows)
+    assert {row.agent for row in rows} == {"pi-7"}
+    assert {row.state for row in rows} == {"succeeded"}
+    await edge.project.remove_schedule("tick")
+    store = edge.device("pi-7") / "fp-agent.db"
+    import sqlite3
+
+    with anyio.fail_after(20):
+        while True:
+            with sqlite3.connect(f"file:{store}?mode=ro", uri=True) as db:
+                if not db.execute("SELECT count(*) FROM schedules").fetchone()[0]:
+                    break
+            await anyio.sleep(0.1)
+
+
+async def test_a_topic_runs_a_pipeline_on_the_device(edge):
+    device = edge.device("pi-7")
+    (device / "agent.yml").write_text(
+        "triggers:\n"
+        "  readings:\n"
+        "    topic: sensors/+/temperature\n"
+        "    pipeline: flow\n"
+        "    final_vars: [reading]\n"
+        "    inputs: {value: $payload.value, sensor: $topic.1}\n"
+    )
+    await edge.agent("pi-7", "--config", str(device / "agent.yml"))
+    publish(edge, "sensors/s3/temperature", '{"value": 21.5}')
+    publish(edge, "sensors/s3/temperature", "nonsense")
+    with anyio.fail_after(20):
+        while not (rows := await edge.project.list_jobs(states=("succeeded",))):
+            await anyio.sleep(0.1)
+    (row,) = rows
+    assert (row.agent, row.trigger) == ("pi-7", "readings")
+    assert await edge.project.get_result(row.id) == {"reading": {"sensor": "s3", "value": 21.5}}
+
+
+def publish(edge, topic, payload, *options):
+    services.run(
+        [
+            services.program("mosquitto_pub"),
+            "-p",
+            str(edge.broker.port),
+            "-q",
+            "1",
+            "-t",
+            topic,
+            "-m",
+            payload,
+            *options,
+        ]
+    )
+
+
+@pytest.fixture
+async def triggered(edge):
+    extra = (
+        GATEWAY
+        + "run:\n  flow: {on: 'agent:pi-7', overrides: [inputs, key, final_vars], targets: ['agent:*']}\n"
+        + "triggers:\n  doors: {topic: doors/+/open, pipeline: flow, final_vars: [reading], on: 'any:*',\n"
+        + "          inputs: {value: $payload, sensor: $topic.1}, key: $user.id}\n"
+    )
+    (edge.project.root / "conf" / "mqtt.yml").write_text(conf(edge.broker.port, extra))
+    edge.flock.stop("g1")
+    edge.flock.start_gateway("g1")
+    await edge.agent("pi-7")
+    return edge
+
+
+async def test_mosquitto_pub_and_sub_alone_run_a_pipeline_and_read_its_outcome(triggered):
+    edge = triggered
+    place = ["-p", str(edge.broker.port)]
+    sub = await asyncio.create_subprocess_exec(
+        *("stdbuf", "-oL", services.program("mosquitto_sub"), *place, "-d"),
+        *("-q", "1", "-C", "1", "-W", "20"),
+        *("-t", "fp/v1/main/run/flow/outcome"),
+        stdout=subprocess.PIPE,
+    )
+    while b"SUBACK" not in (line := await sub.stdout.readline()):
+        assert line
+    body = {"inputs": {"count": 21}, "final_vars": ["doubled"], "key": "order-1"}
+    publish(edge, "fp/v1/main/run/flow", json.dumps(body))
+    lines = (await sub.stdout.read()).decode().splitlines()
+    (told,) = [json.loads(line) for line in lines if line.startswith("{")]
+    assert (told["outcome"], told["result"], told["key"]) == (
+        "succeeded",
+        {"doubled": 42},
+        "order-1",
+    )
+    publish(edge, "fp/v1/main/run/flow", json.dumps(body))
+    await anyio.sleep(1)  # nothing must come of it: the key is known
+    assert len(await edge.project.list_jobs()) == 1
+
+
+@pytest.mark.parametrize(
+    ("topic", "payload", "reason"),
+    [
+        ("fp/v1/main/run/flow", "{nonsense", "malformed"),
+        ("fp/v1/main/run/flow", '{"inpts": {}}', "inpts"),
+        ("fp/v1/main/run/flow", '{"environment": "prod"}', "'environment' may not be given"),
+        ("fp/v1/main/run/flow", '{"target": "all:*"}', "target 'all:\\*' is not allowed"),
+        ("doors/d1/open", "{", "no json"),
+        ("doors/d1/open", "1", "no \\$user.id"),
+    ],
+)
+async def test_what_makes_no_job_is_a_dead_letter(triggered, topic, payload, reason):
+    import re
+
+    publish(triggered, topic, payload)
+    with anyio.fail_after(10):
+        while not (letters := await triggered.project.list_letters()):
+            await anyio.sleep(0.05)
+    assert re.search(reason, letters[0].reason), letters[0].reason
+    assert letters[0].topic == topic
+    assert not await triggered.project.list_jobs()
+
+
+async def test_a_response_topic_hears_the_id_then_the_outcome(triggered):
+    from fp_async.link import Link, connected
+
+    link = Link(host="127.0.0.1", port=triggered.broker.port)
+    async with connected(link) as connection:
+        await connection.subscribe("me/answers", 1)
+        heard = []
+        for turn in (1, 2):  # the same request again gives the same job, and its outcome again
+            await connection.publish(
+                "fp/v1/main/run/flow",
+                b'{"inputs": {"count": 3}, "final_vars": ["doubled"]}',
+                qos=1,
+                response_topic="me/answers",
+                correlation=b"\x01",
+            )
+            with anyio.fail_after(20):
+                while len(heard) < 2 * turn:
+                    heard += await connection.receive()
+    bodies = [json.loads(message.payload) for message in heard]
+    assert [body["type"] for body in bodies] == ["JobQueued", "JobOutcome"] * 2
+    assert len({body["id"] for body in bodies}) == 1
+    assert bodies[1]["result"] == {"doubled": 6}
+    assert all(message.correlation == b"\x01" for message in heard)
+    assert len(await triggered.project.list_jobs()) == 1
+
+
+# Ghosts -------------------------------------------------------------------------------------
+
+
+async def test_two_agents_with_one_name_are_quarantined(edge, tmp_path):
+    await edge.agent("pi-7")
+    other = tmp_path / "devices" / "other"
+    shutil.copytree(edge.device("pi-7") / "pipelines", other / "pipelines")
+    edge.flock.spawn(
+        "ghost",
+        [
+            *(AGENT, "run", "--broker", f"mqtt://127.0.0.1:{edge.broker.port}"),
+            *("--name", "pi-7", "--project", str(other)),
+        ],
+    )
+    with anyio.fail_after(40):
+        while True:
+            (agent,) = await edge.project.agents()
+            if agent.state == "quarantined":
+                break
+            await anyio.sleep(0.2)
+    assert "two devices use this name" in agent.problem
