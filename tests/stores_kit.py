@@ -11,21 +11,23 @@ import itertools
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import services
+from msgspec.structs import asdict
 
 from fp_async import processes
 from fp_async.config import DataStore
-from fp_async.jobs import Job, Report, new_id
+from fp_async.jobs import Job, Offer, Report, new_id
 from fp_async.stores import Store, connect
 
 KINDS = ("memory", "sqlite", "postgres", "mysql", "mongodb")
@@ -122,6 +124,27 @@ class Place:
             names = ", ".join(f"{name} = :{name}" for name in fields)
             await self.sql(f"UPDATE fp_jobs SET {names} WHERE id = :the_id", the_id=id, **fields)
 
+    async def age(self, store: Store, table: str, seconds: float) -> None:
+        """Make all letters or chunks older."""
+        if self.kind in ("memory", "sqlite"):
+            sql = f"UPDATE {table} SET at = at - {seconds}"
+            await store._units.write(lambda db: db.execute(sql).rowcount)
+        elif self.kind == "mongodb":
+            async with _mongo(self.settings.uri) as database:
+                await database[f"fp_{table}"].update_many({}, {"$inc": {"at": -seconds}})
+        else:
+            await self.sql(f"UPDATE fp_{table} SET at = at - :seconds", seconds=seconds)
+
+    async def make_version_1(self, jobs: Sequence[Job]) -> None:
+        """A database as schema version 1 made it, with these jobs in it."""
+        await self.drop()
+        rows = [
+            {name: value for name, value in asdict(job).items() if name not in SINCE_2}
+            for job in jobs
+        ]
+        make = {"sqlite": _sqlite_version_1, "mongodb": _mongo_version_1}
+        await make.get(self.kind, _sql_version_1)(self, rows)
+
     async def set_schema(self, store: Store, version: int) -> None:
         """Make the store look as if another version of the program had used it."""
         if self.kind == "sqlite":
@@ -163,6 +186,51 @@ class Place:
                 return list(result.fetchall()) if result.returns_rows else []
         finally:
             await engine.dispose()
+
+
+SINCE_2 = ("offer", "unreported", "trigger", "reply_to", "correlation", "replied_at")
+
+
+async def _sqlite_version_1(place: Place, rows: Sequence[dict[str, Any]]) -> None:
+    from fp_async.stores import sqlite_path, tables
+
+    path = sqlite_path(place.settings.uri, Path("/"))
+    names = ", ".join(f'"{name}"' for name in rows[0])
+    values = ", ".join("?" * len(rows[0]))
+    with closing(sqlite3.connect(path)) as db, db:
+        for statement in tables.MIGRATIONS[1]:
+            db.execute(statement)
+        db.execute("PRAGMA user_version = 1")
+        every = [tuple(row.values()) for row in rows]
+        db.executemany(f"INSERT INTO jobs ({names}) VALUES ({values})", every)
+
+
+async def _sql_version_1(place: Place, rows: Sequence[dict[str, Any]]) -> None:
+    from fp_async.stores import sql_tables
+    from fp_async.stores.sql_transactions import Transactions
+
+    def make(db: sql_tables.Db) -> None:
+        if isinstance(db.server, sql_tables.MySql):
+            db.server.learn(db)
+        for statement in db.server.create(1):
+            db.run(statement)
+        db.run(f"CREATE TABLE {SCHEMA_TABLE} (version BIGINT NOT NULL PRIMARY KEY)")
+        db.run(f"INSERT INTO {SCHEMA_TABLE} VALUES (1)")
+        db.many(sql_tables.insert("fp_jobs", tuple(rows[0])), rows)
+
+    server = Transactions(place.kind, place.settings.uri)
+    server.connect()
+    try:
+        await server.write(make)
+    finally:
+        await server.close()
+
+
+async def _mongo_version_1(place: Place, rows: Sequence[dict[str, Any]]) -> None:
+    numbered = ({"seq": seq, "rev": 0, **row} for seq, row in enumerate(rows))
+    async with _mongo(place.settings.uri) as database:
+        await database.fp_jobs.insert_many([{"_id": row.pop("id"), **row} for row in numbered])
+        await database.fp_meta.insert_one({"_id": "schema", "version": 1})
 
 
 class _Any:
@@ -412,6 +480,36 @@ async def _add(store: Store) -> None:
             _say(id)
 
 
+async def _lead(store: Store, count: str) -> None:
+    """Take so many roles, as far as they are free."""
+    await _ready(store)
+    me = processes.owner("leader")
+    for n in range(int(count)):
+        if await store.fleet.lead(f"role-{n}", me, 60):
+            _say(n)
+
+
+async def _offer(store: Store, agent: str) -> None:
+    """Bind to an agent whatever waits for any one, which others do at the same time."""
+    await _ready(store)
+    ids = [each.id for each in await store.fleet.waiting(["any:x=y"], 1000)]
+    for start in range(0, len(ids), 3):
+        offers = [Offer(id, 0, agent) for id in ids[start : start + 3]]
+        for bound in await store.fleet.offer(offers):
+            if bound is not None:
+                _say(bound.id)
+
+
+async def _adopt(store: Store, count: str) -> None:
+    await _ready(store)
+    for start in range(0, int(count), 3):
+        jobs = [job(id=f"from-an-agent-{start + n}", state="failed") for n in range(3)]
+        done = await store.fleet.adopt(jobs)
+        for each, own in zip(jobs, done, strict=True):
+            if own:
+                _say(each.id)
+
+
 async def _churn(store: Store) -> None:
     """Add, claim, end, for ever."""
     await _ready(store)
@@ -425,10 +523,21 @@ async def _churn(store: Store) -> None:
             _say(each.id)
 
 
+_COMMANDS: dict[str, Callable[..., Awaitable[None]]] = {
+    "open": _open,
+    "claim": _claim,
+    "add": _add,
+    "churn": _churn,
+    "lead": _lead,
+    "offer": _offer,
+    "adopt": _adopt,
+}
+
+
 async def _main(command: str, kind: str, uri: str, *args: str) -> None:
     store = connect(DataStore(type=kind, uri=uri or None), Path("/"))
     try:
-        await {"open": _open, "claim": _claim, "add": _add, "churn": _churn}[command](store, *args)
+        await _COMMANDS[command](store, *args)
     finally:
         await store.close()
 

@@ -17,6 +17,7 @@ from fp_async.jobs import (
     COLUMNS,
     IDENTITY_TTL,
     Job,
+    Offer,
     Report,
     identity,
     new_id,
@@ -180,24 +181,92 @@ def spec(**fields):
     return msgspec.json.encode(fields)
 
 
-@given(st.sampled_from(STATES), st.sampled_from(sorted(REPORTS)), st.booleans(), st.booleans())
+EVERY = [
+    (s, e, c, a)
+    for s in STATES
+    for e in sorted(REPORTS)
+    for c in (True, False)
+    for a in (True, False)
+]
+
+
+@pytest.mark.parametrize(("state", "event", "current", "asked"), EVERY)
 def test_what_a_report_changes_agrees_with_the_table(state, event, current, asked):
-    row = job(state, cancel_at=990.0 if asked else None)
+    row = job(state, agent="pi", cancel_at=990.0 if asked else None, reason="asked")
     changes = rules.reported(row, told(event, attempt=3 if current else 2), NOW)
-    expected = step(state, event, current=current)
+    expected = STALE if state == "queued" else step(state, event, current=current)
     if expected is STALE:
         assert changes is None
         return
     assert changes.keys() <= set(COLUMNS)
-    if expected in ("accepted", "running"):
-        return  # of agents; below
-    new = after(row, changes)
-    assert unbound(new)
-    assert new.attempt == row.attempt
     if expected == "queued" and asked:
         expected = "cancelled"
-    assert new.state == expected
+    new = after(row, changes)
+    assert (new.state, new.attempt) == (expected, row.attempt)
     assert (new.ended_at is not None) == (new.active_key is None) == new.finished
+    assert (new.prune_at is not None) == new.finished
+    assert new.agent == (None if expected == "queued" else "pi")
+    if expected not in ("accepted", "running"):
+        assert unbound(new)
+    if expected == "cancelled":
+        assert new.reason == "asked"
+
+
+@pytest.mark.parametrize("event", sorted(REPORTS))
+def test_of_an_attempt_that_was_given_back_nothing_is_heard(event):
+    """`expire` above all: the job is free, and somebody else may begin it."""
+    assert rules.reported(job("queued", expires_at=1.0), told(event), NOW) is None
+
+
+def test_that_an_agent_has_a_job_changes_nothing_else():
+    assert rules.reported(job("offered"), told("accept"), NOW) == {"state": "accepted"}
+
+
+@pytest.mark.parametrize("state", ["offered", "accepted"])
+@pytest.mark.parametrize(
+    ("before", "said", "started_at"),
+    [(None, None, NOW), (None, 7.0, 7.0), (5.0, 7.0, 5.0), (5.0, None, 5.0)],
+)
+def test_a_start_is_as_told_or_now_and_the_first_one_stays(state, before, said, started_at):
+    row = job(state, started_at=before)
+    changes = rules.reported(row, told("start", started_at=said), NOW)
+    assert changes == {"state": "running", "started_at": started_at}
+
+
+@pytest.mark.parametrize("event", ["succeed", "fail", "refuse", "expire", "confirm_cancel"])
+@pytest.mark.parametrize("before", [None, 5.0])
+def test_an_agent_counts_for_itself(event, before):
+    row = job("offered", errors=1, crashes=1, started_at=before)
+    new = after(row, rules.reported(row, told(event, errors=4, crashes=0, started_at=7.0), NOW))
+    assert (new.errors, new.crashes, new.started_at) == (4, 0, before or 7.0)
+    new = after(row, rules.reported(row, told(event), NOW))
+    assert (new.errors, new.crashes) == (2 if event == "fail" else 1, 1)
+    assert new.started_at == before
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("attempt", [2, 3, 4])
+def test_an_offer_takes_what_is_queued_at_its_attempt(state, attempt):
+    row = job(state, reason="old", agent=None)
+    changes = rules.offered(row, Offer("j", attempt, "pi"))
+    if (state, attempt) != ("queued", 3):
+        assert changes is None
+        return
+    new = after(row, changes)
+    assert (new.state, new.agent, new.attempt, new.reason) == ("offered", "pi", 4, None)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_only_what_has_ended_is_adopted(state):
+    row = job(state, unreported=True, slot="p#0", lane_held="l", owner="w", lease_until=1.0)
+    if state in ACTIVE:
+        with pytest.raises(TransitionError, match=f"{state} cannot be adopted"):
+            rules.adopted(row, NOW)
+        return
+    new = rules.adopted(row, NOW)
+    assert unbound(new)
+    assert (new.active_key, new.unreported, new.identity) == (None, False, True)
+    assert new.prune_at == NOW + row.result_ttl
 
 
 def test_an_outcome_frees_the_key_and_sets_the_time_of_pruning():

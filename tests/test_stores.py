@@ -37,6 +37,7 @@ from fp_async.jobs import (
     Fire,
     Member,
     NodeTiming,
+    Offer,
     Record,
     Report,
     Schedule,
@@ -1217,20 +1218,22 @@ async def test_a_process_killed_in_the_middle_leaves_whole_rows(place, store):
 
 def assert_whole(rows):
     for row in rows:
-        held = row.state == "running"
+        held = row.state == "running" and row.agent is None
         assert (row.owner is not None) == (row.lease_until is not None) == held
         assert (row.slot is not None) == (row.lane_held is not None) == held
         assert (row.ended_at is not None) == (row.state in lifecycle.TERMINAL)
         assert (row.active_key is None) or row.state in lifecycle.ACTIVE
+        assert row.agent is not None or row.state not in ("offered", "accepted")
 
 
 # A model ------------------------------------------------------------------------------------
 
 index = st.integers(0, 30)
-EVENTS = ("succeed", "fail", "retry", "crash", "give_back", "confirm_cancel")
+EVENTS = sorted(lifecycle.REPORTS)
 operation = st.one_of(
     st.tuples(st.just("add"), st.sampled_from([None, None, "k", "l"]), st.integers(0, 2)),
     st.tuples(st.just("claim"), st.sampled_from([A, B]), st.integers(1, 3)),
+    st.tuples(st.just("offer"), index, st.sampled_from(["pi", "po"]), st.sampled_from([0, 0, 1])),
     st.tuples(st.just("report"), index, st.sampled_from(EVENTS), st.sampled_from([0, 0, 0, 1])),
     st.tuples(st.just("cancel"), index),
     st.tuples(st.just("renew"), index, st.sampled_from([A, B])),
@@ -1245,7 +1248,7 @@ class Model:
         self.rows, self.clock = [], 0
 
     def holder(self, key):
-        active = (r for r in self.rows if r["key"] == key and r["state"] in ("queued", "running"))
+        active = (r for r in self.rows if r["key"] == key and r["state"] in lifecycle.ACTIVE)
         return next(active, None) if key else None
 
     def add(self, id, key, priority):
@@ -1254,7 +1257,7 @@ class Model:
             return row["id"]
         self.rows.append({
             "id": id, "key": key, "priority": priority, "state": "queued", "attempt": 0,
-            "crashes": 0, "owner": None, "cancel": False, "time": self.clock, "seq": len(self.rows),
+            "crashes": 0, "owner": None, "agent": None, "cancel": False, "time": self.clock, "seq": len(self.rows),
         })  # fmt: skip
         return id
 
@@ -1265,27 +1268,36 @@ class Model:
             row.update(state="running", owner=owner, attempt=row["attempt"] + 1)
         return [row["id"] for row in waiting[:limit]]
 
+    def offer(self, row, agent, attempt):
+        if row["state"] != "queued" or attempt != row["attempt"]:
+            return False
+        row.update(state="offered", agent=agent, attempt=attempt + 1)
+        return True
+
     def report(self, row, event, attempt):
         self.clock += 1
-        if row["state"] != "running" or attempt != row["attempt"]:
+        state = lifecycle.TABLE[row["state"]].get(event)
+        if row["state"] == "queued" or attempt != row["attempt"] or state is None:
             return False
-        ends = {"succeed": "succeeded", "fail": "failed", "confirm_cancel": "cancelled"}
         row["crashes"] += event == "crash"
+        if event in ("accept", "start"):
+            row["state"] = state
+            return True
         row["owner"] = None
-        if event in ends:
-            row["state"] = ends[event]
-        elif row["cancel"]:
+        if state == "queued" and row["cancel"]:
             row["state"] = "cancelled"
         elif row["crashes"] >= 3 and event == "crash":
             row["state"] = "failed"
+        elif state == "queued":
+            row.update(state="queued", agent=None, time=self.clock)
         else:
-            row.update(state="queued", time=self.clock)
+            row["state"] = state
         return True
 
     def cancel(self, row):
         if row["state"] == "queued":
             row["state"] = "cancelled"
-        elif row["state"] == "running":
+        elif row["state"] in lifecycle.ACTIVE:
             row["cancel"] = True
         return row["state"]
 
@@ -1309,7 +1321,7 @@ async def test_any_sequence_of_verbs_does_what_the_model_does(store, operations)
     model = Model()
     for name, *args in operations:
         row = None
-        if name in ("report", "cancel", "renew"):
+        if name in ("offer", "report", "cancel", "renew"):
             if not model.rows:
                 continue
             row = model.rows[args.pop(0) % len(model.rows)]
@@ -1321,6 +1333,11 @@ async def test_any_sequence_of_verbs_does_what_the_model_does(store, operations)
         elif name == "claim":
             claimed = await store.claim(args[0], [queue], args[1], 60)
             assert [each.id for each in claimed] == model.claim(*args)
+        elif name == "offer":
+            agent, off = args
+            attempt = row["attempt"] - off
+            (bound,) = await store.fleet.offer([Offer(row["id"], attempt, agent)])
+            assert (bound is not None) == model.offer(row, agent, attempt)
         elif name == "report":
             event, off = args
             attempt = row["attempt"] - off
@@ -1335,12 +1352,12 @@ async def test_any_sequence_of_verbs_does_what_the_model_does(store, operations)
             rescued = await store.rescue(args)
             assert sorted(each.id for each in rescued) == model.rescue(args[0])
         rows = await store.find(Find(queue=queue, limit=100))
-        names = ("id", "state", "attempt", "crashes", "owner")
+        names = ("id", "state", "attempt", "crashes", "owner", "agent")
         assert [tuple(getattr(each, n) for n in names) for each in reversed(rows)] == [
             tuple(each[n] for n in names) for each in model.rows
         ]
         assert [each.active_key is not None for each in reversed(rows)] == [
-            bool(each["key"]) and each["state"] in ("queued", "running") for each in model.rows
+            bool(each["key"]) and each["state"] in lifecycle.ACTIVE for each in model.rows
         ]
         assert_whole([msgspec.structs.replace(r, slot=r.owner, lane_held=r.owner) for r in rows])
     await store.rescue([A, B])  # leave nobody's jobs to the next example

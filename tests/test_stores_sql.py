@@ -12,7 +12,7 @@ import services
 
 from fp_async.errors import ConfigError, MissingExtraError, StoreError, StoreUnavailableError
 from fp_async.jobs import Find, Job, Member, Report, new_id
-from fp_async.stores import sql_transactions
+from fp_async.stores import SCHEMA_VERSION, sql_tables, sql_transactions
 from fp_async.stores.sql import SqlStore
 from fp_async.stores.sql_transactions import Transactions
 
@@ -319,6 +319,53 @@ async def test_calls_cancelled_at_any_moment_leave_no_connection_behind(store):
         (each.id, each.attempt) for each in await store.find(Find(states=("running",), limit=100))
     ]
     assert await store.renew("o", lost, 60) == ["held"] * len(lost)  # no lock was left behind
+
+
+async def test_an_upgrade_that_was_cut_short_is_done_again(opened, place):
+    """MySQL commits each statement of it by itself; PostgreSQL all of them together."""
+    if place[0] == "postgres":
+        pytest.skip("PostgreSQL keeps no half of it")
+    store = await opened()
+    await store.add([job(id="kept")])
+    await statement(store, "DROP TABLE fp_chunks")
+    await statement(store, "UPDATE fp_schema SET version = 1")
+    again = await opened()
+    assert (await again.get("kept")).state == "queued"
+    assert await again.fleet.kept("kept", 1) == []
+    assert (await again.info())["schema"] == SCHEMA_VERSION
+
+
+async def test_an_upgrade_that_lasts_is_told(opened, place, monkeypatch):
+    if place[0] == "postgres":
+        pytest.skip("PostgreSQL waits for as long as a statement may take")
+    store = await opened()
+    monkeypatch.setattr(sql_tables.MySql, "lock", sql_tables.MySql.lock.replace("20", "0"))
+    async with store._server._engine.connect() as upgrading:
+        await upgrading.exec_driver_sql(sql_tables.MySql.lock)
+        await statement(store, "UPDATE fp_schema SET version = 1")
+        with pytest.raises(StoreUnavailableError, match="still upgrading"):
+            await opened()
+        await upgrading.exec_driver_sql(sql_tables.MySql.unlock)
+    await opened()
+
+
+async def test_what_agents_need_is_found_by_an_index(store, place):
+    """And nothing else is: a look every second must not read all that has ever ended."""
+    jobs = [job(id=f"{n}", reply_to="a/b") for n in range(2000)]
+    await store.add([*jobs, *(job(target=f"agent:{n % 50}") for n in range(1000))])
+    await statement(store, "UPDATE fp_jobs SET replied_at = 1, ended_at = 1 WHERE target IS NULL")
+    await statement(store, "UPDATE fp_jobs SET replied_at = NULL WHERE id = '7'")
+    await store.vacuum()
+    server = store._server._dialect
+    wanted = f"SELECT {server.wanted}, min(run_at) FROM fp_jobs WHERE {server.queued_for_agents} GROUP BY {server.wanted}"
+    unreplied = f"SELECT id FROM fp_jobs WHERE {server.unreplied} AND pruned = FALSE ORDER BY {server.reply_order} LIMIT 10"
+    for sql, index in ((wanted, "fp_jobs_wanted"), (unreplied, "fp_jobs_unreplied")):
+        rows = await store._server.read(lambda db, sql=sql: db.rows(f"EXPLAIN {sql}"))
+        plan = " ".join(map(str, rows))
+        assert index in plan
+        assert "filesort" not in plan.lower()
+        assert "Sort" not in plan
+    assert [each.id for each in await store.fleet.unreplied(10)] == ["7"]
 
 
 async def test_closing_waits_for_what_is_under_way(opened):

@@ -3,7 +3,7 @@
 Each verb is one statement or one transaction, and may be called again after it was cut off:
 cancelling the coroutine or killing the process leaves the rows before or after it, never
 between. What a row changes by is decided in `jobs`. The same tests run against all of them
-(`tests/test_stores.py`).
+(`tests/test_stores.py`, `tests/test_stores_fleet.py`).
 """
 
 from __future__ import annotations

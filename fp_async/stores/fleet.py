@@ -1,7 +1,8 @@
 """What a store keeps for jobs that run on agents: the second half of the contract (`stores`).
 
 The same promises: each verb is one statement or one transaction, may be cut off at any moment,
-and may be called again.
+and may be called again. In MongoDB, of a verb over several items each item is one: cut off, it
+has done some of them.
 """
 
 from __future__ import annotations
@@ -18,26 +19,31 @@ class Fleet(Protocol):
     async def lead(self, role: str, owner: str, seconds: float) -> bool:
         """Take or keep the lease of a role that only one may have; whether `owner` has it now.
 
-        By the store's clock. 0 seconds give it back, where `owner` has it.
+        By the store's clock. 0 seconds give it back, where `owner` has it. Cut off, whether it
+        was taken is not known: asking again tells.
         """
 
     async def wanted(self) -> dict[str, float]:
         """The targets of queued jobs, and when the first job of each becomes due."""
 
     async def waiting(self, targets: Sequence[str], limit: int) -> list[Job]:
-        """Due jobs for any of these targets, without blobs, in the order of `claim`."""
+        """Due jobs for any of these targets, without blobs, in the order of `claim`.
+
+        A `limit` of 0 or less gives none.
+        """
 
     async def offer(self, offers: Sequence[Offer]) -> list[Job | None]:
         """Bind each queued job to its agent, with the next attempt number: the whole row.
 
         None where the job is no longer as the offer expects it. Where several offers name one
-        job, the first wins.
+        job, the first that is right wins.
         """
 
     async def adopt(self, jobs: Sequence[Job]) -> list[bool]:
         """Insert jobs that have ended elsewhere; False where the id exists: that row stays.
 
-        They are pruned `result_ttl` after now, and their bare ids stay known after that.
+        They are pruned `result_ttl` seconds after now, and their bare ids stay known after that.
+        Raises TransitionError for a job that has not ended.
         """
 
     async def unreplied(self, limit: int) -> list[Job]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import pymongo.errors
 from msgspec.structs import asdict, replace
@@ -45,14 +46,13 @@ class MongoFleet:
                 await members.delete_one({**which, "info": me})
                 return False
             take = _take(role, me, seconds)
-            while True:
-                try:
+            found = None
+            while found is None:  # somebody else has made the document at the same moment
+                with suppress(pymongo.errors.DuplicateKeyError):
                     found = await members.find_one_and_update(
                         which, take, upsert=True, return_document=True
                     )
-                except pymongo.errors.DuplicateKeyError:
-                    continue  # somebody else has made the document at the same moment
-                return found is not None and bool(found["info"] == me)
+            return bool(found["info"] == me)
 
     async def wanted(self) -> dict[str, float]:
         stages: list[Document] = [
