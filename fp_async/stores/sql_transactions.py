@@ -36,10 +36,15 @@ _LARGEST_GROUP = 1000
 
 
 class _Call:
-    """A transaction under way: who waits for it may go away, and its commit may get lost."""
+    """A transaction under way: who waits for it may go away, and its commit may get lost.
 
-    abandoned = False
-    committing = False
+    A `single` statement is its own commit.
+    """
+
+    def __init__(self, *, single: bool) -> None:
+        self.abandoned = False
+        self.committing = False
+        self.single = single
 
 
 class _AbandonedError(Exception):
@@ -97,6 +102,16 @@ class Transactions:
             raise StoreError("the data store is not open")
         return await self._run(self._engine, unit, seconds or _SECONDS)
 
+    async def single(self, unit: Unit[T]) -> T:
+        """Run a unit of one statement, which needs no transaction (PostgreSQL).
+
+        Cancelled, it is done or not done. Where the connection is lost it is done once more: it
+        has to be a verb that may be called again.
+        """
+        if self._engine is None:
+            raise StoreError("the data store is not open")
+        return await self._run(_autocommit(self._engine), unit, _SECONDS, single=True)
+
     async def read(self, unit: Unit[T]) -> T:
         """Run a unit that changes nothing."""
         if self._engine is None:
@@ -111,9 +126,11 @@ class Transactions:
             raise StoreError("the data store is not open")
         return await self._run(_autocommit(self._engine), unit, None)
 
-    async def _run(self, engine: AsyncEngine, unit: Unit[T], seconds: float | None) -> T:
+    async def _run(
+        self, engine: AsyncEngine, unit: Unit[T], seconds: float | None, *, single: bool = False
+    ) -> T:
         # Drivers and pool do not survive a cancel at every moment; a task that ends does.
-        call = _Call()
+        call = _Call(single=single)
         task = asyncio.create_task(self._attempts(engine, unit, seconds, call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -166,7 +183,8 @@ def _transaction(connection: sa.Connection, server: Server, unit: Unit[T], call:
     try:
         _check(call)
         result = unit(Db(connection, server))
-        _check(call)
+        if not call.single:
+            _check(call)
         call.committing = True
         transaction.commit()
     except BaseException:
@@ -196,12 +214,19 @@ _Waiting = tuple["asyncio.Future[list[R]]", Sequence[T]]
 class Merged(Generic[T, R]):
     """A verb on a list, of which concurrent calls share a transaction.
 
-    Cancelled, a call is done, or not done at all. A call that fails does so alone.
+    Cancelled, a call is done, or not done at all. A call that fails does so alone. `quick` does
+    what it can in one statement, and answers None to the rest.
     """
 
-    def __init__(self, server: Transactions, verb: Callable[[Db, Sequence[T]], list[R]]) -> None:
+    def __init__(
+        self,
+        server: Transactions,
+        verb: Callable[[Db, Sequence[T]], list[R]],
+        quick: Callable[[Db, Sequence[T]], Sequence[R | None]] | None = None,
+    ) -> None:
         self._server = server
         self._verb = verb
+        self._quick = quick
         self._waiting: deque[_Waiting[R, T]] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -230,10 +255,20 @@ class Merged(Generic[T, R]):
                 size += len(items)
         return group
 
+    async def _answers(self, items: Sequence[T]) -> Sequence[R]:
+        """By one statement as far as that goes, the rest by the verb."""
+        quick = self._quick
+        if quick is None:
+            return await self._server.write(lambda db: self._verb(db, items))
+        found = await self._server.single(lambda db: quick(db, items))
+        rest = [item for item, answer in zip(items, found, strict=True) if answer is None]
+        more = iter(await self._server.write(lambda db: self._verb(db, rest)) if rest else ())
+        return [next(more) if answer is None else answer for answer in found]
+
     async def _together(self, group: list[_Waiting[R, T]]) -> None:
         items = [item for _, part in group for item in part]
         try:
-            answers = iter(await self._server.write(lambda db: self._verb(db, items)))
+            answers = iter(await self._answers(items))
         except BaseException as error:
             if len(group) > 1 and not isinstance(
                 error, StoreUnavailableError | asyncio.CancelledError
