@@ -89,7 +89,11 @@ def _from_file(path: Path, env: Mapping[str, str]) -> AgentSettings:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FileAccessError(f"cannot read {path}: {reason}") from error
-    return documents.validate(documents.parse(text, str(path), env), AgentSettings)
+    document = documents.parse(text, str(path), env)
+    if isinstance(document.data, dict):  # null means not given, as everywhere
+        kept = {key: value for key, value in document.data.items() if value is not None}
+        document = msgspec.structs.replace(document, data=kept)
+    return documents.validate(document, AgentSettings)
 
 
 def _from_env(env: Mapping[str, str]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from fp_async.stores.sql_tables import (
     INSERTED,
     QUEUED,
     Db,
-    Postgres,
     lists,
     parts,
     quoted,
