@@ -13,7 +13,7 @@ import msgspec
 from fp_async import messages, topic_triggers
 from fp_async.config import Seconds, TopicTrigger
 from fp_async.errors import ConfigError, FileAccessError, UsageError
-from fp_async.messages import Topics
+from fp_async.topics import Topics, checked_name
 
 PREFIX = "FP_AGENT_"
 _MEBIBYTE = 2**20
@@ -130,8 +130,8 @@ def _completed(settings: AgentSettings, path: Path | None) -> AgentSettings:
     """Defaults that depend on the machine, and absolute paths: those of the file are beside it."""
     folder = Path.cwd() if path is None else path.resolve().parent
     name = settings.name or socket.gethostname().partition(".")[0]
-    messages.checked_name("name", name)
-    messages.checked_name("site", settings.site)
+    checked_name("name", name)
+    checked_name("site", settings.site)
     for which, trigger in settings.triggers.items():
         if wrong := topic_triggers.problem(trigger):
             raise ConfigError(f"{path}: triggers.{which}.{wrong}")

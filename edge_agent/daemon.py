@@ -22,7 +22,7 @@ from edge_agent.agent import Agent
 from edge_agent.config import AgentSettings
 from edge_agent.control import Control
 from edge_agent.session import Session
-from fp_async import link, messages
+from fp_async import link, wire
 from fp_async.errors import FlowerPowerError, StoreError
 from fp_async.link import Connection, Link, Will
 
@@ -98,7 +98,7 @@ class Daemon:
 
     def _link(self) -> Link:
         agent = self._agent
-        gone = messages.encode(
+        gone = wire.encode(
             msgspec.structs.replace(agent.state("lost"), n=agent.n + 1)  # the next connection's
         )
         topic = self._settings.topics.agent(self._settings.name, "state")

@@ -16,7 +16,7 @@ import msgspec
 from edge_agent import control, looking
 from edge_agent.config import AgentSettings
 from edge_agent.daemon import address
-from fp_async import messages, versions
+from fp_async import messages, versions, wire
 from fp_async.errors import BrokerError, FlowerPowerError, MessageError
 from fp_async.link import Connection, connected
 from fp_async.messages import Ping, Pong
@@ -129,7 +129,7 @@ async def _own_topics(settings: AgentSettings, connection: Connection) -> Step:
         clock=time.time(),
     )
     try:
-        await connection.publish(topic, messages.encode(body), qos=1)
+        await connection.publish(topic, wire.encode(body), qos=1)
         arrived = await _heard(connection, topic, body.boot.encode())
     except (BrokerError, TimeoutError) as error:
         return Step(
@@ -169,9 +169,9 @@ async def _ping(settings: AgentSettings, connection: Connection) -> Step:
     began = time.monotonic()
     report = topics.agent(settings.name, "report")
     try:
-        await connection.publish(report, messages.encode(Ping(nonce=nonce)), qos=1)
+        await connection.publish(report, wire.encode(Ping(nonce=nonce)), qos=1)
         payload = await _heard(connection, topics.agent(settings.name, "do"), nonce.encode())
-        pong = messages.do(payload)
+        pong = wire.do(payload)
     except (BrokerError, TimeoutError, MessageError) as error:
         return _answer({"error": str(error) or "no answer from a gateway"})
     took = round(1e3 * (time.monotonic() - began), 1)

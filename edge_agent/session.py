@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_agent import telling
-from fp_async import jobs, messages, versions
+from fp_async import jobs, messages, versions, wire
 from fp_async.errors import BrokerError, MessageError, PublishRefusedError
 from fp_async.events import Listener
 from fp_async.jobs import Job, NodeTiming
@@ -104,7 +104,7 @@ class Session:
 
     async def show(self) -> None:
         """Say who is there."""
-        payload = messages.encode(self._agent.state())
+        payload = wire.encode(self._agent.state())
         topic = self._topics.agent(self._name, "state")
         await self._connection.publish(topic, payload, qos=1, retain=True)
 
@@ -113,7 +113,7 @@ class Session:
         outbox = self._agent.outbox
         while self._gateway.is_set() and (outbox.waits or self._agent.notices):  # noqa: ASYNC110
             await asyncio.sleep(_TOGETHER)
-        payload = messages.encode(self._agent.state("offline"))
+        payload = wire.encode(self._agent.state("offline"))
         topic = self._topics.agent(self._name, "state")
         with contextlib.suppress(BrokerError):
             await self._connection.publish(topic, payload, qos=1, retain=True, timeout=2.0)
@@ -126,7 +126,7 @@ class Session:
         topic = self._topics.agent(self._name, "report")
         try:
             async with asyncio.timeout(seconds):
-                await self._connection.publish(topic, messages.encode(Ping(nonce=nonce)), qos=1)
+                await self._connection.publish(topic, wire.encode(Ping(nonce=nonce)), qos=1)
                 pong = await answer
         finally:
             del self._pings[nonce]
@@ -153,7 +153,7 @@ class Session:
                 elif place == ("agent", self._name, "state"):
                     await self._hear_self(message.payload)
                 else:
-                    asked.append(messages.do(message.payload))
+                    asked.append(wire.do(message.payload))
             except MessageError as error:
                 self._count_malformed(str(error))
         await self._run([each for each in asked if isinstance(each, RunJob)])
@@ -163,7 +163,7 @@ class Session:
             await self._do_rest(each)
 
     def _hear_gateway(self, message: Heard) -> None:
-        online = messages.gateway_state(message.payload).online
+        online = wire.gateway_state(message.payload).online
         born = online and not self._agent.gateway
         self._agent.gateway = online
         if not online:
@@ -177,7 +177,7 @@ class Session:
 
     async def _hear_self(self, payload: bytes) -> None:
         """Brokers deliver wills of connections long gone, and forget what they had retained."""
-        said, own = messages.agent_state(payload) if payload else None, self._agent.state()
+        said, own = wire.agent_state(payload) if payload else None, self._agent.state()
         if said is not None and (said.store, said.starts) == (own.store, own.starts):
             if (said.n, said.status) == (own.n, own.status):
                 return
@@ -344,7 +344,7 @@ class Session:
     async def _publish(self, said: Sequence[Message]) -> None:
         """Tell it in as few messages as they fit into, and wait until the broker has them."""
         topic = self._topics.agent(self._name, "report")
-        for payload in messages.batches(said):
+        for payload in wire.batches(said):
             try:
                 await self._connection.publish(topic, payload, qos=1)
             except PublishRefusedError as error:
@@ -358,7 +358,7 @@ class Session:
             topic = self._topics.agent(self._name, "report")
             for each in said:
                 if isinstance(each, Finished):
-                    small = messages.encode(telling.shrunk(each))
+                    small = wire.encode(telling.shrunk(each))
                     await self._connection.publish(topic, small, qos=1)
             return
         await asyncio.sleep(_DENIED)
@@ -393,7 +393,7 @@ class Session:
         self._seen[id] = len(trail.nodes), len(text)
         body = Progress(id=id, attempt=offer, nodes=new, log=more[-messages.LOG_CHARACTERS :])
         topic = self._topics.agent(self._name, "report")
-        self._connection.publish_soon(topic, messages.encode(body))
+        self._connection.publish_soon(topic, wire.encode(body))
 
     async def _until_news(self) -> None:
         """Return at once for an outcome, a little later for less."""
@@ -426,7 +426,7 @@ class Session:
                 jobs=page,
                 schedules=revisions if number == 0 else None,
             )
-            await self._connection.publish(topic, messages.encode(body), qos=1)
+            await self._connection.publish(topic, wire.encode(body), qos=1)
 
     async def _beat(self) -> None:
         topic = self._topics.agent(self._name, "report")
@@ -440,7 +440,7 @@ class Session:
                 clock_steps=agent.house.clock_steps,
             )
             if self._gateway.is_set():
-                self._connection.publish_soon(topic, messages.encode(body))
+                self._connection.publish_soon(topic, wire.encode(body))
             await asyncio.sleep(self._settings.heartbeat)
 
 
@@ -473,7 +473,7 @@ def _job(offer: RunJob) -> Job:
         offer=offer.attempt,
         unreported=True,
         spec=msgspec.json.encode(offer.spec),
-        inputs=messages.from_wire(offer.inputs),
+        inputs=wire.from_wire(offer.inputs),
     )
 
 
