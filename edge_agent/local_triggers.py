@@ -37,7 +37,11 @@ def _link(agent: Agent) -> Link:
     """The broker on the device, or the agent's own; under an id of its own, with its session."""
     settings, name = agent.settings, f"{agent.settings.name}-triggers"
     own = address(settings)
-    near = Link.of(settings.triggers_broker) if settings.triggers_broker else own
+    near = own
+    if settings.triggers_broker:
+        names = ("ca_file", "cert_file", "key_file")
+        files = {each: getattr(settings, each) for each in names}
+        near = Link.of(settings.triggers_broker, keepalive=settings.keepalive, **files)
     return msgspec.structs.replace(
         near, client_id=name, clean_start=False, session_expiry=_SESSION_SECONDS, manual_ack=True
     )

@@ -45,6 +45,8 @@ _SECTIONS = {
         "drain": ("fleet", "drain", "Offer an agent no more jobs, or again."),
         "letters": ("fleet", "letters", "List messages that made no job, and why."),
         "start-gateway": ("fleet", "start_gateway", "Move jobs and results to and from agents."),
+        "broker": ("brokers", "broker", "Run an MQTT broker, for development."),
+        "broker-config": ("brokers", "broker_config", "Write a broker's users, rights, certificates."),
     },
     "Services": {
         "start-worker": ("daemons", "start_worker", "Work on jobs and fire schedules."),

@@ -1,0 +1,186 @@
+"""The embedded MQTT broker: rumqttd, from PyPI's `iotcore`, in a child process of its own.
+
+For development, demonstrations and tests. It keeps nothing on disk: what it had (sessions,
+retained messages, what was under way) is gone with it, and it takes every user and password. It
+listens on 127.0.0.1 only, with one port for MQTT 5 and another for 3.1.1.
+
+What it does not do (0.4, rumqttd 0.20): Retain Handling, No Local, Receive Maximum and the expiry
+of sessions are ignored; who is kicked is not told why; a subscription to `$...` closes the
+connection, and so does a message above the limit. Retained messages, wills, kept sessions, and
+properties and expiry of messages work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import AsyncIterator
+from importlib.util import find_spec
+
+import msgspec
+
+from fp_async.errors import BrokerError, MissingExtraError
+from fp_async.link import Link, connected
+
+HOST = "127.0.0.1"
+_START_SECONDS = 15.0
+_LOOK = 0.02
+_TRIES = 5  # another process may take a free port first
+_PACKET_BYTES = 262_144
+
+_START = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "from fp_async.broker import main; main()"
+)
+
+# A log is kept for every topic filter: 8 segments of 1 MiB, of which the oldest goes first.
+_ROUTER = """
+id = 0
+[router]
+id = 0
+max_connections = 2000
+max_outgoing_packet_count = 200
+max_segment_size = 1048576
+max_segment_count = 8
+"""
+_LISTENER = """
+[{version}.1]
+name = "{version}"
+listen = "{host}:{port}"
+next_connection_delay_ms = 1
+[{version}.1.connections]
+connection_timeout_ms = 60000
+max_payload_size = {size}
+max_inflight_count = 100
+dynamic_filters = true
+"""
+
+
+class Embedded(msgspec.Struct, frozen=True):
+    """A broker that runs: its ports for MQTT 5 and for 3.1.1, and its process."""
+
+    port: int
+    old_port: int
+    process: asyncio.subprocess.Process
+
+    @property
+    def uri(self) -> str:
+        return f"mqtt://{HOST}:{self.port}"
+
+
+@contextlib.asynccontextmanager
+async def embedded(port: int = 0, old_port: int = 0) -> AsyncIterator[Embedded]:
+    """A broker on these ports of 127.0.0.1, which answers; 0 takes a free one.
+
+    It ends with the block, with this process (also by kill -9), and when it is cancelled. Raises
+    MissingExtraError without `iotcore`; BrokerError when a port is taken or it does not start.
+    """
+    if find_spec("iotcore") is None:
+        raise MissingExtraError("the embedded MQTT broker", "broker")
+    for tries in range(_TRIES):
+        ports = available(port), available(old_port)
+        process = await _spawn(*ports)
+        try:
+            if await _answers(process, ports[0]):
+                yield Embedded(*ports, process)
+                return
+        finally:
+            await _end(process)
+        if port and old_port or tries == _TRIES - 1:
+            raise BrokerError(f"the embedded MQTT broker ended at once ({process.returncode})")
+
+
+def available(port: int) -> int:
+    """The port itself if it can be had, for 0 a free one. Raises BrokerError."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((HOST, port))
+        except OSError as error:
+            raise BrokerError(f"cannot listen on {HOST}:{port}: {error.strerror}") from error
+        return int(sock.getsockname()[1])
+
+
+async def _spawn(port: int, old_port: int) -> asyncio.subprocess.Process:
+    """The child, out of reach of the terminal's Ctrl-C; it ends when its stdin does."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        _START,
+        json.dumps(sys.path),
+        *map(str, (os.getpid(), port, old_port)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+async def _answers(process: asyncio.subprocess.Process, port: int) -> bool:
+    """Wait until it takes an MQTT client; False when it has ended. Raises BrokerError."""
+    link = Link(host=HOST, port=port, timeout=2.0)
+    try:
+        async with asyncio.timeout(_START_SECONDS):
+            while process.returncode is None:
+                with contextlib.suppress(BrokerError):
+                    async with connected(link):
+                        return True
+                await asyncio.sleep(_LOOK)
+    except TimeoutError:
+        raise BrokerError(
+            f"the embedded MQTT broker does not answer on {HOST}:{port} after {_START_SECONDS:g} s"
+        ) from None
+    return False
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill it: it has nothing to save. Waits for its end even while being cancelled."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await asyncio.shield(process.wait())
+
+
+# In the child -----------------------------------------------------------------------------------
+
+
+def config(port: int, old_port: int) -> str:
+    """rumqttd's TOML. `iotcore` has keywords for it, but with them binds 0.0.0.0 and speaks 3.1.1."""
+    listeners = (
+        _LISTENER.format(version=version, host=HOST, port=number, size=_PACKET_BYTES)
+        for version, number in (("v5", port), ("v4", old_port))
+    )
+    return _ROUTER + "".join(listeners)
+
+
+def main() -> None:
+    """The child: parent's pid, port of MQTT 5, port of 3.1.1."""
+    import logging
+
+    from iotcore import IotCoreBroker
+
+    parent, port, old_port = map(int, sys.argv[1:])
+    logging.basicConfig(level=logging.CRITICAL)  # it logs an ERROR for every packet
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write(config(port, old_port))
+        file.flush()
+        server = IotCoreBroker(config_path=file.name)
+    try:
+        server.check_ports()
+    except OSError as error:
+        sys.exit(f"the embedded MQTT broker: {error}")
+    server.run_forever()
+
+
+def _leave_with(parent: int) -> None:
+    """End with the parent: its end of the pipe may live on in another child of it."""
+    while os.getppid() == parent:
+        if select.select([0], [], [], 1.0)[0]:
+            break
+    os._exit(0)

@@ -1,0 +1,222 @@
+"""`broker`: one to try things with, in the foreground. `broker-config`: files for a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from fp_async.errors import BrokerError, MissingExtraError, UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from fp_async.broker_files import Plan
+    from fp_async.broker_folder import Done
+
+log = logging.getLogger("fp_async")
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+_PORT = click.IntRange(1, 65535)
+_FORGETS = "for development: this machine only, nobody logs in, nothing survives its end"
+
+
+@click.command()
+@click.option("--dev", is_flag=True, help="Say that it is for development.")
+@click.option("--port", type=_PORT, default=1883, show_default=True, metavar="N")
+@click.option("--old-port", type=_PORT, metavar="N", help="For MQTT 3.1.1. Default: the next one.")
+@click.option("--mosquitto", is_flag=True, help="Run an installed Mosquitto, not the embedded one.")
+def broker(port: int, old_port: int | None, *, dev: bool, mosquitto: bool) -> None:
+    """Run an MQTT broker on 127.0.0.1 until a signal comes, for development.
+
+    \b
+      flowerpower broker --dev
+      flowerpower broker --dev --mosquitto --port 1884
+
+    Anybody on this machine may connect, and nothing survives its end. The embedded broker (pip
+    install "fp-async[broker]") speaks MQTT 5 on its port and 3.1.1 on the next one. For
+    production: flowerpower broker-config.
+    """  # noqa: D301
+    if not dev:
+        raise UsageError(
+            "this broker is for development: say so with --dev. Files for a broker in "
+            "production are written by: flowerpower broker-config"
+        )
+    if mosquitto and old_port:
+        raise UsageError("--old-port: Mosquitto speaks MQTT 5 and 3.1.1 on one port")
+    if old_port == port:
+        raise UsageError(f"--old-port {port}: MQTT 5 and 3.1.1 need two ports")
+    logging.basicConfig(level=logging.INFO, format=_FORMAT)
+    program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if mosquitto:
+        _become_mosquitto(program, port)
+    try:
+        asyncio.run(_embedded(port, old_port))
+    except MissingExtraError as error:
+        if program is None:
+            raise
+        raise UsageError(f"{error}; or run the installed Mosquitto with --mosquitto") from error
+
+
+def _become_mosquitto(program: str | None, port: int) -> NoReturn:
+    """This process becomes Mosquitto, which reads its configuration from a pipe."""
+    from fp_async import broker_files
+    from fp_async.broker import available
+
+    if program is None:
+        raise UsageError(
+            "Mosquitto is not installed (apt install mosquitto); the embedded broker needs only: "
+            'pip install "fp-async[broker]"'
+        )
+    available(port)
+    log.info("Mosquitto on mqtt://127.0.0.1:%d, %s", port, _FORGETS)
+    reading, writing = os.pipe()
+    os.write(writing, broker_files.dev(port).encode())
+    os.close(writing)
+    os.set_inheritable(reading, True)
+    os.execv(program, [program, "-c", f"/dev/fd/{reading}"])  # noqa: S606
+
+
+async def _embedded(port: int, old_port: int | None) -> None:
+    """Until a signal comes; BrokerError when it ends by itself."""
+    from fp_async.broker import available, embedded
+
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    if old_port is None:
+        try:
+            old_port = available(port + 1)
+        except (BrokerError, OverflowError):
+            old_port = 0
+    async with embedded(port, old_port) as running:
+        log.info("embedded broker on %s (MQTT 5), %s", running.uri, _FORGETS)
+        log.info("MQTT 3.1.1 on port %d: mosquitto_pub -p %d", running.old_port, running.old_port)
+        waiting = asyncio.create_task(ended.wait())
+        ending = asyncio.create_task(running.process.wait())
+        await asyncio.wait((waiting, ending), return_when=asyncio.FIRST_COMPLETED)
+        if ending.done() and not ended.is_set():
+            raise BrokerError(f"the embedded broker has ended ({running.process.returncode})")
+        waiting.cancel()
+    log.info("embedded broker has ended")
+
+
+# Files for a real one ----------------------------------------------------------------------------
+
+_NAMES = "A,B"
+
+
+@click.command("broker-config")
+@click.option("--agents", metavar=_NAMES, help="Agents that shall have a user, besides those known.")
+@click.option("--revoke", metavar=_NAMES, help="Agents that shall have none any more.")
+@click.option("--site", metavar="NAME", help="Which fleet. Default: main.")
+@click.option("--prefix", metavar="TOPIC", help="Topics begin with it. Default: fp/v1.")
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), default="broker", show_default=True
+)
+@click.option("--host", metavar="NAME", help="Where clients find the broker. Default: localhost.")
+@click.option("--port", type=_PORT, metavar="N", help="Default: 8883 with TLS, else 1883.")
+@click.option("--tls/--no-tls", default=None, help="TLS, and a certificate for each client (mTLS).")
+@click.option("--emqx/--mosquitto", default=None, help="Files for EMQX. Default: Mosquitto.")
+@click.option("--at", metavar="DIR", help="Where the broker's machine has them. Default: --out.")
+@click.option("--topics", multiple=True, metavar="FILTER", help="Of triggers, for the gateway.")
+@click.option("--answers", multiple=True, metavar="FILTER", help="Response topics, for the gateway.")
+@click.option("--local-topics", multiple=True, metavar="FILTER", help="Of the agents' own triggers.")
+@click.option("--overwrite", is_flag=True, help="Replace files that others wrote or changed.")
+def broker_config(
+    agents: str | None, revoke: str | None, out: Path, *, overwrite: bool, **options: Any
+) -> None:
+    """Write configuration, users and rights of a broker, and its clients' files.
+
+    \b
+      flowerpower broker-config --agents pi-7,pi-8 --tls --host broker.example
+      flowerpower broker-config --agents pi-9
+      flowerpower broker-config --revoke pi-8
+
+    Each agent may say and hear only what is its own. Again, it keeps what it was told before,
+    users keep their passwords, and files that were changed by hand stay. The authority that
+    --tls makes is one to start with: put your own ca.crt, server.crt and client.crt in its place.
+    """  # noqa: D301
+    from fp_async import broker_files, broker_folder
+
+    before = broker_folder.read(out)
+    plan = _planned(before.plan if before else None, out, options)
+    plan = _with_agents(plan, _names("--agents", agents), _names("--revoke", revoke))
+    broker_files.check(plan)
+    done = broker_folder.write(out, plan, overwrite=overwrite)
+    _tell(out, plan, done, revoked=revoke is not None)
+
+
+def _planned(before: Plan | None, out: Path, options: dict[str, Any]) -> Plan:
+    """What was asked for now, over what was asked for before."""
+    import msgspec
+
+    from fp_async.broker_files import Plan
+
+    emqx = options.pop("emqx")
+    if emqx is not None:
+        options["kind"] = "emqx" if emqx else "mosquitto"
+    changes = {name: value for name, value in options.items() if value not in (None, ())}
+    if before is None:
+        return Plan(**{"at": str(out.resolve()), **changes})
+    for name in ("site", "kind"):
+        if changes.get(name, getattr(before, name)) != getattr(before, name):
+            raise UsageError(
+                f"{out} is for {name} '{getattr(before, name)}': take another folder with --out"
+            )
+    return msgspec.structs.replace(before, **changes)
+
+
+def _with_agents(plan: Plan, added: list[str], revoked: list[str]) -> Plan:
+    import msgspec
+
+    for name in revoked:
+        if name not in plan.agents:
+            raise UnknownNameError("agent", name, plan.agents)
+        if name in added:
+            raise UsageError(f"'{name}' stands in both --agents and --revoke")
+    names = dict.fromkeys((*plan.agents, *added))
+    kept = tuple(name for name in names if name not in revoked)
+    if not kept and not revoked:
+        raise UsageError("for whom? --agents pi-7,pi-8")
+    return msgspec.structs.replace(plan, agents=kept)
+
+
+def _names(option: str, text: str | None) -> list[str]:
+    if text is None:
+        return []
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise UsageError(f"{option} {text!r}: write names with commas between them: pi-7,pi-8")
+    return names
+
+
+def _tell(out: Path, plan: Plan, done: Done, *, revoked: bool) -> None:
+    from fp_async.broker_files import texts, users_file
+
+    main = next(iter(texts(plan)))
+    click.echo(f"{out / main}: the broker's configuration, with {users_file(plan)} beside it")
+    click.echo(f"{out / 'gateway' / 'mqtt.yml'}: for conf/mqtt.yml of the gateway's project")
+    for name in plan.agents:
+        if name in done.new:
+            click.echo(f"{out / 'agents' / name}/: for {name}; it holds its password")
+    for line in _remarks(out, plan, done, revoked=revoked):
+        click.echo(line, err=True)
+
+
+def _remarks(out: Path, plan: Plan, done: Done, *, revoked: bool) -> Iterable[str]:
+    for name in done.left:
+        yield f"{out / name} was changed by hand and is left as it is; --overwrite replaces it"
+    if done.unknown:
+        yield f"not here any more, so only the broker knows them: {', '.join(done.unknown)}"
+    if not plan.tls:
+        yield "without --tls passwords can be read on the way"
+    elif (out / "ca.key").exists():
+        yield f"keep {out / 'ca.key'} elsewhere: whoever has it makes certificates"
+    if revoked or done.new:
+        how = "import users.csv" if plan.kind == "emqx" else "kill -HUP"
+        yield f"a broker that runs has to be told: {how}; its files must be readable for it"
