@@ -133,7 +133,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How `start-worker` works: `worker` in `conf/scheduler.yml`. Times in seconds.
 
     `concurrency` is how many jobs run at once: the number of processors with the runner
-    `process`, 100 with `inline`. `grace` is what running jobs get to end when the worker is
+    `process`, 200 with `inline`. `grace` is what running jobs get to end when the worker is
     told to; `idle_timeout` ends processes that have had nothing to do. `memory_limit` (MiB) is
     for each process, `max_result_size` (bytes) for each result.
     """
