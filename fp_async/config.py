@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from fp_async import documents
 from fp_async.errors import FileAccessError, UnknownNameError
 
 DEFAULT_ENVIRONMENT = "dev"
@@ -266,6 +265,8 @@ def read(root: Path, file: str, env: Mapping[str, str] | None = None) -> Any:
 
     Raises ConfigError for a mistake in it, FileAccessError where it cannot be read.
     """
+    from fp_async import documents  # with PyYAML: an agent is told its settings otherwise
+
     path = root / "conf" / file
     try:
         text = path.read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -24,13 +24,15 @@ from fp_async.attempt import Outcome, Trail, cancelled_itself, capture, order
 from fp_async.backend import Backend
 from fp_async.config import WorkerSettings
 from fp_async.errors import StoreError, StoreUnavailableError, describe
-from fp_async.flows import Flows
 from fp_async.held import Attempt, log_failure
 from fp_async.jobs import LEASE, Failure, Job, Member, Report
 from fp_async.keeper import Keeper, KeeperThread, Why
 from fp_async.patience import Patience
 from fp_async.runner import InlineRunner, ProcessRunner, Runner
 from fp_async.stores import Store
+
+if TYPE_CHECKING:
+    from fp_async.flows import Flows
 
 log = logging.getLogger("fp_async")
 _RESCUE = 2.0

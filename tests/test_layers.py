@@ -32,7 +32,7 @@ LAYERS = [
     {"drivers", "flow"},
     {"flows"},
     {"targets"},
-    {"backend", "attempt", "orders"},
+    {"backend", "attempt", "attempting", "orders"},
     {"watching", "fleet", "runner", "runner_child", "firing", "keeper"},
     {"held", "outcomes"},
     {"worker"},
@@ -137,6 +137,11 @@ HEAVY = {"hamilton", "pandas", "numpy", "sqlalchemy", "apscheduler"}
 )
 def test_importing_loads_nothing_heavy(statement):
     assert not HEAVY & loaded_after(statement)
+
+
+def test_the_idle_agent_is_light():
+    heavy = HEAVY | {"yaml", "ruamel", "click", "rich", "fp_async.codec", "fp_async.flow"}
+    assert not heavy & loaded_after("import edge_agent.daemon")
 
 
 def test_importing_the_package_costs_nothing():
