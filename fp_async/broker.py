@@ -93,7 +93,7 @@ async def embedded(port: int = 0, old_port: int = 0) -> AsyncIterator[Embedded]:
                 return
         finally:
             await _end(process)
-        if port and old_port or tries == _TRIES - 1:
+        if (port and old_port) or tries == _TRIES - 1:
             raise BrokerError(f"the embedded MQTT broker ended at once ({process.returncode})")
 
 
@@ -150,7 +150,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def config(port: int, old_port: int) -> str:
-    """rumqttd's TOML. `iotcore` has keywords for it, but with them binds 0.0.0.0 and speaks 3.1.1."""
+    """The TOML of rumqttd: with its keywords `iotcore` binds 0.0.0.0 and speaks only 3.1.1."""
     listeners = (
         _LISTENER.format(version=version, host=HOST, port=number, size=_PACKET_BYTES)
         for version, number in (("v5", port), ("v4", old_port))

@@ -46,7 +46,11 @@ _SECTIONS = {
         "letters": ("fleet", "letters", "List messages that made no job, and why."),
         "start-gateway": ("fleet", "start_gateway", "Move jobs and results to and from agents."),
         "broker": ("brokers", "broker", "Run an MQTT broker, for development."),
-        "broker-config": ("brokers", "broker_config", "Write a broker's users, rights, certificates."),
+        "broker-config": (
+            "brokers",
+            "broker_config",
+            "Write a broker's users and rights.",
+        ),
     },
     "Services": {
         "start-worker": ("daemons", "start_worker", "Work on jobs and fire schedules."),
