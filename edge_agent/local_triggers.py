@@ -58,8 +58,8 @@ class Listening:
 
     async def run(self, connection: Connection) -> None:
         """Until the connection is lost."""
-        for trigger in self._triggers.values():
-            await connection.subscribe(trigger.topic, qos=1, retained="never")
+        for topic in topic_triggers.widest(each.topic for each in self._triggers.values()):
+            await connection.subscribe(topic, qos=1, retained="never")
         while True:
             heard = await connection.receive(_BATCH)
             await self._patience(lambda: self._handle(heard))  # noqa: B023

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fp_async.agent")
 _TOGETHER = 0.01  # seconds that small news wait for more of it
+_LAST_WORDS = 2.0  # less than the daemon waits for the goodbye
 _DENIED = 60.0
 _SYNC_EVERY = 900.0
 _BIRTH_JITTER = 30.0
@@ -76,6 +77,7 @@ class Session:
         self._logged_at = float("-inf")
         self._pings: dict[str, asyncio.Future[Pong]] = {}
         self._seen: dict[str, tuple[int, int]] = {}  # nodes and characters of log told of a job
+        self._shown: set[tuple[int, str]] = set()  # own states of this connection, as they echo
 
     async def run(self) -> None:
         """Until the connection is lost (BrokerError) or this is cancelled."""
@@ -104,19 +106,21 @@ class Session:
 
     async def show(self) -> None:
         """Say who is there."""
-        payload = wire.encode(self._agent.state())
+        state = self._agent.state()
+        self._shown.add((state.n, state.status))
         topic = self._topics.agent(self._name, "state")
-        await self._connection.publish(topic, payload, qos=1, retain=True)
+        await self._connection.publish(topic, wire.encode(state), qos=1, retain=True)
 
     async def say_goodbye(self) -> None:
         """Tell what ended last, and that this is a clean stop: nobody has to wait for the will."""
         outbox = self._agent.outbox
-        while self._gateway.is_set() and (outbox.waits or self._agent.notices):  # noqa: ASYNC110
-            await asyncio.sleep(_TOGETHER)
-        payload = wire.encode(self._agent.state("offline"))
-        topic = self._topics.agent(self._name, "state")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS):
+                while self._gateway.is_set() and (outbox.waits or self._agent.notices):  # noqa: ASYNC110
+                    await asyncio.sleep(_TOGETHER)
+        self._agent.status = "offline"
         with contextlib.suppress(BrokerError):
-            await self._connection.publish(topic, payload, qos=1, retain=True, timeout=2.0)
+            await self.show()
 
     async def ping(self, seconds: float = 5.0) -> dict[str, Any]:
         """A message to the gateway and back. Raises TimeoutError, BrokerError."""
@@ -179,8 +183,8 @@ class Session:
         """Brokers deliver wills of connections long gone, and forget what they had retained."""
         said, own = wire.agent_state(payload) if payload else None, self._agent.state()
         if said is not None and (said.store, said.starts) == (own.store, own.starts):
-            if (said.n, said.status) == (own.n, own.status):
-                return
+            if (said.n, said.status) in self._shown:
+                return  # or two echoes on their way would be answered for ever, each by one more
             if said.n > own.n:
                 self._agent.n = said.n
         self._agent.n += 1
@@ -228,7 +232,7 @@ class Session:
             return why, None
         if agent.house.full:
             return agent.house.full, _RETRY_FULL
-        if agent.status == "draining":
+        if agent.status != "ready":
             return "the agent is being stopped", _LATER
         return None
 

@@ -150,7 +150,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def config(port: int, old_port: int) -> str:
-    """Rumqttd's TOML. With `iotcore`'s own keywords it binds 0.0.0.0 and speaks 3.1.1 only."""
+    """The TOML of rumqttd: with its keywords `iotcore` binds 0.0.0.0 and speaks only 3.1.1."""
     listeners = (
         _LISTENER.format(version=version, host=HOST, port=number, size=_PACKET_BYTES)
         for version, number in (("v5", port), ("v4", old_port))

@@ -64,13 +64,13 @@ class Triggers:
     def filters(self) -> list[str]:
         """What to subscribe to."""
         run = [self._topics.run(name) for name in self._runnable]
-        return list(dict.fromkeys([*run, *(each.topic for each in self._named.values())]))
+        return topic_triggers.widest([*run, *(each.topic for each in self._named.values())])
 
     @property
     def kept_out(self) -> set[str]:
         """Filters of which what the broker has kept is not wanted."""
-        wanted = {each.topic for each in self._named.values() if each.retained == "run"}
-        return set(self.filters) - wanted
+        wanted = [each.topic for each in self._named.values() if each.retained == "run"]
+        return {f for f in self.filters if not any(topic_triggers.covers(f, one) for one in wanted)}
 
     # Hearing ----------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ Without `inputs` the payload has to be an object, whose entries are the inputs.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -180,3 +180,27 @@ class Rate:
             return False
         self._left -= 1.0
         return True
+
+
+def covers(wider: str, narrower: str) -> bool:
+    """Whether a filter means every topic that another one means."""
+    if narrower.startswith("$") and not wider.startswith("$"):
+        return False
+    levels = narrower.split("/")
+    wanted = wider.split("/")
+    for index, part in enumerate(wanted):
+        if part == "#":
+            return True
+        if index >= len(levels) or levels[index] == "#" or part not in ("+", levels[index]):
+            return False
+    return len(wanted) == len(levels)
+
+
+def widest(filters: Iterable[str]) -> list[str]:
+    """The filters without those that another one covers.
+
+    Brokers send a message once for every subscription that means it (Mosquitto and rumqttd do, and
+    MQTT allows it), and nothing tells such a copy from a second message.
+    """
+    each = list(dict.fromkeys(filters))
+    return [one for one in each if not any(o != one and covers(o, one) for o in each)]

@@ -422,6 +422,37 @@ async def test_mosquitto_pub_and_sub_alone_run_a_pipeline_and_read_its_outcome(t
     assert len(await edge.project.list_jobs()) == 1
 
 
+async def test_triggers_with_overlapping_topics_run_once_each(triggered):
+    """The broker sends a copy for each subscription."""
+    edge = triggered
+    one = "pipeline: flow, final_vars: [reading], on: 'any:*', inputs: {value: 1, sensor: x}"
+    triggers = (
+        f"triggers:\n  all: {{topic: 'doors/#', {one}}}\n  some: {{topic: 'doors/+', {one}}}\n"
+    )
+    (edge.project.root / "conf" / "mqtt.yml").write_text(conf(edge.broker.port, GATEWAY + triggers))
+    edge.flock.stop("g1")
+    edge.flock.start_gateway("g1")
+    await until_online(edge)
+    publish(edge, "doors/d1", "{}")
+    jobs = await until_ended(edge.project, 2, 20)
+    publish(edge, "doors/d1", "{}")
+    jobs = await until_ended(edge.project, 4, 20)
+    assert sorted(job.trigger for job in jobs.values()) == ["all", "all", "some", "some"]
+
+
+async def until_online(edge):
+    """Until the gateway that was started last has subscribed: it says so after that."""
+    options = ["-p", str(edge.broker.port), "-t", "fp/v1/main/gateway/state", "-C", "1", "-W", "1"]
+    with anyio.fail_after(20):
+        while True:
+            done = subprocess.run(
+                [services.program("mosquitto_sub"), *options], capture_output=True
+            )
+            if b'"online":true' in done.stdout:
+                return
+            await anyio.sleep(0.05)
+
+
 @pytest.mark.parametrize(
     ("topic", "payload", "reason"),
     [
@@ -492,3 +523,28 @@ async def test_two_agents_with_one_name_are_quarantined(edge, tmp_path):
                 break
             await anyio.sleep(0.2)
     assert "two devices use this name" in agent.problem
+
+
+async def test_an_agent_that_hears_old_states_of_its_own_mends_them_and_is_quiet(edge):
+    """Each of its own answers comes back to it, too: that must not be answered again."""
+    await edge.agent("pi-7")
+    from fp_async.link import Link, connected
+
+    topic = "fp/v1/main/agent/pi-7/state"
+    async with connected(Link(host="127.0.0.1", port=edge.broker.port)) as connection:
+        await connection.subscribe(topic, 1)
+        (kept,) = await connection.receive()
+        stale = kept.payload.replace(b'"status":"ready"', b'"status":"lost"')
+        for _ in range(3):
+            connection.publish_soon(topic, stale, qos=1, retain=True)
+        heard = []
+        with anyio.move_on_after(2):  # nothing tells that nothing more comes
+            while True:
+                heard += await connection.receive()
+    assert 4 <= len(heard) <= 6
+    assert json.loads(heard[-1].payload)["status"] == "ready"
+    edge.flock.stop("pi-7")
+    async with connected(Link(host="127.0.0.1", port=edge.broker.port)) as connection:
+        await connection.subscribe(topic, 1)
+        (kept,) = await connection.receive()
+        assert json.loads(kept.payload)["status"] == "offline"

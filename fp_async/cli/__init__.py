@@ -49,7 +49,7 @@ _SECTIONS = {
         "broker-config": (
             "brokers",
             "broker_config",
-            "Write a broker's users, rights, certificates.",
+            "Write a broker's users and rights.",
         ),
     },
     "Services": {

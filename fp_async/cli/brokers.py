@@ -63,7 +63,7 @@ def broker(port: int, old_port: int | None, *, dev: bool, mosquitto: bool) -> No
 
 
 def _become_mosquitto(program: str | None, port: int) -> NoReturn:
-    """The process becomes Mosquitto, which reads its configuration from a pipe."""
+    """Run Mosquitto in place of this process; it reads its configuration from a pipe."""
     from fp_async import broker_files
     from fp_async.broker import available
 
@@ -111,10 +111,8 @@ _NAMES = "A,B"
 
 
 @click.command("broker-config")
-@click.option(
-    "--agents", metavar=_NAMES, help="Agents that shall have a user, besides those known."
-)
-@click.option("--revoke", metavar=_NAMES, help="Agents that shall have none any more.")
+@click.option("--agents", metavar=_NAMES, help="Agents to add.")
+@click.option("--revoke", metavar=_NAMES, help="Agents to remove.")
 @click.option("--site", metavar="NAME", help="Which fleet. Default: main.")
 @click.option("--prefix", metavar="TOPIC", help="Topics begin with it. Default: fp/v1.")
 @click.option(
@@ -126,12 +124,8 @@ _NAMES = "A,B"
 @click.option("--emqx/--mosquitto", default=None, help="Files for EMQX. Default: Mosquitto.")
 @click.option("--at", metavar="DIR", help="Where the broker's machine has them. Default: --out.")
 @click.option("--topics", multiple=True, metavar="FILTER", help="Of triggers, for the gateway.")
-@click.option(
-    "--answers", multiple=True, metavar="FILTER", help="Response topics, for the gateway."
-)
-@click.option(
-    "--local-topics", multiple=True, metavar="FILTER", help="Of the agents' own triggers."
-)
+@click.option("--answers", multiple=True, metavar="FILTER", help="Response topics of triggers.")
+@click.option("--local-topics", multiple=True, metavar="FILTER", help="Of agents' own triggers.")
 @click.option("--overwrite", is_flag=True, help="Replace files that others wrote or changed.")
 def broker_config(
     agents: str | None, revoke: str | None, out: Path, *, overwrite: bool, **options: Any
