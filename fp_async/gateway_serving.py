@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -16,14 +17,20 @@ from fp_async.link import Link
 from fp_async.patience import Patience
 from fp_async.topics import checked_name
 
+VARIABLE = "FLOWERPOWER_BROKER"
+
 
 def address(flows: Flows, file: MqttFile) -> Link:
-    """The broker of conf/mqtt.yml, else `event_broker` if it is one. Raises ConfigError."""
+    """The broker of conf/mqtt.yml, else `event_broker` if it is one, else that of the variable
+    FLOWERPOWER_BROKER (which `flowerpower up` sets). Raises ConfigError.
+    """
     broker: MqttBroker | EventBroker | None = file.broker
     if broker is None:
         scheduler: SchedulerFile = configs.read(flows.root, "scheduler.yml")
         broker = scheduler.event_broker
-        if broker is None or broker.type != "mqtt":
+        if VARIABLE in os.environ and (broker is None or broker.type != "mqtt"):
+            broker = MqttBroker(uri=os.environ[VARIABLE])
+        elif broker is None or broker.type != "mqtt":
             raise ConfigError(
                 "there is no MQTT broker: set `broker` in conf/mqtt.yml, or an `event_broker` of "
                 "type mqtt in conf/scheduler.yml (for a first try: flowerpower broker --dev)"

@@ -22,7 +22,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXAMPLE = Path("examples") / "scheduled_report"
+EXAMPLES = [Path("examples") / name for name in ("scheduled_report", "edge_sensors")]
 BLOCK = re.compile(r"^```(\w+)[ ]?([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ENV = {
     **os.environ,
@@ -88,9 +88,11 @@ def test_every_block_of_the_page(page, tmp_path):
     run_page(page, tmp_path)
 
 
-def test_every_block_of_the_scheduled_report(tmp_path):
-    shutil.copytree(ROOT / EXAMPLE, tmp_path / EXAMPLE)
-    run_page(ROOT / EXAMPLE / "README.md", tmp_path)
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_every_block_of_an_example(example, tmp_path):
+    shutil.copytree(ROOT / example, tmp_path / example)
+    begins_there = (ROOT / example / "README.md").read_text().count("from this folder")
+    run_page(ROOT / example / "README.md", tmp_path / example if begins_there else tmp_path)
 
 
 def run_page(page, folder):
@@ -116,7 +118,7 @@ def run_block(name, kind, info, text, folder, daemons):
         raise AssertionError(f"{name}: a block of an unknown kind: {kind}")
 
 
-LINKING = [*PAGES, *ROOT.glob("*.md"), ROOT / EXAMPLE / "README.md"]
+LINKING = [*PAGES, *ROOT.glob("*.md"), *(ROOT / each / "README.md" for each in EXAMPLES)]
 
 
 @pytest.mark.parametrize("page", LINKING, ids=lambda page: str(page.relative_to(ROOT)))

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "fp_async"
 # A module may import modules of its own layer and of lower ones.
 LAYERS = [
     {"errors", "processes"},
+    {"ensemble"},
     {"annotations", "build_errors", "documents", "frames", "plan", "threads", "typed", "wrappers"},
     {"frontier", "lifecycle", "crontab", "topics", "versions"},
     {"codec", "codec_arrays", "codec_pandas", "codec_reading", "codec_values"},

@@ -45,6 +45,8 @@ _SECTIONS = {
         "drain": ("fleet", "drain", "Offer an agent no more jobs, or again."),
         "letters": ("fleet", "letters", "List messages that made no job, and why."),
         "start-gateway": ("fleet", "start_gateway", "Move jobs and results to and from agents."),
+        "up": ("demo", "up", "Broker, gateway, worker and agents for this project, here."),
+        "demo": ("demo", "demo", "Show a fleet at work on this machine, in half a minute."),
         "broker": ("brokers", "broker", "Run an MQTT broker, for development."),
         "broker-config": (
             "brokers",
