@@ -395,7 +395,8 @@ class Session:
         if not new and not more:
             return
         self._seen[id] = len(trail.nodes), len(text)
-        body = Progress(id=id, attempt=offer, nodes=new, log=more[-messages.LOG_CHARACTERS :])
+        fitting = telling.nodes_that_fit(new)
+        body = Progress(id=id, attempt=offer, nodes=fitting, log=telling.tail(more))
         topic = self._topics.agent(self._name, "report")
         self._connection.publish_soon(topic, wire.encode(body))
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from msgspec import UNSET
 from msgspec.structs import replace
 
 from fp_async import messages, wire
-from fp_async.jobs import Job, Record
+from fp_async.jobs import Failure, Job, NodeTiming, Record
 from fp_async.lifecycle import TERMINAL
 from fp_async.messages import Accepted, Finished, Message, Origin, ResultChunk, Started
 
 _LATE = 10.0  # seconds after its end from which on an outcome is called late
-_ERROR_CHARACTERS = 16_384
+# Shares of a packet, in bytes of JSON, so that an outcome always fits into one.
+_NODES_BYTES, _LOG_BYTES, _TRACEBACK_BYTES, _MESSAGE_BYTES = 49_152, 32_768, 24_576, 12_288
+_NODE_ERROR_CHARACTERS = 300
 
 
 def standing(job: Job) -> Message | None:
@@ -65,7 +67,7 @@ def without_value(job: Job, version: str | None = None) -> Finished:
         started_at=job.started_at,
         reason=job.reason,
         result=UNSET,
-        error=job.failure,
+        error=_failure(job),
         record=_record(job, now - ended, version),
         tries=job.attempt,
         errors=job.errors,
@@ -91,8 +93,46 @@ def _record(job: Job, age: float, version: str | None) -> Record:
     if wanted is not None and version is not None and version != wanted:
         warnings.append(f"the device runs version {version} of '{job.pipeline}', not {wanted}")
     late = round(age, 3) if age > _LATE else 0.0
-    log = trace.log[-messages.LOG_CHARACTERS :]
-    return replace(trace, log=log, warnings=warnings, late=late)
+    return replace(
+        trace, nodes=nodes_that_fit(trace.nodes), log=tail(trace.log), warnings=warnings, late=late
+    )
+
+
+def _failure(job: Job) -> Failure | None:
+    error = job.failure
+    if error is None:
+        return None
+    return replace(
+        error,
+        message=_cut(error.message, _MESSAGE_BYTES, end=False),
+        traceback=_cut(error.traceback, _TRACEBACK_BYTES),
+    )
+
+
+def nodes_that_fit(nodes: Sequence[NodeTiming]) -> list[NodeTiming]:
+    """The first of them, as many as have room in a message, with the beginning of their errors."""
+    fitting: list[NodeTiming] = []
+    size = 0
+    for node in nodes:
+        small = replace(node, error=node.error[:_NODE_ERROR_CHARACTERS])
+        size += len(wire.encode(small)) + 1
+        if size > _NODES_BYTES:
+            break
+        fitting.append(small)
+    return fitting
+
+
+def tail(log: str) -> str:
+    """The end of a log, as much as has room in a message."""
+    return _cut(log[-messages.LOG_CHARACTERS :], _LOG_BYTES)
+
+
+def _cut(text: str, size: int, *, end: bool = True) -> str:
+    """The end of a text, or its beginning, with at most so many bytes of JSON."""
+    while len(wire.encode(text)) > size:
+        quarter = len(text) // 4 + 1
+        text = text[quarter:] if end else text[:-quarter]
+    return text
 
 
 def _origin(job: Job) -> Origin:
