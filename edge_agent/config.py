@@ -13,7 +13,7 @@ import msgspec
 from fp_async import messages, topic_triggers
 from fp_async.config import Seconds, TopicTrigger
 from fp_async.errors import ConfigError, FileAccessError, UsageError
-from fp_async.messages import Topics
+from fp_async.topics import Topics, checked_name
 
 PREFIX = "FP_AGENT_"
 _MEBIBYTE = 2**20
@@ -89,7 +89,11 @@ def _from_file(path: Path, env: Mapping[str, str]) -> AgentSettings:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FileAccessError(f"cannot read {path}: {reason}") from error
-    return documents.validate(documents.parse(text, str(path), env), AgentSettings)
+    document = documents.parse(text, str(path), env)
+    if isinstance(document.data, dict):  # null means not given, as everywhere
+        kept = {key: value for key, value in document.data.items() if value is not None}
+        document = msgspec.structs.replace(document, data=kept)
+    return documents.validate(document, AgentSettings)
 
 
 def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
@@ -126,8 +130,8 @@ def _completed(settings: AgentSettings, path: Path | None) -> AgentSettings:
     """Defaults that depend on the machine, and absolute paths: those of the file are beside it."""
     folder = Path.cwd() if path is None else path.resolve().parent
     name = settings.name or socket.gethostname().partition(".")[0]
-    messages.checked_name("name", name)
-    messages.checked_name("site", settings.site)
+    checked_name("name", name)
+    checked_name("site", settings.site)
     for which, trigger in settings.triggers.items():
         if wrong := topic_triggers.problem(trigger):
             raise ConfigError(f"{path}: triggers.{which}.{wrong}")

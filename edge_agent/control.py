@@ -24,11 +24,19 @@ if TYPE_CHECKING:
 _LONGEST = 4096
 
 
+def socket_paths(store: str) -> list[Path]:
+    """Where an agent on that store may listen, the best place first: short names, since the
+    system limits their length. systemd gives a service /run/fp-agent.
+    """
+    name = f"fp-agent-{hashlib.blake2b(store.encode(), digest_size=8).hexdigest()}.sock"
+    own = os.environ.get("RUNTIME_DIRECTORY", "/run/fp-agent").partition(":")[0]
+    return [Path(folder) / name for folder in (own, "/run", tempfile.gettempdir())]
+
+
 def socket_path(store: str) -> Path:
-    """Where the agent on that store listens: a short name, since the system limits its length."""
-    mark = hashlib.blake2b(store.encode(), digest_size=8).hexdigest()
-    run = Path("/run") if os.access("/run", os.W_OK) else Path(tempfile.gettempdir())
-    return run / f"fp-agent-{os.getuid()}-{mark}.sock"
+    """The first of them in a folder that can be written to."""
+    paths = socket_paths(store)
+    return next((path for path in paths if os.access(path.parent, os.W_OK)), paths[-1])
 
 
 class Control:
@@ -71,7 +79,7 @@ class Control:
             "connected": agent.connected,
             "gateway": agent.gateway,
             "problem": agent.problem or None,
-            "running": agent.worker.running,
+            "busy": agent.worker.running,
             "slots": agent.settings.slots,
             "untold": number,
             "untold_bytes": size,
@@ -99,13 +107,15 @@ def ask(store: str, what: str, seconds: float = 10.0) -> dict[str, Any] | None:
     """Ask the agent on that store; None where none runs."""
     import socket
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(seconds)
-        try:
-            sock.connect(str(socket_path(store)))
-        except OSError:
-            return None
-        sock.sendall(msgspec.json.encode({"ask": what}) + b"\n")
-        data = b"".join(iter(lambda: sock.recv(65_536), b""))
-    answer: dict[str, Any] = msgspec.json.decode(data)
-    return answer
+    for path in socket_paths(store):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(seconds)
+            try:
+                sock.connect(str(path))
+            except OSError:
+                continue
+            sock.sendall(msgspec.json.encode({"ask": what}) + b"\n")
+            data = b"".join(iter(lambda: sock.recv(65_536), b""))
+            answer: dict[str, Any] = msgspec.json.decode(data)
+            return answer
+    return None

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -20,8 +22,8 @@ from edge_agent.agent import Agent
 from edge_agent.config import AgentSettings
 from edge_agent.control import Control
 from edge_agent.session import Session
-from fp_async import link, messages
-from fp_async.errors import FlowerPowerError
+from fp_async import link, wire
+from fp_async.errors import FlowerPowerError, StoreError
 from fp_async.link import Connection, Link, Will
 
 VARIABLE = "FP_AGENT_SETTINGS"
@@ -96,7 +98,7 @@ class Daemon:
 
     def _link(self) -> Link:
         agent = self._agent
-        gone = messages.encode(
+        gone = wire.encode(
             msgspec.structs.replace(agent.state("lost"), n=agent.n + 1)  # the next connection's
         )
         topic = self._settings.topics.agent(self._settings.name, "state")
@@ -147,6 +149,18 @@ def address(settings: AgentSettings) -> Link:
     )
 
 
+@contextlib.contextmanager
+def alone(store: Path) -> Iterator[None]:
+    """Nobody else runs on this store; the lock goes with the process. Raises StoreError."""
+    with store.with_name(f"{store.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            text = f"another agent runs on the store {store}; give this one another --store"
+            raise StoreError(text) from None
+        yield
+
+
 async def _run(settings: AgentSettings) -> None:
     await Daemon(settings).run()
 
@@ -156,9 +170,10 @@ def main() -> None:
     settings = msgspec.json.decode(os.environ.pop(VARIABLE), type=AgentSettings)
     level = getattr(logging, settings.log_level.upper())
     logging.basicConfig(level=level, format=FORMAT, stream=sys.stderr)
-    os.chdir(Path(settings.store).parent)
     try:
-        asyncio.run(_run(settings))
+        os.chdir(Path(settings.store).parent)
+        with alone(Path(settings.store)):
+            asyncio.run(_run(settings))
     except (FlowerPowerError, OSError) as error:
         log.error("%s", error)  # noqa: TRY400 - it is told what to do about it
         sys.exit(getattr(error, "exit_code", 1))

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_agent.daemon import address
-from fp_async import codec, jobs, link, messages, topic_triggers
+from fp_async import codec, jobs, link, topic_triggers
 from fp_async.errors import FlowerPowerError, MessageError
 from fp_async.jobs import Job, Letter, Spec, identity, new_id
 from fp_async.link import Connection, Link, Message
 from fp_async.patience import Patience
 from fp_async.topic_triggers import Rate, Told
+from fp_async.topics import matches
 
 if TYPE_CHECKING:
     from edge_agent.agent import Agent
@@ -72,7 +73,7 @@ class Listening:
         for message in heard:
             for name, trigger in self._triggers.items():
                 kept = message.retained and trigger.retained == "drop"
-                if kept or not messages.matches(trigger.topic, message.topic):
+                if kept or not matches(trigger.topic, message.topic):
                     continue
                 try:
                     new.append(await self._job(name, message))

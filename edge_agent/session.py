@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_agent import telling
-from fp_async import jobs, messages, versions
+from fp_async import jobs, messages, versions, wire
 from fp_async.errors import BrokerError, MessageError, PublishRefusedError
 from fp_async.events import Listener
 from fp_async.jobs import Job, NodeTiming
@@ -109,7 +109,7 @@ class Session:
         state = self._agent.state()
         self._shown.add((state.n, state.status))
         topic = self._topics.agent(self._name, "state")
-        await self._connection.publish(topic, messages.encode(state), qos=1, retain=True)
+        await self._connection.publish(topic, wire.encode(state), qos=1, retain=True)
 
     async def say_goodbye(self) -> None:
         """Tell what ended last, and that this is a clean stop: nobody has to wait for the will."""
@@ -130,7 +130,7 @@ class Session:
         topic = self._topics.agent(self._name, "report")
         try:
             async with asyncio.timeout(seconds):
-                await self._connection.publish(topic, messages.encode(Ping(nonce=nonce)), qos=1)
+                await self._connection.publish(topic, wire.encode(Ping(nonce=nonce)), qos=1)
                 pong = await answer
         finally:
             del self._pings[nonce]
@@ -157,7 +157,7 @@ class Session:
                 elif place == ("agent", self._name, "state"):
                     await self._hear_self(message.payload)
                 else:
-                    asked.append(messages.do(message.payload))
+                    asked.append(wire.do(message.payload))
             except MessageError as error:
                 self._count_malformed(str(error))
         await self._run([each for each in asked if isinstance(each, RunJob)])
@@ -167,7 +167,7 @@ class Session:
             await self._do_rest(each)
 
     def _hear_gateway(self, message: Heard) -> None:
-        online = messages.gateway_state(message.payload).online
+        online = wire.gateway_state(message.payload).online
         born = online and not self._agent.gateway
         self._agent.gateway = online
         if not online:
@@ -181,7 +181,7 @@ class Session:
 
     async def _hear_self(self, payload: bytes) -> None:
         """Brokers deliver wills of connections long gone, and forget what they had retained."""
-        said, own = messages.agent_state(payload) if payload else None, self._agent.state()
+        said, own = wire.agent_state(payload) if payload else None, self._agent.state()
         if said is not None and (said.store, said.starts) == (own.store, own.starts):
             if (said.n, said.status) in self._shown:
                 return  # or two echoes on their way would be answered for ever, each by one more
@@ -348,7 +348,7 @@ class Session:
     async def _publish(self, said: Sequence[Message]) -> None:
         """Tell it in as few messages as they fit into, and wait until the broker has them."""
         topic = self._topics.agent(self._name, "report")
-        for payload in messages.batches(said):
+        for payload in wire.batches(said):
             try:
                 await self._connection.publish(topic, payload, qos=1)
             except PublishRefusedError as error:
@@ -362,7 +362,7 @@ class Session:
             topic = self._topics.agent(self._name, "report")
             for each in said:
                 if isinstance(each, Finished):
-                    small = messages.encode(telling.shrunk(each))
+                    small = wire.encode(telling.shrunk(each))
                     await self._connection.publish(topic, small, qos=1)
             return
         await asyncio.sleep(_DENIED)
@@ -397,7 +397,7 @@ class Session:
         self._seen[id] = len(trail.nodes), len(text)
         body = Progress(id=id, attempt=offer, nodes=new, log=more[-messages.LOG_CHARACTERS :])
         topic = self._topics.agent(self._name, "report")
-        self._connection.publish_soon(topic, messages.encode(body))
+        self._connection.publish_soon(topic, wire.encode(body))
 
     async def _until_news(self) -> None:
         """Return at once for an outcome, a little later for less."""
@@ -430,7 +430,7 @@ class Session:
                 jobs=page,
                 schedules=revisions if number == 0 else None,
             )
-            await self._connection.publish(topic, messages.encode(body), qos=1)
+            await self._connection.publish(topic, wire.encode(body), qos=1)
 
     async def _beat(self) -> None:
         topic = self._topics.agent(self._name, "report")
@@ -444,7 +444,7 @@ class Session:
                 clock_steps=agent.house.clock_steps,
             )
             if self._gateway.is_set():
-                self._connection.publish_soon(topic, messages.encode(body))
+                self._connection.publish_soon(topic, wire.encode(body))
             await asyncio.sleep(self._settings.heartbeat)
 
 
@@ -477,7 +477,7 @@ def _job(offer: RunJob) -> Job:
         offer=offer.attempt,
         unreported=True,
         spec=msgspec.json.encode(offer.spec),
-        inputs=messages.from_wire(offer.inputs),
+        inputs=wire.from_wire(offer.inputs),
     )
 
 

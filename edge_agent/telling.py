@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from fp_async import messages
+from fp_async import messages, wire
 from fp_async.jobs import Job, Record
 from fp_async.lifecycle import TERMINAL
 from fp_async.messages import Accepted, Finished, Message, Origin, ResultChunk, Started
@@ -49,7 +49,7 @@ def finished(job: Job, version: str | None) -> Iterator[Message]:
         digest = hashlib.sha256(job.result).hexdigest()
         yield replace(body, chunks=len(chunks), sha256=digest)
     else:
-        yield replace(body, result=messages.to_wire(job.result))
+        yield replace(body, result=wire.to_wire(job.result))
 
 
 def without_value(job: Job, version: str | None = None) -> Finished:
@@ -99,7 +99,7 @@ def _origin(job: Job) -> Origin:
     return Origin(
         pipeline=job.pipeline,
         created_at=job.created_at,
-        inputs=messages.to_wire(job.inputs),
+        inputs=wire.to_wire(job.inputs),
         spec=job.rules,
         schedule_id=job.schedule_id,
         nominal_at=job.nominal_at,

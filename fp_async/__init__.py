@@ -53,6 +53,7 @@ if _TYPE_CHECKING:
     from fp_async.errors import JobFailedError as JobFailedError
     from fp_async.errors import JobNotFinishedError as JobNotFinishedError
     from fp_async.errors import JobTimeoutError as JobTimeoutError
+    from fp_async.errors import MessageError as MessageError
     from fp_async.errors import MissingExtraError as MissingExtraError
     from fp_async.errors import MissingParameterError as MissingParameterError
     from fp_async.errors import NodeCrashedError as NodeCrashedError
@@ -126,6 +127,7 @@ _HOMES = {
         "JobFailedError",
         "JobNotFinishedError",
         "JobTimeoutError",
+        "MessageError",
         "MissingExtraError",
         "MissingParameterError",
         "NodeCrashedError",

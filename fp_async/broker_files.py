@@ -18,7 +18,7 @@ from typing import Literal
 import msgspec
 
 from fp_async.errors import UsageError
-from fp_async.messages import Topics, checked_name
+from fp_async.topics import Topics, checked_name
 
 TLS_PORT, PLAIN_PORT = 8883, 1883
 _ROUNDS = 101  # Mosquitto's own; passwords of 192 random bits gain nothing by more

@@ -53,6 +53,7 @@ def check(project: Project) -> Report:
         for name in names:
             problems += _check_pipeline(project, name)
         problems += _check_schedules(project)
+        problems += _check_triggers(project)
     return Report(names, sorted(dict.fromkeys(problems), key=lambda p: (p.level, p.where)))
 
 
@@ -89,6 +90,15 @@ def _check_schedules(project: Project) -> Iterator[Problem]:
             make()
         except FlowerPowerError as error:
             yield Problem("error", where, str(error))
+
+
+def _check_triggers(project: Project) -> Iterator[Problem]:
+    from fp_async import gateway_serving  # with the MQTT client, which nothing else here needs
+
+    try:
+        gateway_serving.check(project.flows, config.read(project.root, "mqtt.yml"))
+    except FlowerPowerError as error:
+        yield Problem("error", "conf/mqtt.yml", str(error))
 
 
 def _check_flow(flow: Flow, where: str) -> Iterator[Problem]:

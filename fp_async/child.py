@@ -18,7 +18,6 @@ import subprocess
 import sys
 import traceback
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from io import BufferedReader
@@ -28,6 +27,7 @@ from typing import IO, Any, cast
 from fp_async import frames
 from fp_async.errors import FlowerPowerError, describe
 from fp_async.nodes import awaitable
+from fp_async.processes import die_with_parent, how, kill
 from fp_async.threads import Threads, in_thread
 
 _LENGTH = struct.Struct(">Q")
@@ -35,7 +35,6 @@ _pipes = Threads(limit=1000)  # each waits for one child; `Children` bounds them
 Child = subprocess.Popen[bytes]
 Message = list[memoryview]
 _LARGE = 2**20
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
     "from fp_async.child import main; main()"
@@ -143,24 +142,6 @@ def _ask(child: Child, spec: GraphSpec, node: str, arguments: Message) -> tuple[
     return outcome
 
 
-def kill(child: Child) -> None:
-    """Kill the child with all that it has started, and reap it: a matter of a millisecond."""
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    for pipe in (child.stdin, child.stdout):
-        with suppress(BrokenPipeError):
-            if pipe is not None:
-                pipe.close()
-
-
-def how(code: int) -> str:
-    """An exit code in words."""
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"
-
-
 def _dump(value: Any, problem: str) -> Message:
     """Pickled, with the memory of arrays beside it instead of copied into it."""
     buffers: list[pickle.PickleBuffer] = []
@@ -218,19 +199,6 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     while (request := _read(requests)) and (arguments := _read(requests)):
         _write(answers, _answer(request, arguments))
-
-
-def die_with_parent(parent: int) -> None:
-    """Have Linux kill this process when its parent dies, even in the middle of a node.
-
-    A parent that has died before we asked for that would never be noticed: then we end here.
-    """
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _answer(request: Message, arguments: Message) -> Message:

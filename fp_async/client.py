@@ -199,7 +199,7 @@ async def _known(backend: Backend, id: str, schedule: Schedule | None) -> Schedu
 async def _stored(backend: Backend, job: Job) -> str:
     """Store a job, and wake those who work on its queue.
 
-    A worker in this process is woken before: its claim then shares the transaction of the add.
+    A worker in this process is woken before, where its claim shares the transaction of the add.
     """
     if job.target is not None:
         (id,) = await backend.store.add([job])
@@ -209,9 +209,10 @@ async def _stored(backend: Backend, job: Job) -> str:
     topic = f"{'later' if job.run_at else 'work'}:{job.queue}"
     adding[job.id] = False
     try:
-        backend.hub.publish_here(topic)
+        if backend.store.joins:
+            backend.hub.publish_here(topic)
         (id,) = await backend.store.add([job])
-        if backend.nearby.workers:
+        if backend.nearby.workers and backend.store.joins:
             await asyncio.sleep(0)  # a claim that came along with the add is heard of now
     finally:
         taken = adding.pop(job.id, False)

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from fp_async import documents
 from fp_async.errors import FileAccessError, UnknownNameError
 
 DEFAULT_ENVIRONMENT = "dev"
@@ -133,7 +132,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How `start-worker` works: `worker` in `conf/scheduler.yml`. Times in seconds.
 
     `concurrency` is how many jobs run at once: the number of processors with the runner
-    `process`, 100 with `inline`. `grace` is what running jobs get to end when the worker is
+    `process`, 200 with `inline`. `grace` is what running jobs get to end when the worker is
     told to; `idle_timeout` ends processes that have had nothing to do. `memory_limit` (MiB) is
     for each process, `max_result_size` (bytes) for each result.
     """
@@ -266,6 +265,8 @@ def read(root: Path, file: str, env: Mapping[str, str] | None = None) -> Any:
 
     Raises ConfigError for a mistake in it, FileAccessError where it cannot be read.
     """
+    from fp_async import documents  # with PyYAML: an agent is told its settings otherwise
+
     path = root / "conf" / file
     try:
         text = path.read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from fp_async import link, messages, presence, processes
+from fp_async import link, presence, processes, wire
 from fp_async.backend import Backend
 from fp_async.board import BOUND, Board, lost
 from fp_async.config import GatewaySettings, MqttFile
@@ -30,9 +30,10 @@ from fp_async.gateway_offering import Offering
 from fp_async.gateway_triggers import Triggers
 from fp_async.jobs import LEASE, Find, Member, Report
 from fp_async.link import Connection, Link, Will
-from fp_async.messages import GatewayState, Topics
+from fp_async.messages import GatewayState
 from fp_async.patience import Patience
 from fp_async.presence import Known
+from fp_async.topics import Topics
 
 log = logging.getLogger("fp_async.gateway")
 RENEWAL = 2.5
@@ -165,7 +166,7 @@ class Gateway:
     # Connected --------------------------------------------------------------------------------
 
     def _link(self) -> Link:
-        gone = messages.encode(GatewayState(online=False))
+        gone = wire.encode(GatewayState(online=False))
         return msgspec.structs.replace(
             self.address,
             client_id=f"fp-gateway-{self.topics.site}",
@@ -212,7 +213,7 @@ class Gateway:
     async def show(self, connection: Connection, *, online: bool) -> None:
         """Tell agents whether somebody hears them."""
         state = GatewayState(online=online, owner=self.owner, clock=time.time())
-        payload = messages.encode(state)
+        payload = wire.encode(state)
         await connection.publish(self.topics.gateway, payload, qos=1, retain=True, timeout=5.0)
 
     # What is in the store ---------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from fp_async import hearing, messages, presence
+from fp_async import hearing, messages, presence, wire
 from fp_async.attempt import Trail
 from fp_async.errors import MessageError, StoreError, StoreUnavailableError
 from fp_async.jobs import Chunk, Job, Letter, Report, identity, new_id
@@ -35,6 +35,7 @@ from fp_async.messages import (
     Started,
     Sync,
 )
+from fp_async.topics import NAME
 
 if TYPE_CHECKING:
     from fp_async.gateway import Gateway
@@ -110,10 +111,10 @@ class Hearing:
     # Agents -----------------------------------------------------------------------------------
 
     async def _hear_state(self, batch: Batch, name: str, message: Heard) -> None:
-        if not message.payload or not messages.NAME.fullmatch(name):
+        if not message.payload or not NAME.fullmatch(name):
             return
         try:
-            said = messages.agent_state(message.payload)
+            said = wire.agent_state(message.payload)
         except MessageError as error:
             self.bury(batch, message, str(error))
             return
@@ -132,7 +133,7 @@ class Hearing:
     async def _hear_gateway(self, message: Heard) -> None:
         """Brokers deliver the wills of connections long gone."""
         try:
-            said = messages.gateway_state(message.payload)
+            said = wire.gateway_state(message.payload)
         except MessageError:
             said = None
         if said is None or not said.online or said.owner != self._gateway.owner:
@@ -140,7 +141,7 @@ class Hearing:
 
     def _hear_report(self, batch: Batch, name: str, message: Heard) -> None:
         try:
-            told = messages.reports(message.payload)
+            told = wire.reports(message.payload)
         except MessageError as error:
             self.bury(batch, message, str(error))
             return
@@ -323,7 +324,7 @@ class Hearing:
 
     def _tell(self, name: str, body: Message) -> None:
         topic = self._topics.agent(name, "do")
-        self._connection.publish_soon(topic, messages.encode(body), qos=1, expiry=60)
+        self._connection.publish_soon(topic, wire.encode(body), qos=1, expiry=60)
 
     async def _do(self, name: str, told: Message) -> None:
         match told:

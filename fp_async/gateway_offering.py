@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fp_async import messages
+from fp_async import messages, wire
 from fp_async.board import BOUND, Open
 from fp_async.gateway_schedules import kept_elsewhere
 from fp_async.hearing import plain
@@ -98,7 +98,7 @@ class Offering:
             id=job.id,
             attempt=job.attempt,
             pipeline=job.pipeline,
-            inputs=messages.to_wire(job.inputs),
+            inputs=wire.to_wire(job.inputs),
             spec=plain(job.rules),
             priority=job.priority,
             expires_in=left,
@@ -106,7 +106,7 @@ class Offering:
         )
         expiry = 60 if left is None else max(min(60, int(left) + 1), 1)
         topic = self._topics.agent(job.agent, "do")
-        self._connection.publish_soon(topic, messages.encode(body), qos=1, expiry=expiry)
+        self._connection.publish_soon(topic, wire.encode(body), qos=1, expiry=expiry)
 
     async def repeat(self) -> None:
         """Say again what was not answered."""
@@ -143,7 +143,7 @@ class Offering:
                     self._ask_everybody()
 
     def _ask_everybody(self) -> None:
-        body = messages.encode(messages.AskSync())
+        body = wire.encode(messages.AskSync())
         for name, known in self._board.agents.items():
             if known.away_since is None:
                 topic = self._topics.agent(name, "do")
@@ -170,4 +170,4 @@ class Offering:
         assert job.agent is not None
         body = messages.CancelJob(id=job.id, attempt=job.attempt, reason=job.reason)
         topic = self._topics.agent(job.agent, "do")
-        self._connection.publish_soon(topic, messages.encode(body), qos=1, expiry=60)
+        self._connection.publish_soon(topic, wire.encode(body), qos=1, expiry=60)

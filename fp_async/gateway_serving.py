@@ -13,8 +13,8 @@ from fp_async.errors import ConfigError, UsageError
 from fp_async.flows import Flows
 from fp_async.gateway import Gateway
 from fp_async.link import Link
-from fp_async.messages import checked_name
 from fp_async.patience import Patience
+from fp_async.topics import checked_name
 
 
 def address(flows: Flows, file: MqttFile) -> Link:

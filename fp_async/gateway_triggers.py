@@ -18,13 +18,14 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 from msgspec.structs import replace
 
-from fp_async import messages, orders, rules, topic_triggers
+from fp_async import messages, orders, rules, topic_triggers, wire
 from fp_async.config import Runnable, TopicTrigger
 from fp_async.errors import BrokerError, FlowerPowerError, MessageError
 from fp_async.jobs import Job, Letter, Offer, Report, new_id
 from fp_async.link import Message as Heard
 from fp_async.messages import JobOutcome, JobQueued, Message, Refused
 from fp_async.topic_triggers import RUN, Rate, Told, Wanted
+from fp_async.topics import matches
 
 if TYPE_CHECKING:
     from fp_async.gateway import Gateway
@@ -111,7 +112,7 @@ class Triggers:
             found.append((place[1], self._runnable[place[1]]))
         for name, trigger in self._named.items():
             kept = message.retained and trigger.retained == "drop"
-            if not kept and messages.matches(trigger.topic, message.topic):
+            if not kept and matches(trigger.topic, message.topic):
                 found.append((name, trigger))
         return found
 
@@ -146,7 +147,7 @@ class Triggers:
     def _wanted(self, name: str, trigger: TopicTrigger | Runnable, told: Told) -> Wanted:
         if isinstance(trigger, TopicTrigger):
             return topic_triggers.wanted(name, trigger, told)
-        request = messages.run_request(told.payload)
+        request = wire.run_request(told.payload)
         for field in ("inputs", "final_vars", "environment", "key"):
             if getattr(request, field) and field not in trigger.overrides:
                 raise MessageError(
@@ -249,9 +250,9 @@ class Triggers:
     async def _tell_outcome(self, job: Job) -> bool:
         """Whether it needs no further telling."""
         assert job.reply_to is not None
-        body = messages.encode(outcome(job))
+        body = wire.encode(outcome(job))
         if len(body) > messages.PACKET_BYTES:
-            body = messages.encode(outcome(job, dropped=True))
+            body = wire.encode(outcome(job, dropped=True))
         try:
             await self._connection.publish(job.reply_to, body, qos=1, correlation=job.correlation)
             self._connection.publish_soon(self._topics.job(job.id), body, qos=0)
@@ -262,7 +263,7 @@ class Triggers:
         return True
 
     def _say(self, topic: str, body: Message, correlation: bytes | None) -> None:
-        self._connection.publish_soon(topic, messages.encode(body), qos=1, correlation=correlation)
+        self._connection.publish_soon(topic, wire.encode(body), qos=1, correlation=correlation)
 
 
 def outcome(job: Job, *, dropped: bool = False) -> JobOutcome:
@@ -292,4 +293,4 @@ def _result(data: bytes | None) -> tuple[Raw | UnsetType, bool]:
         return UNSET, False
     if data.startswith(_PLAIN):
         return Raw(data[len(_PLAIN) : -1]), False
-    return messages.to_wire(data), True
+    return wire.to_wire(data), True

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from fp_async import jobs, messages
+from fp_async import jobs, messages, wire
 from fp_async.errors import MessageError
 from fp_async.jobs import Chunk, Job, Report, Spec
 from fp_async.lifecycle import Event
@@ -75,7 +75,7 @@ def adopted(told: Finished, agent: str, now: float) -> Job:
         identity=True,
         result_ttl=origin.result_ttl or jobs.RESULT_TTL,
         spec=msgspec.json.encode(origin.spec),
-        inputs=messages.from_wire(origin.inputs),
+        inputs=wire.from_wire(origin.inputs),
         error=report.error,
         result=report.result,
         record=report.record,
@@ -84,7 +84,7 @@ def adopted(told: Finished, agent: str, now: float) -> Job:
 
 def value(told: Finished) -> bytes | None:
     """The result that is in the message. Raises MessageError."""
-    return None if told.result is UNSET else messages.from_wire(told.result)
+    return None if told.result is UNSET else wire.from_wire(told.result)
 
 
 def chunk(told: ResultChunk) -> Chunk:

@@ -190,6 +190,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     error: bytes | None = None
     record: bytes | None = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is a success that tells nothing but result and record."""
+        told = (self.started_at, self.errors, self.crashes)
+        return self.event == "succeed" and told == (None, None, None)
+
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """When to add which job. `trigger` and `policy` are JSON of `triggers`, `template` a Job's.

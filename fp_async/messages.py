@@ -1,4 +1,4 @@
-"""What gateway, agents and everybody else say to each other over MQTT: bodies, topics, limits.
+"""What gateway, agents and everybody else say to each other over MQTT: bodies and limits.
 
 Bodies are JSON with a version `v` and the name of their type. What agents and gateways say to each
 other may have more fields than a reader knows, so that they need not be upgraded on one day; what
@@ -8,17 +8,11 @@ matters has it in a row, and repeats it until it is answered.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
-from collections.abc import Iterable, Iterator
-from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from fp_async.errors import MessageError, UsageError
 from fp_async.jobs import Failure, NodeTiming, Record, Spec
 
 VERSION = 1
@@ -33,7 +27,6 @@ PAGE = 500  # ids in one message
 
 Outcome = Literal["succeeded", "failed", "cancelled", "expired", "rejected"]
 Status = Literal["ready", "draining", "offline", "lost"]
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class Message(
@@ -349,153 +342,3 @@ class Refused(Message, frozen=True):
     """The answer to a trigger that makes no job, where it gave a response topic."""
 
     reason: str
-
-
-# Bytes ------------------------------------------------------------------------------------------
-
-encode = msgspec.json.Encoder().encode
-T = TypeVar("T")
-_do: msgspec.json.Decoder[Do] = msgspec.json.Decoder(Do)
-_report: msgspec.json.Decoder[Report | Reports] = msgspec.json.Decoder(Report | Reports)
-_agent_state = msgspec.json.Decoder(AgentState)
-_gateway_state = msgspec.json.Decoder(GatewayState)
-_run_request = msgspec.json.Decoder(RunRequest)
-
-
-def do(payload: bytes) -> Do:
-    """What the gateway asks of an agent. Raises MessageError."""
-    return _decoded(_do, payload)
-
-
-def reports(payload: bytes) -> list[Report]:
-    """What an agent tells, in its order. Raises MessageError."""
-    found = _decoded(_report, payload)
-    return found.reports if isinstance(found, Reports) else [found]
-
-
-def agent_state(payload: bytes) -> AgentState:
-    """Raises MessageError."""
-    return _decoded(_agent_state, payload)
-
-
-def gateway_state(payload: bytes) -> GatewayState:
-    """Raises MessageError."""
-    return _decoded(_gateway_state, payload)
-
-
-def run_request(payload: bytes) -> RunRequest:
-    """An empty payload asks for a run as configured. Raises MessageError."""
-    return _decoded(_run_request, payload) if payload.strip() else RunRequest()
-
-
-def _decoded(decoder: msgspec.json.Decoder[T], payload: bytes) -> T:
-    """The size is looked at before anything else."""
-    if len(payload) > PACKET_BYTES:
-        raise MessageError(f"{len(payload):,} bytes are too many: {PACKET_BYTES:,} is the limit")
-    try:
-        found = decoder.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise MessageError(str(error) or type(error).__name__) from error
-    version = getattr(found, "v", VERSION)
-    if version != VERSION:
-        raise MessageError(f"version {version} of the protocol, and this program knows {VERSION}")
-    return found
-
-
-def batches(said: Iterable[Message]) -> Iterator[bytes]:
-    """The reports as messages of up to 64 KiB; one that is larger goes by itself."""
-    head, tail = b'{"type":"Reports","v":%d,"reports":[' % VERSION, b"]}"
-    parts: list[bytes] = []
-    size = 0
-    for each in map(encode, said):
-        if parts and size + len(each) > BATCH_BYTES:
-            yield parts[0] if len(parts) == 1 else head + b",".join(parts) + tail
-            parts, size = [], 0
-        parts.append(each)
-        size += len(each) + 1
-    if parts:
-        yield parts[0] if len(parts) == 1 else head + b",".join(parts) + tail
-
-
-def to_wire(data: bytes) -> Raw:
-    """`codec` bytes as a part of a body: JSON as it is, anything else in base64."""
-    if data[:1] == b"{":
-        return Raw(data)
-    return Raw(b'"' + base64.b64encode(data) + b'"')
-
-
-def from_wire(raw: Raw) -> bytes:
-    """The `codec` bytes of `to_wire`. Raises MessageError."""
-    data = bytes(raw)
-    if data[:1] != b'"':
-        return data
-    try:
-        return base64.b64decode(data[1:-1], validate=True)
-    except binascii.Error as error:
-        raise MessageError(f"no base64: {error}") from error
-
-
-# Topics -----------------------------------------------------------------------------------------
-
-
-class Topics(msgspec.Struct, frozen=True, dict=True):
-    """The names below one prefix and site."""
-
-    prefix: str = "fp/v1"
-    site: str = "main"
-
-    @cached_property
-    def root(self) -> str:
-        return f"{self.prefix}/{self.site}"
-
-    @cached_property
-    def gateway(self) -> str:
-        return f"{self.root}/gateway/state"
-
-    def agent(self, name: str, what: Literal["state", "do", "report"]) -> str:
-        """`name` may be + for all of them."""
-        return f"{self.root}/agent/{name}/{what}"
-
-    def run(self, pipeline: str) -> str:
-        """`pipeline` may be +."""
-        return f"{self.root}/run/{pipeline}"
-
-    def outcome(self, pipeline: str) -> str:
-        return f"{self.root}/run/{pipeline}/outcome"
-
-    def job(self, id: str) -> str:
-        return f"{self.root}/job/{id}"
-
-    def parsed(self, topic: str) -> tuple[str, ...] | None:
-        """The levels below the root: ("agent", "pi-7", "state"); None for others' topics."""
-        if not topic.startswith(f"{self.root}/"):
-            return None
-        return tuple(topic[len(self.root) + 1 :].split("/"))
-
-    def may_answer(self, topic: str) -> bool:
-        """Whether a stranger's response topic is one: nobody may have us say things on ours."""
-        return (
-            bool(topic)
-            and len(topic) <= 1024
-            and not (topic.startswith(("$", f"{self.prefix}/")) or set("+#\0") & set(topic))
-        )
-
-
-def checked_name(what: str, name: str) -> str:
-    """A name that can be a topic level, a client id and a user. Raises UsageError."""
-    if not NAME.fullmatch(name):
-        raise UsageError(f"{what} '{name}': use letters, digits, '_', '-', '.', at most 64")
-    return name
-
-
-def matches(topic_filter: str, topic: str) -> bool:
-    """Whether a topic is one of those of a filter with + and # (MQTT 5, 4.7)."""
-    if topic.startswith("$") and not topic_filter.startswith("$"):
-        return False
-    wanted, levels = topic_filter.split("/"), topic.split("/")
-    for index, part in enumerate(wanted):
-        if part == "#":
-            return True
-        if index >= len(levels) or part not in ("+", levels[index]):
-            return False
-    return len(wanted) == len(levels)

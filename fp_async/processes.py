@@ -1,4 +1,4 @@
-"""Who a process is, so that others can tell whether it still lives.
+"""Who a process is, so that others can tell whether it still lives; and how one ends.
 
 A name that a worker writes beside what it holds: `label@host/boot id/PID namespace/pid/start
 time`. Only somebody of the same boot and the same PID namespace can judge by the process itself;
@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _count = itertools.count(1)
 
 
@@ -62,3 +66,34 @@ def _started(pid: int) -> str | None:
         return None
     fields = text.rpartition(")")[2].split()  # the name in brackets may hold anything
     return None if fields[0] in "ZX" else fields[19]  # a zombie runs nothing any more
+
+
+def kill(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child with all that it has started, and reap it: a matter of a millisecond."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        with suppress(BrokenPipeError):
+            if pipe is not None:
+                pipe.close()
+
+
+def how(code: int) -> str:
+    """An exit code in words."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+def die_with_parent(parent: int) -> None:
+    """Have Linux kill this process when its parent dies, even in the middle of a node.
+
+    A parent that has died before we asked for that would never be noticed: then we end here.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

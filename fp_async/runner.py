@@ -16,14 +16,16 @@ import subprocess
 import sys
 from collections import deque
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from fp_async.attempt import Order, Outcome, Trail, attempt, captured
-from fp_async.child import how, kill
-from fp_async.flows import Flows
+from fp_async.attempt import Order, Outcome, Trail, captured
 from fp_async.jobs import Failure, NodeTiming
+from fp_async.processes import how, kill
+
+if TYPE_CHECKING:
+    from fp_async.flows import Flows
 
 LENGTH = struct.Struct(">I")
 _STRICTLY = 2.0  # seconds after its timeout that a run may take to say so by itself
@@ -68,6 +70,8 @@ class InlineRunner:
 
     async def run(self, order: Order, trail: Trail) -> Outcome:
         """Run in this process. Cancelling cancels what waits on the loop, abandons threads."""
+        from fp_async.attempting import attempt  # an agent's worker has no use for it
+
         self._flows.refresh(within=1.0)
         captured(trail)
         return await attempt(self._flows, order, trail.node)

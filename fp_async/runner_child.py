@@ -14,10 +14,11 @@ from pathlib import Path
 
 import msgspec
 
-from fp_async.attempt import FORMAT, Order, attempt, cancelled_itself
-from fp_async.child import die_with_parent
+from fp_async.attempt import FORMAT, Order, cancelled_itself
+from fp_async.attempting import attempt
 from fp_async.flows import Flows
 from fp_async.jobs import NodeTiming
+from fp_async.processes import die_with_parent
 from fp_async.runner import LENGTH, Answer, NodeDone, Request, Settings
 
 _requests = msgspec.msgpack.Decoder(Request)

@@ -12,6 +12,7 @@ import msgspec
 from fp_async import jobs, messages, versions
 from fp_async.errors import UnknownNameError, UsageError
 from fp_async.jobs import Job
+from fp_async.topics import checked_name
 
 LONGEST = 191  # characters of a key, queue, target or schedule id: what every store can index
 _KINDS = ("agent", "any", "all")
@@ -30,7 +31,7 @@ def targeted(given: Mapping[str, Any]) -> str:
             "any:* and all:* for every agent"
         )
     if kind == "agent":
-        messages.checked_name("on: agent", rest)
+        checked_name("on: agent", rest)
     if "queue" in given:
         raise UsageError("on and queue exclude each other: agents have no queues")
     return str(on)

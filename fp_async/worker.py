@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -24,12 +24,15 @@ from fp_async.attempt import Outcome, Trail, cancelled_itself, capture, order
 from fp_async.backend import Backend
 from fp_async.config import WorkerSettings
 from fp_async.errors import StoreError, StoreUnavailableError, describe
-from fp_async.flows import Flows
+from fp_async.held import Attempt, log_failure
 from fp_async.jobs import LEASE, Failure, Job, Member, Report
 from fp_async.keeper import Keeper, KeeperThread, Why
 from fp_async.patience import Patience
 from fp_async.runner import InlineRunner, ProcessRunner, Runner
 from fp_async.stores import Store
+
+if TYPE_CHECKING:
+    from fp_async.flows import Flows
 
 log = logging.getLogger("fp_async")
 _RESCUE = 2.0
@@ -39,25 +42,6 @@ _PRESENCE = 10.0
 _GIVE_BACK = 10.0  # seconds that giving back may take
 _BATCH = 100
 _INLINE = 200  # jobs at once on the worker's own loop: one batch runs while the next is claimed
-
-
-class _Attempt:
-    """A job that the worker holds; `why` says who ended it before its time.
-
-    `over`: it runs no more, and its outcome is on the way into the store.
-    """
-
-    def __init__(self, job: Job, worker: str) -> None:
-        self.job = job
-        self.trail = Trail(worker)
-        self.why: Why | None = None
-        self.over = False
-        self.task: asyncio.Task[None] | None = None
-
-    def stop(self, why: Why) -> None:
-        if self.why is None and self.task is not None:
-            self.why = why
-            self.task.cancel()
 
 
 class Worker:
@@ -87,7 +71,7 @@ class Worker:
         self._connect = connect
         self._seen = seen
         self._limit = _limit(settings)
-        self._attempts: dict[str, _Attempt] = {}
+        self._attempts: dict[str, Attempt] = {}
         self._over = 0
         self._patience = Patience()
         self._keeper = Keeper(self.owner, self._held, self._stop_from_anywhere, self._patience)
@@ -130,7 +114,7 @@ class Worker:
         if self._seen:
             loops.append(self._appear)
         if self._connect is None:
-            loops.append(self._keep)
+            loops.append(lambda: self._keeper.run(self._store))
         else:
             loops.append(self._keep_aside)
         if self._settings.schedules:
@@ -213,7 +197,7 @@ class Worker:
         jobs = await self._patience(lambda: self._store.claim(self.owner, queues, limit, LEASE))
         self._nearby.claimed(jobs)
         for job in jobs:
-            attempt = self._attempts[job.id] = _Attempt(job, self.name)
+            attempt = self._attempts[job.id] = Attempt(job, self.name)
             attempt.task = self._loop.create_task(self._attempt(attempt))
         return jobs
 
@@ -242,7 +226,7 @@ class Worker:
 
     # Attempts -------------------------------------------------------------------------------
 
-    async def _attempt(self, attempt: _Attempt) -> None:
+    async def _attempt(self, attempt: Attempt) -> None:
         try:
             report = await self._outcome(attempt)
             attempt.over = True
@@ -255,7 +239,7 @@ class Worker:
             self._over -= attempt.over
             self._room.set()
 
-    async def _outcome(self, attempt: _Attempt) -> Report | None:
+    async def _outcome(self, attempt: Attempt) -> Report | None:
         job, trail = attempt.job, attempt.trail
         try:
             outcome = await self._runner.run(order(job, self._settings.max_result_size), trail)
@@ -273,8 +257,7 @@ class Worker:
             outcome = Outcome("crashed", reason=f"it could not be started: {describe(error)}")
         return rules.verdict(job, outcome, trail.record(), random.random())
 
-    def _is_cancelled(self) -> bool:
-        """Whether somebody ends the worker itself, as `asyncio.run` does in the end."""
+    def _is_cancelled(self) -> bool:  # by `asyncio.run`, in the end
         return self._main is None or self._main.cancelling() > 0
 
     async def _report(self, job: Job, report: Report) -> None:
@@ -282,7 +265,7 @@ class Worker:
         try:
             (stored,) = await self._patience(lambda: self._store.finish([report]))
             if stored and report.event != "succeed":
-                _log_failure(job, report)
+                log_failure(job, report)
             if stored and job.id in self._nearby.awaited:
                 self._tell_nearby(job, report)
         except StoreUnavailableError:
@@ -324,9 +307,6 @@ class Worker:
         held = self._attempts.get(id)
         if held is not None and held.job.attempt == attempt:
             held.stop(why)
-
-    async def _keep(self) -> None:
-        await self._keeper.run(self._store)
 
     async def _keep_aside(self) -> None:
         assert self._connect is not None
@@ -402,15 +382,6 @@ class Worker:
 def _limit(settings: WorkerSettings) -> int:
     default = _INLINE if settings.runner == "inline" else os.cpu_count() or 1
     return settings.concurrency or default
-
-
-def _log_failure(job: Job, report: Report) -> None:
-    """One line in the worker's own log; the job's has the rest."""
-    if report.event in ("fail", "crash", "retry") and report.error is not None:
-        failure = msgspec.json.decode(report.error, type=Failure)
-        text = failure.message.partition("\n")[0]
-        what = {"fail": "failed", "crash": "crashed", "retry": "is tried again"}[report.event]
-        log.warning("job %s of '%s' %s: %s", job.id, job.pipeline, what, text)
 
 
 async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:

@@ -309,7 +309,7 @@ async def test_a_pipeline_deleted_after_its_job_was_queued_fails_the_job(project
         ({"expires": 0}, UsageError, "expires is a number of seconds"),
         ({"queue": ""}, UsageError, "queue is a text"),
         ({"key": "a\nb"}, UsageError, "key is a text"),
-        ({"on": "agent:pi"}, UsageError, "agents is not part"),
+        ({"on": "pi-7"}, UsageError, "no target; did you mean 'agent:pi-7'"),
     ],
     ids=str,
 )

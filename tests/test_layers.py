@@ -16,7 +16,7 @@ PACKAGE = ROOT / "fp_async"
 LAYERS = [
     {"errors", "processes"},
     {"annotations", "build_errors", "documents", "frames", "plan", "threads", "typed", "wrappers"},
-    {"frontier", "lifecycle", "crontab"},
+    {"frontier", "lifecycle", "crontab", "topics", "versions"},
     {"codec", "codec_arrays", "codec_pandas", "codec_reading", "codec_values"},
     {"config"},
     {"editing", "nodes", "child", "params", "jobs"},
@@ -24,14 +24,19 @@ LAYERS = [
     {"broker", "broker_certificates", "broker_files"},
     {"broker_folder"},
     {"modules", "bridge", "hooks", "executors", "execution", "scaffold"},
+    {"messages", "wire", "presence", "board", "hearing", "topic_triggers"},
     {"rules", "triggers", "trigger_times", "events"},
     {"stores", "patience"},
+    {"gateway_schedules"},
     {"dag"},
     {"drivers", "flow"},
     {"flows"},
-    {"backend", "attempt", "orders"},
-    {"watching", "runner", "runner_child", "firing", "keeper"},
+    {"targets"},
+    {"backend", "attempt", "attempting", "orders"},
+    {"watching", "fleet", "runner", "runner_child", "firing", "keeper"},
+    {"held", "outcomes"},
     {"worker"},
+    {"gateway", "gateway_hearing", "gateway_offering", "gateway_triggers", "gateway_serving"},
     {"client"},
     {"project", "checking", "pictures"},
     {"api"},
@@ -132,6 +137,11 @@ HEAVY = {"hamilton", "pandas", "numpy", "sqlalchemy", "apscheduler"}
 )
 def test_importing_loads_nothing_heavy(statement):
     assert not HEAVY & loaded_after(statement)
+
+
+def test_the_idle_agent_is_light():
+    heavy = HEAVY | {"yaml", "ruamel", "click", "rich", "fp_async.codec", "fp_async.flow"}
+    assert not heavy & loaded_after("import edge_agent.daemon")
 
 
 def test_importing_the_package_costs_nothing():

@@ -29,6 +29,10 @@ class Store(Protocol):
         """Whether other processes can see it."""
 
     @property
+    def joins(self) -> bool:
+        """Whether calls that come at the same time share a transaction, in their order."""
+
+    @property
     def fleet(self) -> Fleet:
         """The part of the contract that is about jobs on agents."""
 

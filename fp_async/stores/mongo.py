@@ -46,6 +46,7 @@ class MongoStore:
     """
 
     shared = True
+    joins = False
 
     def __init__(self, uri: str) -> None:
         self.uri = uri

@@ -7,16 +7,18 @@ share the next transaction. All times are by the database's clock.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from fp_async import processes
 from fp_async.errors import MissingExtraError, StoreError, StoreUnavailableError
 from fp_async.jobs import Find, Fire, Job, Member, Report, Schedule
 from fp_async.stores import SCHEMA_VERSION
 
 try:
-    from fp_async.stores import sql_claiming, sql_tables
+    from fp_async.stores import sql_claiming, sql_quick, sql_tables
     from fp_async.stores.sql_fleet import SqlFleet
     from fp_async.stores.sql_tables import HELD_STATES, WITHOUT_BLOBS, Db
     from fp_async.stores.sql_transactions import Merged, Transactions
@@ -26,14 +28,24 @@ except ImportError as error:
     raise MissingExtraError("a data store in PostgreSQL or MySQL", "postgres,mysql") from error
 
 
+_CLOCK_SECONDS = 10.0  # how long a look at the server's clock is counted on from
+
+
 class SqlStore:
     """The store contract (`stores`) on a server: `kind` is postgres or mysql."""
 
+    joins = False
+
     def __init__(self, kind: str, uri: str) -> None:
         self._server = Transactions(kind, uri)
-        self._adding = Merged(self._server, sql_claiming.add)
-        self._finishing = Merged(self._server, sql_claiming.finish)
+        self._quick = kind == "postgres"
+        quick = (sql_quick.add, sql_quick.finish) if self._quick else (None, None)
+        self._adding = Merged(self._server, sql_claiming.add, quick[0])
+        self._finishing = Merged(self._server, sql_claiming.finish, quick[1])
         self.fleet = SqlFleet(self._server)
+        self._looking = asyncio.Lock()
+        self._looked_at = float("-inf")
+        self._ahead = 0.0
 
     def __repr__(self) -> str:
         return f"<SqlStore {self._server.place}>"
@@ -55,7 +67,21 @@ class SqlStore:
         await self._server.close()
 
     async def now(self) -> float:
-        return await self._server.read(lambda db: db.now())
+        """The server's clock, counted on by the machine's, which nothing sets back."""
+        if self._is_old():
+            async with self._looking:  # one of all who come at once
+                if self._is_old():
+                    await self._look()
+        return processes.lease_clock() + self._ahead
+
+    def _is_old(self) -> bool:
+        return processes.lease_clock() - self._looked_at > _CLOCK_SECONDS
+
+    async def _look(self) -> None:
+        before = processes.lease_clock()
+        time = await self._server.read(lambda db: db.now())
+        self._looked_at = processes.lease_clock()
+        self._ahead = time - (before + self._looked_at) / 2
 
     # Jobs -----------------------------------------------------------------------------------
 
@@ -63,8 +89,16 @@ class SqlStore:
         return await self._adding(jobs)
 
     async def claim(self, owner: str, queues: Sequence[str], limit: int, lease: float) -> list[Job]:
-        unit = partial(sql_claiming.claim, owner=owner, queues=queues, limit=limit, lease=lease)
-        return await self._server.write(unit)
+        """Cancelled, it may have claimed some: their leases run out."""
+        claimed: list[Job] = []
+        if self._quick and len(queues) == 1 and limit > 0:
+            quick = partial(sql_quick.claim, owner=owner, queue=queues[0], limit=limit, lease=lease)
+            claimed, more = await self._server.single(quick)
+            if not more:
+                return claimed
+        left = limit - len(claimed)
+        unit = partial(sql_claiming.claim, owner=owner, queues=queues, limit=left, lease=lease)
+        return claimed + await self._server.write(unit)
 
     async def renew(self, owner: str, held: Sequence[tuple[str, int]], lease: float) -> list[str]:
         unit = partial(sql_claiming.renew, owner=owner, held=held, lease=lease)

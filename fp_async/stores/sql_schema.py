@@ -105,6 +105,8 @@ _POSTGRES_INDEXES_2 = (
         WHERE state = 'queued' AND target IS NOT NULL""",
     """CREATE INDEX fp_jobs_unreplied ON fp_jobs (ended_at)
         WHERE reply_to IS NOT NULL AND replied_at IS NULL""",
+    """CREATE INDEX fp_jobs_placed ON fp_jobs (queue) WHERE state = 'queued'
+        AND target IS NULL AND (concurrency IS NOT NULL OR lane IS NOT NULL)""",
     'CREATE INDEX fp_letters_at ON fp_letters ("at")',
     'CREATE INDEX fp_chunks_at ON fp_chunks ("at")',
 )

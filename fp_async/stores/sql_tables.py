@@ -31,22 +31,22 @@ _STATEMENT_BYTES = 16 * 2**20  # about what one PostgreSQL statement carries at 
 _DUPLICATE_COLUMN = 1060  # of MySQL
 
 _SCHEDULE_COLUMNS = Schedule.__struct_fields__
-_INSERTED = (*(name for name in COLUMNS if name not in CHANGING), "state")
+INSERTED = (*(name for name in COLUMNS if name not in CHANGING), "state")
 
 
-def _quoted(names: Iterable[str]) -> str:
+def quoted(names: Iterable[str]) -> str:
     return ", ".join(f'"{name}"' for name in names)
 
 
 def insert(table: str, columns: Sequence[str]) -> str:
     """A statement for rows with these columns."""
     values = ", ".join(f":{name}" for name in columns)
-    return f"INSERT INTO {table} ({_quoted(columns)}) VALUES ({values})"
+    return f"INSERT INTO {table} ({quoted(columns)}) VALUES ({values})"
 
 
-ALL = _quoted(COLUMNS)
-WITHOUT_BLOBS = _quoted(LIGHT)
-SCHEDULE = _quoted(_SCHEDULE_COLUMNS)
+ALL = quoted(COLUMNS)
+WITHOUT_BLOBS = quoted(LIGHT)
+SCHEDULE = quoted(_SCHEDULE_COLUMNS)
 QUEUED = "state = 'queued' AND target IS NULL AND queue = :queue"
 HELD_STATES = "state IN ('offered', 'accepted', 'running')"
 
@@ -110,15 +110,15 @@ class Postgres:
     def insert(self, db: Db, jobs: Sequence[Job]) -> list[Job]:
         """Insert what is new; those jobs of which something may have been there already."""
         done: set[str] = set()
-        for part in _parts([inserted(job) for job in jobs]):
-            found = db.rows(_POSTGRES_INSERT, **_lists(_INSERTED, part))
+        for part in parts([inserted(job) for job in jobs]):
+            found = db.rows(_POSTGRES_INSERT, **lists(INSERTED, part))
             done.update(id for (id,) in found)
         return [] if len(done) == len(jobs) else [job for job in jobs if job.id not in done]
 
     def update(self, db: Db, columns: tuple[str, ...], rows: Sequence[Values]) -> None:
         """Set the columns of the jobs with these `seq`."""
-        for part in _parts(rows):
-            db.run(_postgres_update(columns), **_lists((*columns, "seq"), part))
+        for part in parts(rows):
+            db.run(_postgres_update(columns), **lists((*columns, "seq"), part))
 
     def check(self, rows: Sequence[Values]) -> int:
         """Raises StoreError for a row that is too large."""
@@ -146,12 +146,12 @@ def _array(column: str) -> str:
     return "boolean[]" if column in FLAGS else "bytea[]" if column in _BLOBS else "text[]"
 
 
-def _unnested(columns: Iterable[str]) -> str:
+def unnested(columns: Iterable[str]) -> str:
     return f"unnest({', '.join(f'CAST(:{name} AS {_array(name)})' for name in columns)})"
 
 
 _POSTGRES_INSERT = (
-    f"INSERT INTO fp_jobs ({_quoted(_INSERTED)}) SELECT * FROM {_unnested(_INSERTED)} "
+    f"INSERT INTO fp_jobs ({quoted(INSERTED)}) SELECT * FROM {unnested(INSERTED)} "
     "ON CONFLICT DO NOTHING RETURNING id"
 )
 
@@ -160,15 +160,15 @@ _POSTGRES_INSERT = (
 def _postgres_update(columns: tuple[str, ...]) -> str:
     moves = ", ".join(f'"{name}" = v."{name}"' for name in columns)
     given = (*columns, "seq")
-    source = f"{_unnested(given)} AS v({_quoted(given)})"
+    source = f"{unnested(given)} AS v({quoted(given)})"
     return f"UPDATE fp_jobs AS j SET {moves} FROM {source} WHERE j.seq = v.seq"
 
 
-def _lists(columns: Iterable[str], rows: Sequence[Values]) -> dict[str, list[Any]]:
+def lists(columns: Iterable[str], rows: Sequence[Values]) -> dict[str, list[Any]]:
     return {name: [row[name] for row in rows] for name in columns}
 
 
-def _parts(rows: Sequence[Values]) -> Iterable[Sequence[Values]]:
+def parts(rows: Sequence[Values]) -> Iterable[Sequence[Values]]:
     """The rows in parts of a size that fits into one statement."""
     start, size = 0, 0
     for index, row in enumerate(rows):
@@ -261,7 +261,7 @@ class MySql:
                 raise
 
 
-_MYSQL_INSERT = f"{insert('fp_jobs', _INSERTED)} {MySql.untouched}"
+_MYSQL_INSERT = f"{insert('fp_jobs', INSERTED)} {MySql.untouched}"
 
 
 @cache
@@ -290,7 +290,7 @@ Server = Postgres | MySql
 
 def inserted(job: Job) -> dict[str, Any]:
     """What is stored of a new job."""
-    return {name: getattr(job, name) for name in _INSERTED}
+    return {name: getattr(job, name) for name in INSERTED}
 
 
 def insert_whole(db: Db, jobs: Sequence[Job]) -> None:

@@ -10,36 +10,37 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any, Generic, NoReturn, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from fp_async.errors import (
-    ConfigError,
     FlowerPowerError,
-    MissingExtraError,
     StoreError,
     StoreUnavailableError,
 )
+from fp_async.stores.sql_addresses import ARGUMENTS, SECONDS, address
 from fp_async.stores.sql_tables import Db, MySql, Postgres, Server
 
 T = TypeVar("T")
 R = TypeVar("R")
 Unit = Callable[[Db], T]
 
-_CONNECT_SECONDS = 5
-_SECONDS = 30.0  # for a transaction, so that a dead network holds nobody for ever
 _TRIES = 6
 _LARGEST_GROUP = 1000
 
 
 class _Call:
-    """A transaction under way: who waits for it may go away, and its commit may get lost."""
+    """A transaction under way: who waits for it may go away, and its commit may get lost.
 
-    abandoned = False
-    committing = False
+    A `single` statement is its own commit.
+    """
+
+    def __init__(self, *, single: bool) -> None:
+        self.abandoned = False
+        self.committing = False
+        self.single = single
 
 
 class _AbandonedError(Exception):
@@ -51,7 +52,7 @@ class Transactions:
 
     def __init__(self, kind: str, uri: str) -> None:
         self.kind = kind
-        self._url = _address(kind, uri)
+        self._url = address(kind, uri)
         self._dialect = Postgres() if kind == "postgres" else MySql()
         self._engine: AsyncEngine | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -68,11 +69,11 @@ class Transactions:
         if self._engine is None:
             self._engine = create_async_engine(
                 self._url,
-                connect_args=_ARGUMENTS[self._url.get_driver_name()],
+                connect_args=ARGUMENTS[self._url.get_driver_name()],
                 isolation_level="READ COMMITTED",
                 pool_size=5,
                 max_overflow=5,
-                pool_timeout=_SECONDS,
+                pool_timeout=SECONDS,
                 pool_recycle=90,
                 pool_use_lifo=True,
                 pool_reset_on_return=None,  # `_transaction` leaves none open
@@ -95,15 +96,25 @@ class Transactions:
         """
         if self._engine is None:
             raise StoreError("the data store is not open")
-        return await self._run(self._engine, unit, seconds or _SECONDS)
+        return await self._run(self._engine, unit, seconds or SECONDS)
+
+    async def single(self, unit: Unit[T]) -> T:
+        """Run a unit of one statement, which needs no transaction (PostgreSQL).
+
+        Cancelled, it is done or not done. Where the connection is lost it is done once more: it
+        has to be a verb that may be called again.
+        """
+        if self._engine is None:
+            raise StoreError("the data store is not open")
+        return await self._run(_autocommit(self._engine), unit, SECONDS, single=True)
 
     async def read(self, unit: Unit[T]) -> T:
         """Run a unit that changes nothing."""
         if self._engine is None:
             raise StoreError("the data store is not open")
         if self.kind == "postgres":  # one round trip less; on MySQL it would be two more
-            return await self._run(_autocommit(self._engine), unit, _SECONDS)
-        return await self._run(self._engine, unit, _SECONDS)
+            return await self._run(_autocommit(self._engine), unit, SECONDS)
+        return await self._run(self._engine, unit, SECONDS)
 
     async def alone(self, unit: Unit[T]) -> T:
         """Run a unit outside of any transaction, for as long as it takes: VACUUM, say."""
@@ -111,9 +122,11 @@ class Transactions:
             raise StoreError("the data store is not open")
         return await self._run(_autocommit(self._engine), unit, None)
 
-    async def _run(self, engine: AsyncEngine, unit: Unit[T], seconds: float | None) -> T:
+    async def _run(
+        self, engine: AsyncEngine, unit: Unit[T], seconds: float | None, *, single: bool = False
+    ) -> T:
         # Drivers and pool do not survive a cancel at every moment; a task that ends does.
-        call = _Call()
+        call = _Call(single=single)
         task = asyncio.create_task(self._attempts(engine, unit, seconds, call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -166,7 +179,8 @@ def _transaction(connection: sa.Connection, server: Server, unit: Unit[T], call:
     try:
         _check(call)
         result = unit(Db(connection, server))
-        _check(call)
+        if not call.single:
+            _check(call)
         call.committing = True
         transaction.commit()
     except BaseException:
@@ -196,12 +210,19 @@ _Waiting = tuple["asyncio.Future[list[R]]", Sequence[T]]
 class Merged(Generic[T, R]):
     """A verb on a list, of which concurrent calls share a transaction.
 
-    Cancelled, a call is done, or not done at all. A call that fails does so alone.
+    Cancelled, a call is done, or not done at all. A call that fails does so alone. `quick` does
+    what it can in one statement, and answers None to the rest.
     """
 
-    def __init__(self, server: Transactions, verb: Callable[[Db, Sequence[T]], list[R]]) -> None:
+    def __init__(
+        self,
+        server: Transactions,
+        verb: Callable[[Db, Sequence[T]], list[R]],
+        quick: Callable[[Db, Sequence[T]], Sequence[R | None]] | None = None,
+    ) -> None:
         self._server = server
         self._verb = verb
+        self._quick = quick
         self._waiting: deque[_Waiting[R, T]] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -230,10 +251,20 @@ class Merged(Generic[T, R]):
                 size += len(items)
         return group
 
+    async def _answers(self, items: Sequence[T]) -> Sequence[R]:
+        """By one statement as far as that goes, the rest by the verb."""
+        quick = self._quick
+        if quick is None:
+            return await self._server.write(lambda db: self._verb(db, items))
+        found = await self._server.single(lambda db: quick(db, items))
+        rest = [item for item, answer in zip(items, found, strict=True) if answer is None]
+        more = iter(await self._server.write(lambda db: self._verb(db, rest)) if rest else ())
+        return [next(more) if answer is None else answer for answer in found]
+
     async def _together(self, group: list[_Waiting[R, T]]) -> None:
         items = [item for _, part in group for item in part]
         try:
-            answers = iter(await self._server.write(lambda db: self._verb(db, items)))
+            answers = iter(await self._answers(items))
         except BaseException as error:
             if len(group) > 1 and not isinstance(
                 error, StoreUnavailableError | asyncio.CancelledError
@@ -249,57 +280,6 @@ class Merged(Generic[T, R]):
             mine = [next(answers) for _ in part]
             if not future.done():
                 future.set_result(mine)
-
-
-# Addresses ----------------------------------------------------------------------------------
-
-_DRIVERS = {
-    "postgres": {"asyncpg": "postgresql+asyncpg", "psycopg": "postgresql+psycopg"},
-    "mysql": {"asyncmy": "mysql+asyncmy"},
-}
-_LIMITS = {"lock_timeout": "10000", "idle_in_transaction_session_timeout": "60000"}
-_MYSQL_SESSION = (
-    # UTC, because the hour that comes twice in other zones has no single time as a number.
-    "SET SESSION time_zone = '+00:00', "
-    "sql_mode = 'ANSI_QUOTES,STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', "
-    # The server ends a transaction whose client has vanished; the pool lets go before that.
-    "innodb_lock_wait_timeout = 10, wait_timeout = 180"
-)
-_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "asyncpg": {"timeout": _CONNECT_SECONDS, "server_settings": _LIMITS},
-    "psycopg": {
-        "connect_timeout": _CONNECT_SECONDS,
-        "tcp_user_timeout": int(_SECONDS * 1000),
-        "options": " ".join(f"-c {name}={value}" for name, value in _LIMITS.items()),
-    },
-    "asyncmy": {
-        "connect_timeout": _CONNECT_SECONDS,
-        "init_command": _MYSQL_SESSION,
-        "charset": "utf8mb4",
-        "binary_prefix": True,
-    },
-}
-
-
-def _address(kind: str, uri: str) -> sa.URL:
-    """The URI for SQLAlchemy, with a driver that is installed."""
-    drivers = _DRIVERS[kind]
-    asked = uri.partition("://")[0].partition("+")[2].replace("asyncpq", "asyncpg")
-    usable = [asked] if asked in drivers else list(drivers)
-    found = next((name for name in usable if find_spec(name) is not None), None)
-    if found is None:
-        raise MissingExtraError(f"data store '{kind}'", kind)
-    try:
-        url = sa.make_url(uri).set(drivername=drivers[found])
-    except (sa.exc.ArgumentError, ValueError):
-        raise ConfigError(
-            f"data_store.uri is no valid URI; write {kind}://user:password@host/database, and "
-            "special characters in the password as %40 and the like"
-        ) from None
-    mode = url.query.get("sslmode")
-    if found == "asyncpg" and mode is not None:
-        url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
-    return url
 
 
 # Errors -------------------------------------------------------------------------------------
@@ -362,7 +342,7 @@ def _foreign(error: BaseException) -> bool:
 def _said(error: BaseException) -> str:
     """What the server or the driver said, in one line and without values."""
     if isinstance(error, TimeoutError) and not str(error):
-        return f"no answer within {_SECONDS:.0f} seconds"
+        return f"no answer within {SECONDS:.0f} seconds"
     inner = _original(error)
     code = _code(error)
     text = str(inner.args[1] if isinstance(code, int) and len(inner.args) > 1 else inner)

@@ -38,6 +38,8 @@ _Db = sqlite3.Connection
 class SqliteStore:
     """The store contract (`stores`) on the file `path`, or in memory."""
 
+    joins = True
+
     def __init__(self, path: Path | None) -> None:
         self.units = self._units = Units(path, tables.check)
         self.fleet = SqliteFleet(self._units)

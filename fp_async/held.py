@@ -1,0 +1,43 @@
+"""An attempt as the worker that runs it holds it, and what it says of its failure."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import msgspec
+
+from fp_async.attempt import Trail
+from fp_async.jobs import Failure, Job, Report
+from fp_async.keeper import Why
+
+log = logging.getLogger("fp_async")
+
+
+class Attempt:
+    """A job that the worker holds; `why` says who ended it before its time.
+
+    `over`: it runs no more, and its outcome is on the way into the store.
+    """
+
+    def __init__(self, job: Job, worker: str) -> None:
+        self.job = job
+        self.trail = Trail(worker)
+        self.why: Why | None = None
+        self.over = False
+        self.task: asyncio.Task[None] | None = None
+
+    def stop(self, why: Why) -> None:
+        """End it, unless somebody has already."""
+        if self.why is None and self.task is not None:
+            self.why = why
+            self.task.cancel()
+
+
+def log_failure(job: Job, report: Report) -> None:
+    """One line in the worker's own log; the job's has the rest."""
+    if report.event in ("fail", "crash", "retry") and report.error is not None:
+        failure = msgspec.json.decode(report.error, type=Failure)
+        text = failure.message.partition("\n")[0]
+        what = {"fail": "failed", "crash": "crashed", "retry": "is tried again"}[report.event]
+        log.warning("job %s of '%s' %s: %s", job.id, job.pipeline, what, text)

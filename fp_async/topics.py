@@ -1,0 +1,76 @@
+"""The topics below one prefix and site, and what a name and a filter may be."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Literal
+
+import msgspec
+
+from fp_async.errors import UsageError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class Topics(msgspec.Struct, frozen=True, dict=True):
+    """The names below one prefix and site."""
+
+    prefix: str = "fp/v1"
+    site: str = "main"
+
+    @cached_property
+    def root(self) -> str:
+        return f"{self.prefix}/{self.site}"
+
+    @cached_property
+    def gateway(self) -> str:
+        return f"{self.root}/gateway/state"
+
+    def agent(self, name: str, what: Literal["state", "do", "report"]) -> str:
+        """`name` may be + for all of them."""
+        return f"{self.root}/agent/{name}/{what}"
+
+    def run(self, pipeline: str) -> str:
+        """`pipeline` may be +."""
+        return f"{self.root}/run/{pipeline}"
+
+    def outcome(self, pipeline: str) -> str:
+        return f"{self.root}/run/{pipeline}/outcome"
+
+    def job(self, id: str) -> str:
+        return f"{self.root}/job/{id}"
+
+    def parsed(self, topic: str) -> tuple[str, ...] | None:
+        """The levels below the root: ("agent", "pi-7", "state"); None for others' topics."""
+        if not topic.startswith(f"{self.root}/"):
+            return None
+        return tuple(topic[len(self.root) + 1 :].split("/"))
+
+    def may_answer(self, topic: str) -> bool:
+        """Whether a stranger's response topic is one: nobody may have us say things on ours."""
+        return (
+            bool(topic)
+            and len(topic) <= 1024
+            and not (topic.startswith(("$", f"{self.prefix}/")) or set("+#\0") & set(topic))
+        )
+
+
+def checked_name(what: str, name: str) -> str:
+    """A name that can be a topic level, a client id and a user. Raises UsageError."""
+    if not NAME.fullmatch(name):
+        raise UsageError(f"{what} '{name}': use letters, digits, '_', '-', '.', at most 64")
+    return name
+
+
+def matches(topic_filter: str, topic: str) -> bool:
+    """Whether a topic is one of those of a filter with + and # (MQTT 5, 4.7)."""
+    if topic.startswith("$") and not topic_filter.startswith("$"):
+        return False
+    wanted, levels = topic_filter.split("/"), topic.split("/")
+    for index, part in enumerate(wanted):
+        if part == "#":
+            return True
+        if index >= len(levels) or part not in ("+", levels[index]):
+            return False
+    return len(wanted) == len(levels)
