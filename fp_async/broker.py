@@ -2,7 +2,8 @@
 
 For development, demonstrations and tests. It keeps nothing on disk: what it had (sessions,
 retained messages, what was under way) is gone with it, and it takes every user and password. It
-listens on 127.0.0.1 only, with one port for MQTT 5 and another for 3.1.1.
+listens on 127.0.0.1 only, and speaks MQTT 5 only: its listener for 3.1.1 panics, and is dead for
+all, when a message with properties (an offer with its expiry) is for a client of 3.1.1.
 
 What it does not do (0.4, rumqttd 0.20): Retain Handling, No Local, Receive Maximum and the expiry
 of sessions are ignored; who is kicked is not told why; a subscription to `$...` closes the
@@ -41,7 +42,7 @@ _START = (
 )
 
 # A log is kept for every topic filter: 8 segments of 1 MiB, of which the oldest goes first.
-_ROUTER = """
+_CONFIG = """
 id = 0
 [router]
 id = 0
@@ -49,13 +50,11 @@ max_connections = 2000
 max_outgoing_packet_count = 200
 max_segment_size = 1048576
 max_segment_count = 8
-"""
-_LISTENER = """
-[{version}.1]
-name = "{version}"
+[v5.1]
+name = "v5"
 listen = "{host}:{port}"
 next_connection_delay_ms = 1
-[{version}.1.connections]
+[v5.1.connections]
 connection_timeout_ms = 60000
 max_payload_size = {size}
 max_inflight_count = 100
@@ -64,10 +63,9 @@ dynamic_filters = true
 
 
 class Embedded(msgspec.Struct, frozen=True):
-    """A broker that runs: its ports for MQTT 5 and for 3.1.1, and its process."""
+    """A broker that runs: its port, and its process."""
 
     port: int
-    old_port: int
     process: asyncio.subprocess.Process
 
     @property
@@ -76,24 +74,24 @@ class Embedded(msgspec.Struct, frozen=True):
 
 
 @contextlib.asynccontextmanager
-async def embedded(port: int = 0, old_port: int = 0) -> AsyncIterator[Embedded]:
-    """A broker on these ports of 127.0.0.1, which answers; 0 takes a free one.
+async def embedded(port: int = 0) -> AsyncIterator[Embedded]:
+    """A broker on this port of 127.0.0.1, which answers; 0 takes a free one.
 
     It ends with the block, with this process (also by kill -9), and when it is cancelled. Raises
-    MissingExtraError without `iotcore`; BrokerError when a port is taken or it does not start.
+    MissingExtraError without `iotcore`; BrokerError when the port is taken or it does not start.
     """
     if find_spec("iotcore") is None:
         raise MissingExtraError("the embedded MQTT broker", "broker")
     for tries in range(_TRIES):
-        ports = available(port), available(old_port)
-        process = await _spawn(*ports)
+        number = available(port)
+        process = await _spawn(number)
         try:
-            if await _answers(process, ports[0]):
-                yield Embedded(*ports, process)
+            if await _answers(process, number):
+                yield Embedded(number, process)
                 return
         finally:
             await _end(process)
-        if (port and old_port) or tries == _TRIES - 1:
+        if port or tries == _TRIES - 1:
             raise BrokerError(f"the embedded MQTT broker ended at once ({process.returncode})")
 
 
@@ -108,14 +106,15 @@ def available(port: int) -> int:
         return int(sock.getsockname()[1])
 
 
-async def _spawn(port: int, old_port: int) -> asyncio.subprocess.Process:
+async def _spawn(port: int) -> asyncio.subprocess.Process:
     """The child, out of reach of the terminal's Ctrl-C; it ends when its stdin does."""
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
         _START,
         json.dumps(sys.path),
-        *map(str, (os.getpid(), port, old_port)),
+        str(os.getpid()),
+        str(port),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
         start_new_session=True,
@@ -149,26 +148,22 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 # In the child -----------------------------------------------------------------------------------
 
 
-def config(port: int, old_port: int) -> str:
+def config(port: int) -> str:
     """The TOML of rumqttd: with its keywords `iotcore` binds 0.0.0.0 and speaks only 3.1.1."""
-    listeners = (
-        _LISTENER.format(version=version, host=HOST, port=number, size=_PACKET_BYTES)
-        for version, number in (("v5", port), ("v4", old_port))
-    )
-    return _ROUTER + "".join(listeners)
+    return _CONFIG.format(host=HOST, port=port, size=_PACKET_BYTES)
 
 
 def main() -> None:
-    """The child: parent's pid, port of MQTT 5, port of 3.1.1."""
+    """The child: parent's pid, port."""
     import logging
 
     from iotcore import IotCoreBroker
 
-    parent, port, old_port = map(int, sys.argv[1:])
+    parent, port = map(int, sys.argv[1:])
     logging.basicConfig(level=logging.CRITICAL)  # it logs an ERROR for every packet
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
-        file.write(config(port, old_port))
+        file.write(config(port))
         file.flush()
         server = IotCoreBroker(config_path=file.name)
     try:

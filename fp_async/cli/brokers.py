@@ -28,9 +28,8 @@ _FORGETS = "for development: this machine only, nobody logs in, nothing survives
 @click.command()
 @click.option("--dev", is_flag=True, help="Say that it is for development.")
 @click.option("--port", type=_PORT, default=1883, show_default=True, metavar="N")
-@click.option("--old-port", type=_PORT, metavar="N", help="For MQTT 3.1.1. Default: the next one.")
 @click.option("--mosquitto", is_flag=True, help="Run an installed Mosquitto, not the embedded one.")
-def broker(port: int, old_port: int | None, *, dev: bool, mosquitto: bool) -> None:
+def broker(port: int, *, dev: bool, mosquitto: bool) -> None:
     """Run an MQTT broker on 127.0.0.1 until a signal comes, for development.
 
     \b
@@ -38,24 +37,21 @@ def broker(port: int, old_port: int | None, *, dev: bool, mosquitto: bool) -> No
       flowerpower broker --dev --mosquitto --port 1884
 
     Anybody on this machine may connect, and nothing survives its end. The embedded broker (pip
-    install "fp-async[broker]") speaks MQTT 5 on its port and 3.1.1 on the next one. For
-    production: flowerpower broker-config.
+    install "fp-async[broker]") speaks MQTT 5 only: mosquitto_pub and mosquitto_sub need
+    -V mqttv5, and devices that know only 3.1.1 need --mosquitto. For production: flowerpower
+    broker-config.
     """  # noqa: D301
     if not dev:
         raise UsageError(
             "this broker is for development: say so with --dev. Files for a broker in "
             "production are written by: flowerpower broker-config"
         )
-    if mosquitto and old_port:
-        raise UsageError("--old-port: Mosquitto speaks MQTT 5 and 3.1.1 on one port")
-    if old_port == port:
-        raise UsageError(f"--old-port {port}: MQTT 5 and 3.1.1 need two ports")
     logging.basicConfig(level=logging.INFO, format=_FORMAT)
     program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if mosquitto:
         _become_mosquitto(program, port)
     try:
-        asyncio.run(_embedded(port, old_port))
+        asyncio.run(_embedded(port))
     except MissingExtraError as error:
         if program is None:
             raise
@@ -81,21 +77,16 @@ def _become_mosquitto(program: str | None, port: int) -> NoReturn:
     os.execv(program, [program, "-c", f"/dev/fd/{reading}"])  # noqa: S606
 
 
-async def _embedded(port: int, old_port: int | None) -> None:
+async def _embedded(port: int) -> None:
     """Until a signal comes; BrokerError when it ends by itself."""
-    from fp_async.broker import available, embedded
+    from fp_async.broker import embedded
 
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    if old_port is None:
-        try:
-            old_port = available(port + 1)
-        except (BrokerError, OverflowError):
-            old_port = 0
-    async with embedded(port, old_port) as running:
-        log.info("embedded broker on %s (MQTT 5), %s", running.uri, _FORGETS)
-        log.info("MQTT 3.1.1 on port %d: mosquitto_pub -p %d", running.old_port, running.old_port)
+    async with embedded(port) as running:
+        log.info("embedded broker on %s, %s", running.uri, _FORGETS)
+        log.info("it speaks MQTT 5: mosquitto_sub -V mqttv5 -p %d -v -t '#'", port)
         waiting = asyncio.create_task(ended.wait())
         ending = asyncio.create_task(running.process.wait())
         await asyncio.wait((waiting, ending), return_when=asyncio.FIRST_COMPLETED)
