@@ -23,13 +23,14 @@ from edge_agent.config import AgentSettings
 from edge_agent.control import Control
 from edge_agent.session import Session
 from fp_async import link, wire
-from fp_async.errors import FlowerPowerError, StoreError
+from fp_async.errors import FlowerPowerError, SessionTakenError, StoreError
 from fp_async.link import Connection, Link, Will
 
 VARIABLE = "FP_AGENT_SETTINGS"
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 log = logging.getLogger("fp_async.agent")
 _GOODBYE = 3.0
+_TAKEN = 60.0
 
 
 class Daemon:
@@ -65,9 +66,7 @@ class Daemon:
 
     async def _work(self) -> None:
         agent = self._agent
-        linking = asyncio.create_task(
-            link.serve(self._link, self._serve, told=self._told), name="fp-agent-link"
-        )
+        linking = asyncio.create_task(self._keep_linked(), name="fp-agent-link")
         beside = [linking, asyncio.create_task(Control(agent).run(), name="fp-agent-control")]
         beside.append(asyncio.create_task(notify.keep_alive(), name="fp-agent-watchdog"))
         if self._settings.triggers:
@@ -88,6 +87,15 @@ class Daemon:
         for task in (self._main, *beside):
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
+
+    async def _keep_linked(self) -> None:
+        """Connected, for ever. Another client of our name is a reason to wait, not to end."""
+        while True:
+            try:
+                await link.serve(self._link, self._serve, told=self._told)
+            except SessionTakenError as error:
+                self._agent.note_problem(f"another client connects as this agent: {error}")
+                await asyncio.sleep(_TAKEN)
 
     async def _say_goodbye(self) -> None:
         """Tell what has ended meanwhile, and that nobody needs to wait."""

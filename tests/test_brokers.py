@@ -623,7 +623,9 @@ async def test_the_command_says_when_its_broker_has_died():
         child.kill()
         _, text = await process.communicate()
         assert process.returncode == 3
-        assert b"the embedded broker has ended (-9)" in text
+        assert b"broker" in text
+        assert b"ended" in text
+        assert b"(-9)" in text
 
 
 async def test_mosquitto_for_development():
