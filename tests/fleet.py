@@ -114,7 +114,7 @@ def fleet(root: Path) -> Iterator[Fleet]:
         yield made
     except BaseException:
         made.log.flush()
-        print((root / "fleet.log").read_text()[-4000:])
+        print((root / "fleet.log").read_text(errors="replace")[-4000:])
         raise
     finally:
         made.close()

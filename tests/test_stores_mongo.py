@@ -46,7 +46,7 @@ async def test_a_server_that_is_not_there_is_unavailable():
         await store.open()
     assert "secret" not in str(caught.value)
     assert "Connect call failed" in str(caught.value)
-    with pytest.raises(StoreUnavailableError, match="not open"):
+    with pytest.raises(StoreError, match="not open"):
         await store.counts()
 
 

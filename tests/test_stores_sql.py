@@ -329,7 +329,7 @@ async def test_closing_waits_for_what_is_under_way(opened):
     await store.close()
     await task
     assert await other.get("last") is not None
-    with pytest.raises(StoreUnavailableError, match="not open"):
+    with pytest.raises(StoreError, match="not open"):
         await store.now()
 
 

@@ -461,5 +461,5 @@ async def test_a_worker_waits_for_a_store_that_is_not_there_yet(tmp_path, flock,
 
 async def until_logged(flock, text: str) -> None:
     with anyio.fail_after(20):
-        while text not in (flock.root / "fleet.log").read_text():
+        while text not in (flock.root / "fleet.log").read_text(errors="replace"):
             await anyio.sleep(0.05)
