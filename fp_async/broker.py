@@ -140,8 +140,8 @@ async def _answers(process: asyncio.subprocess.Process, port: int) -> bool:
 
 async def _end(process: asyncio.subprocess.Process) -> None:
     """Kill it: it has nothing to save. Waits for its end even while being cancelled."""
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
+    # Or asyncio leaves the pipe to the garbage collector, on a loop that may be closed by then.
+    process._transport.close()  # type: ignore[attr-defined]
     await asyncio.shield(process.wait())
 
 

@@ -85,6 +85,8 @@ class Ensemble:
                     process.kill()
         if self._readers:
             await asyncio.wait(self._readers.values(), timeout=1.0)
+        for _, process in running:
+            process._transport.close()  # type: ignore[attr-defined]
         self._processes.clear()
         self._readers.clear()
 

@@ -371,11 +371,12 @@ async def test_triggers_of_an_agent_have_a_user_of_their_own(fenced, center):
     )
     fenced_agent(flock, fenced, "pi-9", trigger)
     await until_known(project, "pi-9")
-    async with connected(fenced.link("gateway", client_id="tester")) as sender:
-        with anyio.fail_after(30):
-            while not (rows := await project.list_jobs(states=("succeeded",))):
-                await say(sender, "sensors/s1/temperature", b"4")
-                await anyio.sleep(0.5)
+    with anyio.fail_after(60):
+        while not (rows := await project.list_jobs(states=("succeeded",))):
+            with contextlib.suppress(BrokerError):  # the gateway has the same user, and comes back
+                async with connected(fenced.link("gateway", client_id="tester")) as sender:
+                    await say(sender, "sensors/s1/temperature", b"4")
+            await anyio.sleep(0.5)
     assert (rows[0].agent, rows[0].trigger) == ("pi-9", "readings")
     assert await project.get_result(rows[0].id) == {"value": 8}
 

@@ -410,7 +410,7 @@ async def test_mosquitto_pub_and_sub_alone_run_a_pipeline_and_read_its_outcome(t
         assert line
     body = {"inputs": {"count": 21}, "final_vars": ["doubled"], "key": "order-1"}
     publish(edge, "fp/v1/main/run/flow", json.dumps(body))
-    lines = (await sub.stdout.read()).decode().splitlines()
+    lines = (await sub.communicate())[0].decode().splitlines()
     (told,) = [json.loads(line) for line in lines if line.startswith("{")]
     assert (told["outcome"], told["result"], told["key"]) == (
         "succeeded",

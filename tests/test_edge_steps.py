@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -93,17 +94,19 @@ def trigger(flock, broker, key):
     services.run([services.program("mosquitto_pub"), *place, *topic])
 
 
+@asynccontextmanager
 async def heard(broker):
     """A client that hears outcomes: the process, as soon as it listens."""
-    sub = await anyio.open_process(
+    async with await anyio.open_process(
         ["stdbuf", "-oL", services.program("mosquitto_sub"), "-p", str(broker.port), "-d"]
         + ["-q", "1", "-C", "1", "-W", "60", "-t", "fp/v1/main/run/work/outcome"],
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-    )
-    seen = b""
-    while b"SUBACK" not in seen:
-        seen += await sub.stdout.receive()
-    return sub
+    ) as sub:
+        seen = b""
+        while b"SUBACK" not in seen:
+            seen += await sub.stdout.receive()
+        yield sub
 
 
 async def outcome(sub):
@@ -123,15 +126,15 @@ async def test_a_gateway_killed_at_a_step(world, step):
     flock.start_agent("pi-7", broker.port)
     async with project:
         await until_known(project, "pi-7")
-        sub = await heard(broker)
-        Path(armed(flock)).touch()
-        trigger(flock, broker, "only")
-        await has_died(flock)
-        flock.start_gateway("g1")
-        jobs = await until_ended(project, 1, 60)
-        assert {job.state for job in jobs.values()} == {"succeeded"}
-        assert check(jobs, flock)["second starts"] == 0
-        told = await outcome(sub)
+        async with heard(broker) as sub:
+            Path(armed(flock)).touch()
+            trigger(flock, broker, "only")
+            await has_died(flock)
+            flock.start_gateway("g1")
+            jobs = await until_ended(project, 1, 60)
+            assert {job.state for job in jobs.values()} == {"succeeded"}
+            assert check(jobs, flock)["second starts"] == 0
+            told = await outcome(sub)
     assert (told["outcome"], told["result"]) == ("succeeded", {"value": 42})
 
 
