@@ -12,7 +12,7 @@ import services
 
 from fp_async.errors import ConfigError, MissingExtraError, StoreError, StoreUnavailableError
 from fp_async.jobs import Find, Job, Member, Report, new_id
-from fp_async.stores import SCHEMA_VERSION, sql_tables, sql_transactions
+from fp_async.stores import SCHEMA_VERSION, sql_addresses, sql_tables, sql_transactions
 from fp_async.stores.sql import SqlStore
 from fp_async.stores.sql_transactions import Transactions
 
@@ -102,7 +102,7 @@ def test_every_spelling_of_a_uri_finds_its_driver(kind, scheme, driver):
 
 
 def test_psycopg_is_taken_where_asyncpg_is_not_installed(monkeypatch):
-    monkeypatch.setattr(sql_transactions, "find_spec", lambda name: name == "psycopg" or None)
+    monkeypatch.setattr(sql_addresses, "find_spec", lambda name: name == "psycopg" or None)
     assert Transactions("postgres", "postgresql://h/d")._url.drivername == "postgresql+psycopg"
 
 
@@ -115,7 +115,7 @@ def test_psycopg_is_taken_where_asyncpg_is_not_installed(monkeypatch):
     ],
 )
 def test_a_missing_driver_names_the_extra(monkeypatch, kind, uri):
-    monkeypatch.setattr(sql_transactions, "find_spec", lambda _: None)
+    monkeypatch.setattr(sql_addresses, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=f"data store '{kind}'.*fp-async.{kind}"):
         SqlStore(kind, uri)
 
@@ -508,7 +508,7 @@ class Wire:
 
 async def test_a_dead_network_is_unavailable_after_a_while(place, monkeypatch):
     kind, uri = place
-    monkeypatch.setattr(sql_transactions, "_SECONDS", 1.0)
+    monkeypatch.setattr(sql_transactions, "SECONDS", 1.0)
     async with Wire(services.PORTS[kind]) as wire:
         store = SqlStore(kind, uri.replace(str(services.PORTS[kind]), str(wire.port)))
         await store.open()
