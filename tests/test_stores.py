@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import time
 from collections import Counter
 
@@ -43,7 +45,7 @@ from fp_async.jobs import (
     Schedule,
     identity,
 )
-from fp_async.stores import CANCEL, HELD, LOST, SCHEMA_VERSION
+from fp_async.stores import CANCEL, HELD, LOST, SCHEMA_VERSION, tables
 
 SOON, LATER = 2e9, 3e9  # far ahead of any clock of these tests
 
@@ -1178,6 +1180,32 @@ async def test_many_processes_open_a_store_at_once(place):
     for worker in workers:
         await asyncio.to_thread(worker.rest)
     assert await (await place.opened()).counts() == {("default", "queued"): 4}
+
+
+def test_a_file_whose_tables_are_made_at_this_moment_is_no_foreign_one(tmp_path):
+    """Between the look at its version and the look at its tables, another process makes both."""
+    with (
+        contextlib.closing(sqlite3.connect(tmp_path / "f", isolation_level=None)) as first,
+        contextlib.closing(sqlite3.connect(tmp_path / "f", isolation_level=None)) as second,
+    ):
+        first.execute("PRAGMA journal_mode = WAL")
+        made = []
+
+        def between(statement):
+            if "sqlite_schema" in statement and not made:
+                made.append(first.execute("BEGIN IMMEDIATE"))
+                tables.migrate(first)
+                first.execute("COMMIT")
+
+        second.set_trace_callback(between)
+        tables.check(second)
+        assert made
+        assert not second.in_transaction
+        tables.check(second)
+        first.execute("PRAGMA user_version = 0")
+        with pytest.raises(StoreError, match="something else"):
+            tables.check(second)
+        assert not second.in_transaction
 
 
 @shared

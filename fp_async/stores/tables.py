@@ -215,8 +215,13 @@ def schedule(row: tuple[object, ...]) -> Schedule:
 
 def check(db: sqlite3.Connection) -> None:
     """Raises StoreError where the file is another program's, before anything is done to it."""
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version == 0 and db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
+    db.execute("BEGIN")  # both are seen at one moment: somebody may just be making the tables
+    try:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        foreign = version == 0 and db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
+    finally:
+        db.execute("ROLLBACK")
+    if foreign:
         raise StoreError("the file is a SQLite database of something else; choose another path")
 
 
