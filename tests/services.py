@@ -129,6 +129,8 @@ def run(command: list[str], **options) -> str:
 
 # Own servers
 
+_TRIES = 5
+
 
 class Server:
     """An own server on a free port with its data in a temporary folder; `with` starts it.
@@ -157,15 +159,26 @@ class Server:
         """Make what the first start needs in `self.folder`."""
 
     def start(self) -> None:
+        for _ in range(_TRIES):
+            if self._started_once():
+                return
+            time.sleep(0.3)  # a port may be taken for a moment; websockets fail now and then
+        pytest.fail(f"{type(self).__name__} does not start: {self.log()[-2000:]}")
+
+    def _started_once(self) -> bool:
+        """Whether it answers; False when it has ended instead."""
         with Path(self.folder, "log").open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(), stdout=log, stderr=log, cwd=self.folder, **self.identity()
             )
         deadline = time.monotonic() + 30
         while not self.ready():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"{type(self).__name__} does not start: {self.log()[-2000:]}")
+            if self.process.poll() is not None:
+                return False
+            if time.monotonic() > deadline:
+                pytest.fail(f"{type(self).__name__} does not answer: {self.log()[-2000:]}")
             time.sleep(0.02)
+        return True
 
     def ready(self) -> bool:
         return answers(self.port)
