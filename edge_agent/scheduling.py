@@ -114,10 +114,10 @@ class Clock:
         self._least = max(noted, _BUILT)
         self._told = False
 
-    def is_right(self) -> bool:
+    def is_right(self, *, tell: bool = True) -> bool:
         """Once it was synchronised it is taken as right until the next boot."""
         right = time.time() >= self._least and (not _TIMESYNCD.is_dir() or _SYNCHRONIZED.exists())
-        if not right and not self._told:
+        if not right and tell and not self._told:
             self._told = True
             now = datetime.now(UTC).isoformat(timespec="seconds")
             log.warning("the clock (%s) is not right yet; schedules by time of day wait", now)
