@@ -16,6 +16,7 @@ from fp_async.jobs import Job, Offer
 from fp_async.presence import Known
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
+_TARGETS = 100  # of which is remembered who is meant
 BOUND = ("offered", "accepted", "running")
 
 
@@ -40,9 +41,17 @@ class Board:
         self._due: list[tuple[float, str, int]] = []
         self._avoid: dict[tuple[str, str], float] = {}
         self._refused: defaultdict[str, set[str]] = defaultdict(set)
+        self._candidates: dict[str, list[str]] = {}  # by target, until tags change
 
     def __repr__(self) -> str:
         return f"<Board {len(self.agents)} agents, {len(self.open)} open jobs>"
+
+    def know(self, name: str, known: Known) -> None:
+        """What is believed of an agent from now on."""
+        before = self.agents.get(name)
+        self.agents[name] = known
+        if before is None or before.state.tags != known.state.tags:
+            self._candidates.clear()
 
     # Jobs -------------------------------------------------------------------------------------
 
@@ -145,11 +154,15 @@ class Board:
 
     def candidates(self, target: str) -> list[str]:
         """Agents that are meant by a target, whether they are there or not."""
-        return [
-            name
-            for name, known in self.agents.items()
-            if presence.matches(target, name, known.state.tags)
-        ]
+        if target not in self._candidates:
+            if len(self._candidates) >= _TARGETS:
+                self._candidates.clear()
+            self._candidates[target] = [
+                name
+                for name, known in self.agents.items()
+                if presence.matches(target, name, known.state.tags)
+            ]
+        return self._candidates[target]
 
     def nobody_left(self, job: Job) -> bool:
         """Whether every agent that is meant has refused the job."""
@@ -165,21 +178,57 @@ class Board:
             if due <= wall and any(self._room(name, target) for name in self._meant(target))
         ]
 
+    def room(self, targets: Iterable[str], most: int) -> int:
+        """How many jobs for these targets could be offered now, counted up to `most`."""
+        total = 0
+        for target in targets:
+            for name in self._meant(target):
+                total += self._room(name, target)
+                if total >= most:
+                    return most
+        return total
+
     def assign(self, jobs: Iterable[Job], now: float) -> list[Offer]:
         """To whom each job is offered: the agent with most room, in the order of the jobs."""
         given: defaultdict[str, int] = defaultdict(int)
+        pools: dict[str, list[tuple[int, int, str]]] = {}
         offers: list[Offer] = []
         for job in jobs:
             target = job.target or ""
-            best = max(
-                (name for name in self._meant(target) if self._may_have(job.id, name, now)),
-                key=lambda name: self._room(name, target) - given[name],
-                default=None,
-            )
-            if best is not None and self._room(best, target) - given[best] > 0:
+            if target not in pools:
+                pools[target] = self._pool(target)
+            best = self._best(job, pools[target], given, now)
+            if best is not None:
                 given[best] += 1
                 offers.append(Offer(job.id, job.attempt, best))
         return offers
+
+    def _pool(self, target: str) -> list[tuple[int, int, str]]:
+        """A heap of those who have room, the one with most on top."""
+        rooms = ((self._room(name, target), name) for name in self._meant(target))
+        pool = [(-room, place, name) for place, (room, name) in enumerate(rooms) if room > 0]
+        heapq.heapify(pool)
+        return pool
+
+    def _best(
+        self, job: Job, pool: list[tuple[int, int, str]], given: Mapping[str, int], now: float
+    ) -> str | None:
+        """Who gets the job. What a heap says is corrected when it comes to the top."""
+        target, passed, best = job.target or "", [], None
+        while pool and best is None:
+            room, place, name = heapq.heappop(pool)
+            left = self._room(name, target) - given.get(name, 0)
+            if left <= 0:
+                continue
+            if left < -room:
+                heapq.heappush(pool, (-left, place, name))
+                continue
+            passed.append((room, place, name))
+            if self._may_have(job.id, name, now):
+                best = name
+        for each in passed:
+            heapq.heappush(pool, each)
+        return best
 
     def _meant(self, target: str) -> list[str]:
         kind, _, rest = target.partition(":")

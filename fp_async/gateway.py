@@ -45,6 +45,7 @@ _RELOAD = 30.0
 _FLUSH = 10.0
 _PRESENCE = 10.0
 _BATCH = 500
+_LONGEST_PAUSE = 5.0  # it is the only one of its kind: no broker is rushed by it
 
 
 class Gateway:
@@ -178,7 +179,7 @@ class Gateway:
 
     async def _work(self) -> None:
         await self.patience(self.load)
-        await link.serve(self._link, self._session)
+        await link.serve(self._link, self._session, longest=_LONGEST_PAUSE)
 
     async def _session(self, connection: Connection) -> None:
         topics = self.topics
@@ -222,8 +223,8 @@ class Gateway:
         """Have in mind what the store says."""
         board = self.board
         for member in await self.store.members("agent"):
-            known = msgspec.json.decode(member.info, type=Known)
-            board.agents.setdefault(member.name, known)
+            if member.name not in board.agents:
+                board.know(member.name, msgspec.json.decode(member.info, type=Known))
         board.drained = {member.name for member in await self.store.members("drained")}
         rows = {
             job.id: job
@@ -242,7 +243,7 @@ class Gateway:
     def believe(self, name: str, known: Known) -> None:
         """Remember what was heard of an agent; it is written down soon."""
         before = self.board.agents.get(name)
-        self.board.agents[name] = known
+        self.board.know(name, known)
         self._changed.add(name)
         self._urgent |= before is None or before.state != known.state
         if before is None or presence.may_work(known) != presence.may_work(before):
