@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,6 @@ class _Work:
 _LARGEST_GROUP = 500
 _BUSY_SECONDS = 10.0
 _PRAGMAS = (
-    "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
     "PRAGMA journal_size_limit = 16777216",
     "PRAGMA temp_store = MEMORY",
@@ -190,12 +190,29 @@ async def _prepared(
     connection = await connecting
     try:
         await connection._execute(check, connection._conn)  # type: ignore[no-untyped-call]
+        await connection._execute(_log_ahead, connection._conn)  # type: ignore[no-untyped-call]
         for pragma in _PRAGMAS:
             await connection.execute_fetchall(pragma)
     except BaseException:
         await connection.close()
         raise
     return connection
+
+
+def _log_ahead(db: sqlite3.Connection) -> None:
+    """Turn the file to WAL. Where several processes do so to a new file, SQLite tells all but
+    one "locked" at once, whatever the busy timeout says: both read, and both want to write.
+    """
+    until = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL").fetchall()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 async def _whole(work: Coroutine[Any, Any, T]) -> T:
