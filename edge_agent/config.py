@@ -12,8 +12,8 @@ import msgspec
 
 from fp_async import messages, topic_triggers
 from fp_async.config import Seconds, TopicTrigger
-from fp_async.errors import ConfigError, FileAccessError, UsageError
-from fp_async.topics import Topics, checked_name
+from fp_async.errors import FileAccessError, UsageError
+from fp_async.topics import Topics, checked_name, checked_prefix
 
 PREFIX = "FP_AGENT_"
 _MEBIBYTE = 2**20
@@ -93,7 +93,11 @@ def _from_file(path: Path, env: Mapping[str, str]) -> AgentSettings:
     if isinstance(document.data, dict):  # null means not given, as everywhere
         kept = {key: value for key, value in document.data.items() if value is not None}
         document = msgspec.structs.replace(document, data=kept)
-    return documents.validate(document, AgentSettings)
+    settings = documents.validate(document, AgentSettings)
+    for name, trigger in settings.triggers.items():
+        for key, text in topic_triggers.problems(trigger, settings.topics):
+            raise document.error(("triggers", name, *key.split(".", 1)), text)
+    return settings
 
 
 def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
@@ -132,9 +136,7 @@ def _completed(settings: AgentSettings, path: Path | None) -> AgentSettings:
     name = settings.name or socket.gethostname().partition(".")[0]
     checked_name("name", name)
     checked_name("site", settings.site)
-    for which, trigger in settings.triggers.items():
-        if wrong := topic_triggers.problem(trigger):
-            raise ConfigError(f"{path}: triggers.{which}.{wrong}")
+    checked_prefix(settings.prefix)
     project = (folder / settings.project).resolve()
     files = {
         key: str((folder / value).resolve())

@@ -112,10 +112,18 @@ def _ahead() -> float:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a store with what belongs to it; never delete it. The new name."""
+    """Rename a store with what belongs to it; never delete it. The new name. Raises StoreError.
+
+    What belongs to it goes first: a log that stayed behind would be played into the new store.
+    """
     mark = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    moved = path.with_name(f"{path.name}.corrupt-{mark}")
-    for tail in ("", "-wal", "-shm"):
-        with suppress(FileNotFoundError):
-            path.with_name(path.name + tail).rename(moved.with_name(moved.name + tail))
+    names = (f"{path.name}.corrupt-{mark}{more}" for more in ("", *(f"-{n}" for n in range(1000))))
+    moved = next(new for name in names if not (new := path.with_name(name)).exists())
+    try:
+        for tail in ("-wal", "-shm", ""):
+            with suppress(FileNotFoundError):
+                path.with_name(path.name + tail).rename(moved.with_name(moved.name + tail))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StoreError(f"the store {path} is corrupt, and cannot be renamed: {reason}") from error
     return moved

@@ -71,6 +71,8 @@ class Listening:
         new: list[Job] = []
         letters: list[Letter] = []
         for message in heard:
+            if agent.settings.topics.is_ours(message.topic):
+                continue  # what is told of a job must not begin the next one
             for name, trigger in self._triggers.items():
                 kept = message.retained and trigger.retained == "drop"
                 if kept or not matches(trigger.topic, message.topic):

@@ -1,7 +1,7 @@
 """Which outcomes to tell next: what has just ended, and what has waited since the network went.
 
-Pure. Both have a half of the window, so that nothing new waits behind a backlog, and no backlog
-is starved by what is new. What is not acknowledged in time is told again.
+Pure. While a backlog drains both have a half of the window, so that nothing new waits behind a
+backlog, and no backlog is starved by what is new. What is not acknowledged in time is told again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ class Outbox:
         self.backlog = True
         self._window = window
         self._live: dict[str, None] = {}
+        self._taken: set[str] = set()  # of the live ones: to be told now
         self._under_way: dict[str, float] = {}
+        self._old: set[str] = set()  # of those under way: from the backlog
         self._tried: dict[str, int] = {}
 
     def __repr__(self) -> str:
@@ -33,12 +35,13 @@ class Outbox:
     @property
     def waits(self) -> bool:
         """Whether something may be told now."""
-        return bool(self._live or self.backlog) and self.room(live=bool(self._live)) > 0
+        live = bool(self._live) and self.room(live=True) > 0
+        return live or (self.backlog and self.room(live=False) > 0)
 
     def reset(self) -> None:
         """A new connection: what was under way may be lost."""
-        self._under_way.clear()
-        self._tried.clear()
+        for each in (self._under_way, self._tried, self._old, self._taken):
+            each.clear()
         self.backlog = True
 
     def ended(self, ids: Iterable[str]) -> None:
@@ -51,29 +54,36 @@ class Outbox:
             self.backlog = True
 
     def room(self, *, live: bool) -> int:
-        """How many more may be under way; half of the window is for what is new."""
-        most = self._window if live or not self._live else self._window // 2
-        return max(most - len(self._under_way), 0)
+        """How many more may be under way of what is new, or of the backlog."""
+        half, old = self._window // 2, len(self._old)
+        if not live:
+            return max(half - old, 0)
+        new = len(self._under_way) - old
+        return max(self._window - (half if self.backlog else old) - new, 0)
 
     def take_live(self) -> list[str]:
         """The ids to look up and tell next, of those that have just ended."""
         ids = list(self._live)[: self.room(live=True)]
         for id in ids:
             del self._live[id]
+        self._taken = set(ids)
         return ids
 
     def told(self, id: str, now: float) -> None:
         """It is under way from now on."""
+        if id not in self._taken:
+            self._old.add(id)
         self._live.pop(id, None)
         tries = self._tried.get(id, 0)
         self._tried[id] = tries + 1
-        patience = min(_FIRST_PATIENCE * 2.0**tries, _LONGEST_PATIENCE)
+        patience = min(_FIRST_PATIENCE * 2.0 ** min(tries, 10), _LONGEST_PATIENCE)
         self._under_way[id] = now + patience
 
     def acknowledged(self, ids: Iterable[str]) -> None:
         """They are stored where they belong."""
         for id in ids:
             self._under_way.pop(id, None)
+            self._old.discard(id)
             self._tried.pop(id, None)
             self._live.pop(id, None)
 
@@ -82,6 +92,7 @@ class Outbox:
         late = [id for id, until in self._under_way.items() if until <= now]
         for id in late:
             del self._under_way[id]
+            self._old.discard(id)
         self.backlog = self.backlog or bool(late)
         return bool(late)
 

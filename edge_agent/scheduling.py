@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fp_async.agent")
 _POLL = 30.0
+_ERROR = 500  # characters
+_ROUNDING = 1e-4  # seconds
 _BUILT = datetime(2026, 11, 1, tzinfo=UTC).timestamp()  # a clock that shows less is wrong
 _SYNCHRONIZED = Path("/run/systemd/timesync/synchronized")
 _TIMESYNCD = Path("/run/systemd/timesync")
@@ -48,18 +50,20 @@ def revision_of(row: Schedule) -> int | None:
 
 async def change(agent: Agent, asked: PutSchedule | DeleteSchedule) -> ScheduleState:
     """Put or delete; the answer. The same again changes nothing."""
+    old = await agent.store.schedule(asked.id)
     if isinstance(asked, DeleteSchedule):
+        if old is not None and (revision_of(old) or 0) > asked.revision:
+            return _state(old, revision_of(old) or 0)  # said before it was put again
         await agent.store.delete(asked.id)
         return ScheduleState(id=asked.id, revision=asked.revision, gone=True)
-    old = await agent.store.schedule(asked.id)
     if old is not None and (revision_of(old) or 0) >= asked.revision:
         return _state(old, asked.revision)
     if why := agent.refusal(asked.pipeline, None, strict=False):
         return ScheduleState(id=asked.id, revision=asked.revision, error=why)
     try:
         row = _row(asked, time.time())
-    except (FlowerPowerError, msgspec.MsgspecError) as error:
-        return ScheduleState(id=asked.id, revision=asked.revision, error=str(error))
+    except (FlowerPowerError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return ScheduleState(id=asked.id, revision=asked.revision, error=str(error)[:_ERROR])
     stored = await agent.store.put(row)
     agent.backend.hub.publish("schedules")
     return _state(stored, asked.revision)
@@ -116,7 +120,10 @@ class Clock:
 
     def is_right(self) -> bool:
         """Once it was synchronised it is taken as right until the next boot."""
-        right = time.time() >= self._least and (not _TIMESYNCD.is_dir() or _SYNCHRONIZED.exists())
+        if _TIMESYNCD.is_dir():  # it knows better than what was noted, maybe by a wrong clock
+            right = _SYNCHRONIZED.exists() and time.time() >= _BUILT
+        else:
+            right = time.time() >= self._least
         if not right and not self._told:
             self._told = True
             now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -134,11 +141,17 @@ async def _moved(agent: Agent, step: float) -> None:
 
 
 def after_step(row: Schedule, step: float, now: float) -> Schedule:
-    """A schedule as it is when the clock, which shows `now`, was set by `step` seconds."""
+    """A schedule as it is when the clock, which shows `now`, was set by `step` seconds.
+
+    An interval goes on with the seconds that were left, unless the clock was so wrong that they
+    mean nothing. Its end stays: it is a date.
+    """
     spec = triggers.decode(row.trigger)
-    if not isinstance(spec, Interval):
+    left = None if row.next_fire_time is None else row.next_fire_time - (now - step)
+    if not isinstance(spec, Interval) or left is None or abs(left) > spec.seconds:
         return replace(row, next_fire_time=first_fire(spec, now))
-    end = None if spec.end is None else spec.end + step
-    moved = replace(spec, start=spec.start + step, end=end)
-    after = None if row.next_fire_time is None else row.next_fire_time + step
-    return replace(row, trigger=msgspec.json.encode(moved), next_fire_time=after)
+    after = now + left
+    moved = replace(spec, start=spec.start + (after - spec.start) % spec.seconds)
+    encoded = msgspec.json.encode(moved)
+    # Asked of the trigger, or rounding would make of one time two.
+    return replace(row, trigger=encoded, next_fire_time=first_fire(moved, after - _ROUNDING))

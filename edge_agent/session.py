@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge_agent import telling
+from edge_agent import fitting, telling
 from fp_async import jobs, messages, versions, wire
 from fp_async.errors import BrokerError, MessageError, PublishRefusedError
 from fp_async.events import Listener
@@ -228,8 +228,12 @@ class Session:
         """
         agent, spec = self._agent, offer.spec
         why = agent.refusal(offer.pipeline, spec.version, strict=spec.require_version)
+        try:
+            wire.from_wire(offer.inputs)
+        except MessageError as error:
+            why = f"its inputs cannot be read: {error}"
         if why is not None:
-            return why, None
+            return why[:500], None
         if agent.house.full:
             return agent.house.full, _RETRY_FULL
         if agent.status != "ready":
@@ -290,7 +294,7 @@ class Session:
             parts = list(telling.finished(row, self._version(row)))
             last = parts.pop()
             assert isinstance(last, Finished)
-            chosen = [parts[i] for i in asked.chunks if i < len(parts)]
+            chosen = [parts[i] for i in sorted(set(asked.chunks)) if i < len(parts)]
             await self._publish([*chosen, last])
 
     # Telling ----------------------------------------------------------------------------------
@@ -334,11 +338,11 @@ class Session:
         agent, outbox = self._agent, self._agent.outbox
         ids = outbox.take_live()
         rows = await self._patience(lambda: agent.rows.ended(ids)) if ids else []
-        room = min(outbox.room(live=False) - len(rows), _BATCH)
+        room = min(outbox.room(live=False), _BATCH)
         if outbox.backlog and room > 0:
             known = outbox.under_way | {row.id for row in rows}
             old = await self._patience(lambda: agent.rows.untold(room, known))
-            outbox.backlog = len(old) == room
+            outbox.backlog = bool(old)
             rows += old
         return rows
 
@@ -352,18 +356,20 @@ class Session:
             try:
                 await self._connection.publish(topic, payload, qos=1)
             except PublishRefusedError as error:
-                await self._denied(error, said)
+                await self._denied(error, payload)
 
-    async def _denied(self, error: PublishRefusedError, said: Sequence[Message]) -> None:
+    async def _denied(self, error: PublishRefusedError, payload: bytes) -> None:
         """The broker does not want it: without its value if that is too large, else later."""
-        agent = self._agent
+        agent, said = self._agent, [m for m in wire.reports(payload) if isinstance(m, Message)]
         agent.note_problem(f"the broker refuses reports: {error}")
-        if error.code == _TOO_LARGE:
-            topic = self._topics.agent(self._name, "report")
+        if error.code == _TOO_LARGE and len(said) > 1:
             for each in said:
-                if isinstance(each, Finished):
-                    small = wire.encode(telling.shrunk(each))
-                    await self._connection.publish(topic, small, qos=1)
+                await self._publish([each])
+            return
+        if error.code == _TOO_LARGE:
+            small = [telling.shrunk(m) for m in said if isinstance(m, Finished)]
+            if small and small != said:
+                await self._publish(small)
             return
         await asyncio.sleep(_DENIED)
         agent.outbox.backlog = True
@@ -395,8 +401,7 @@ class Session:
         if not new and not more:
             return
         self._seen[id] = len(trail.nodes), len(text)
-        fitting = telling.nodes_that_fit(new)
-        body = Progress(id=id, attempt=offer, nodes=fitting, log=telling.tail(more))
+        body = fitting.progress(Progress(id=id, attempt=offer, nodes=new, log=more))
         topic = self._topics.agent(self._name, "report")
         self._connection.publish_soon(topic, wire.encode(body))
 
@@ -473,13 +478,21 @@ def _job(offer: RunJob) -> Job:
         priority=offer.priority,
         run_at=now,
         expires_at=None if offer.expires_in is None else now + offer.expires_in,
-        result_ttl=offer.result_ttl or jobs.RESULT_TTL,
+        result_ttl=jobs.RESULT_TTL if offer.result_ttl is None else offer.result_ttl,
         identity=True,
         offer=offer.attempt,
         unreported=True,
         spec=msgspec.json.encode(offer.spec),
-        inputs=wire.from_wire(offer.inputs),
+        inputs=_inputs(offer),
     )
+
+
+def _inputs(offer: RunJob) -> bytes:
+    """What cannot be read was refused, unless the job is known: then it has its inputs."""
+    try:
+        return wire.from_wire(offer.inputs)
+    except MessageError:
+        return b""
 
 
 def _unknown(cancel: CancelJob) -> Job:

@@ -27,6 +27,7 @@ _ENDED = f"state IN {TERMINAL}"
 _KNOWN_AT_LEAST = 86_400.0  # seconds that the id of a finished job stays known, however many
 _KNOWN_AT_MOST = 30 * 86_400.0
 _KNOWN = 100_000  # ids that stay known after the first day
+_AT_ONCE = 2**20  # bytes of outcomes that are read from the store at once
 
 
 class Holding(NamedTuple):
@@ -75,7 +76,10 @@ class AgentStore:
         await self._units.together(_accept, [replace(job, unreported=True) for job in jobs])
 
     async def untold(self, limit: int, after: frozenset[str] = frozenset()) -> list[Job]:
-        """Ended jobs that are not acknowledged, the oldest first, without those of `after`."""
+        """Ended jobs that are not acknowledged, the oldest first, without those of `after`.
+
+        No more at once than fit into some memory; one at least, where there is one.
+        """
         return await self._units.read(partial(_untold, limit=limit, without=after))
 
     async def ended(self, ids: Sequence[str]) -> list[Job]:
@@ -160,12 +164,15 @@ def _found(db: _Db, *, ids: Sequence[str]) -> list[Job]:
 
 
 def _untold(db: _Db, *, limit: int, without: frozenset[str]) -> list[Job]:
-    sql = f"SELECT {ALL} FROM jobs WHERE unreported = 1 AND {_ENDED} ORDER BY ended_at LIMIT ?"
-    found: list[Job] = []
-    for row in db.execute(sql, (limit + len(without),)):
-        if row[0] not in without:
-            found.append(tables.job(row))
-        if len(found) == limit:
+    sql = (
+        f"SELECT {ALL} FROM jobs WHERE unreported = 1 AND {_ENDED} "
+        "AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY ended_at, seq LIMIT ?"
+    )
+    found, size = list[Job](), 0
+    for row in db.execute(sql, (json.dumps(list(without)), limit)):
+        found.append(job := tables.job(row))
+        size += len(job.result or b"") + len(job.record or b"") + len(job.inputs)
+        if size > _AT_ONCE:
             break
     return found
 

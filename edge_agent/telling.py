@@ -5,20 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from msgspec import UNSET
+from msgspec import UNSET, Raw
 from msgspec.structs import replace
 
+from edge_agent import fitting
 from fp_async import messages, wire
-from fp_async.jobs import Failure, Job, NodeTiming, Record
+from fp_async.jobs import Job, Record
 from fp_async.lifecycle import TERMINAL
 from fp_async.messages import Accepted, Finished, Message, Origin, ResultChunk, Started
 
 _LATE = 10.0  # seconds after its end from which on an outcome is called late
-# Shares of a packet, in bytes of JSON, so that an outcome always fits into one.
-_NODES_BYTES, _LOG_BYTES, _TRACEBACK_BYTES, _MESSAGE_BYTES = 49_152, 32_768, 24_576, 12_288
-_NODE_ERROR_CHARACTERS = 300
+_REASON = 2048  # bytes
+_BORN_INLINE = 16_384  # of a result, beside the inputs of a job that began here
+_NO_INPUTS = b'{"v":1,"plain":{}}'
 
 
 def standing(job: Job) -> Message | None:
@@ -41,33 +42,39 @@ def started(job: Job) -> Started:
 
 
 def finished(job: Job, version: str | None) -> Iterator[Message]:
-    """How it ended, with what is too large for one message before it, in parts."""
-    chunks = _chunks(job) if job.result and len(job.result) > messages.INLINE_BYTES else []
-    yield from chunks
+    """How it ended, with what is too large for one message before it, in parts.
+
+    No message is larger than `messages.PACKET_BYTES`, whatever the job has left behind.
+    """
+    result = job.result
+    inline = _BORN_INLINE if job.offer is None else messages.INLINE_BYTES
     body = without_value(job, version)
-    if job.result is None:
+    if result is None:
         yield body
-    elif chunks:
-        digest = hashlib.sha256(job.result).hexdigest()
-        yield replace(body, chunks=len(chunks), sha256=digest)
+    elif len(result) <= inline:
+        yield replace(body, result=wire.to_wire(result))
+    elif len(result) > messages.RESULT_BYTES:
+        yield replace(body, dropped=True)
     else:
-        yield replace(body, result=wire.to_wire(job.result))
+        yield from (chunks := _chunks(job))
+        digest = hashlib.sha256(result).hexdigest()
+        yield replace(body, chunks=len(chunks), sha256=digest)
 
 
 def without_value(job: Job, version: str | None = None) -> Finished:
     """How it ended, without what it returned."""
     now = time.time()
-    ended = job.ended_at or now
+    ended = now if job.ended_at is None else job.ended_at
     return Finished(
         id=job.id,
-        attempt=job.offer or 1,
+        attempt=1 if job.offer is None else job.offer,
         outcome=job.state,  # type: ignore[arg-type]
         ended_at=ended,
         sent_at=now,
         started_at=job.started_at,
-        reason=job.reason,
+        reason=None if job.reason is None else fitting.head(job.reason, _REASON),
         result=UNSET,
-        error=_failure(job),
+        error=None if job.failure is None else fitting.failure(job.failure),
         record=_record(job, now - ended, version),
         tries=job.attempt,
         errors=job.errors,
@@ -83,64 +90,32 @@ def lost_value(job: Job) -> Finished:
 
 def shrunk(body: Finished) -> Finished:
     """The outcome alone, for a broker that takes no more."""
-    return replace(body, result=UNSET, chunks=0, sha256="", record=None, dropped=True)
+    had_value = body.result is not UNSET or bool(body.chunks)
+    error = None if body.error is None else fitting.failure(body.error, 1024)
+    small = replace(body, result=UNSET, chunks=0, sha256="", record=None, error=error)
+    origin = None if body.origin is None else replace(body.origin, inputs=Raw(_NO_INPUTS))
+    return replace(small, origin=origin, dropped=had_value or body.dropped)
 
 
 def _record(job: Job, age: float, version: str | None) -> Record:
-    trace = job.trace
-    warnings = list(trace.warnings)
+    record = fitting.record(job.trace)
+    warnings = list(record.warnings)
     wanted = job.rules.version
     if wanted is not None and version is not None and version != wanted:
         warnings.append(f"the device runs version {version} of '{job.pipeline}', not {wanted}")
+    if job.offer is None and len(job.inputs) > messages.INPUT_BYTES:
+        warnings.append(f"its inputs ({len(job.inputs):,} bytes) are too large to be told")
     late = round(age, 3) if age > _LATE else 0.0
-    return replace(
-        trace, nodes=nodes_that_fit(trace.nodes), log=tail(trace.log), warnings=warnings, late=late
-    )
-
-
-def _failure(job: Job) -> Failure | None:
-    error = job.failure
-    if error is None:
-        return None
-    return replace(
-        error,
-        message=_cut(error.message, _MESSAGE_BYTES, end=False),
-        traceback=_cut(error.traceback, _TRACEBACK_BYTES),
-    )
-
-
-def nodes_that_fit(nodes: Sequence[NodeTiming]) -> list[NodeTiming]:
-    """The first of them, as many as have room in a message, with the beginning of their errors."""
-    fitting: list[NodeTiming] = []
-    size = 0
-    for node in nodes:
-        small = replace(node, error=node.error[:_NODE_ERROR_CHARACTERS])
-        size += len(wire.encode(small)) + 1
-        if size > _NODES_BYTES:
-            break
-        fitting.append(small)
-    return fitting
-
-
-def tail(log: str) -> str:
-    """The end of a log, as much as has room in a message."""
-    return _cut(log[-messages.LOG_CHARACTERS :], _LOG_BYTES)
-
-
-def _cut(text: str, size: int, *, end: bool = True) -> str:
-    """The end of a text, or its beginning, with at most so many bytes of JSON."""
-    while len(wire.encode(text)) > size:
-        quarter = len(text) // 4 + 1
-        text = text[quarter:] if end else text[:-quarter]
-    return text
+    return replace(record, warnings=warnings, late=late)
 
 
 def _origin(job: Job) -> Origin:
+    told = len(job.inputs) <= messages.INPUT_BYTES
     return Origin(
         pipeline=job.pipeline,
         created_at=job.created_at,
-        inputs=wire.to_wire(job.inputs),
-        spec=job.rules,
+        inputs=wire.to_wire(job.inputs) if told else Raw(_NO_INPUTS),
+        spec=fitting.rules(messages.rules(job.rules)),
         schedule_id=job.schedule_id,
         nominal_at=job.nominal_at,
         trigger=job.trigger,
@@ -153,7 +128,7 @@ def _chunks(job: Job) -> list[ResultChunk]:
     return [
         ResultChunk(
             id=job.id,
-            attempt=job.offer or 1,
+            attempt=1 if job.offer is None else job.offer,
             index=index,
             data=base64.b64encode(result[start : start + size]).decode(),
         )

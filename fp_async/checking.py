@@ -96,8 +96,10 @@ def _check_triggers(project: Project) -> Iterator[Problem]:
     from fp_async import gateway_serving  # with the MQTT client, which nothing else here needs
 
     try:
-        gateway_serving.check(project.flows, config.read(project.root, "mqtt.yml"))
-    except FlowerPowerError as error:
+        file = config.read(project.root, "mqtt.yml")
+    except FlowerPowerError:
+        return  # told with the other files
+    for error in gateway_serving.mistakes(project.flows, file):
         yield Problem("error", "conf/mqtt.yml", str(error))
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from fp_async.errors import FileAccessError, UnknownNameError
+from fp_async.errors import ConfigError, FileAccessError, UnknownNameError
+
+if TYPE_CHECKING:
+    from fp_async.documents import Document
 
 DEFAULT_ENVIRONMENT = "dev"
 
@@ -267,16 +270,25 @@ def read(root: Path, file: str, env: Mapping[str, str] | None = None) -> Any:
     """
     from fp_async import documents  # with PyYAML: an agent is told its settings otherwise
 
-    path = root / "conf" / file
+    return documents.validate(_document(root, file, env), FILES[file])
+
+
+def mistake(root: Path, file: str, path: Sequence[str | int], text: str) -> ConfigError:
+    """What is wrong with a key of `conf/<file>` that its type does not show, with the line."""
+    return _document(root, file, None).error(tuple(path), text)
+
+
+def _document(root: Path, file: str, env: Mapping[str, str] | None) -> Document:
+    from fp_async import documents
+
     try:
-        text = path.read_text(encoding="utf-8")
+        text = (root / "conf" / file).read_text(encoding="utf-8")
     except FileNotFoundError:
-        return FILES[file]()
+        text = ""
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FileAccessError(f"cannot read conf/{file}: {reason}") from error
-    document = documents.parse(text, f"conf/{file}", os.environ if env is None else env)
-    return documents.validate(document, FILES[file])
+    return documents.parse(text, f"conf/{file}", os.environ if env is None else env)
 
 
 def schema() -> dict[str, Any]:

@@ -223,7 +223,8 @@ class Gateway:
         board = self.board
         for member in await self.store.members("agent"):
             known = msgspec.json.decode(member.info, type=Known)
-            board.agents.setdefault(member.name, known)
+            if member.name not in board.agents:
+                board.believe(member.name, known)
         board.drained = {member.name for member in await self.store.members("drained")}
         rows = {
             job.id: job
@@ -242,7 +243,7 @@ class Gateway:
     def believe(self, name: str, known: Known) -> None:
         """Remember what was heard of an agent; it is written down soon."""
         before = self.board.agents.get(name)
-        self.board.agents[name] = known
+        self.board.believe(name, known)
         self._changed.add(name)
         self._urgent |= before is None or before.state != known.state
         if before is None or presence.may_work(known) != presence.may_work(before):

@@ -103,7 +103,7 @@ class Hearing:
         letter = Letter(
             id=new_id(),
             topic=message.topic[:500],
-            reason=why[:500],
+            reason=hearing.clean(why),
             payload=message.payload[:_LETTER_BYTES],
         )
         batch.letters.append(letter)
@@ -146,12 +146,20 @@ class Hearing:
             self.bury(batch, message, str(error))
             return
         for each in told:
+            if isinstance(each, wire.Unreadable):
+                self._give_up(batch, name, message, each)
+                continue
             try:
                 self._sort(batch, name, each)
             except MessageError as error:
-                self.bury(batch, message, str(error))
-                if isinstance(each, Finished):
-                    batch.acknowledged[name].append(each.id)
+                self._give_up(batch, name, message, wire.unreadable(each, str(error)))
+
+    def _give_up(self, batch: Batch, name: str, message: Heard, told: wire.Unreadable) -> None:
+        """A report that makes no sense; an outcome has to be one nevertheless."""
+        self.bury(batch, message, told.why)
+        if told.type == Finished.__name__ and told.id is not None:
+            report = hearing.unreadable(told.id, told.attempt, told.why)
+            batch.reports.append((name, report))
 
     def _sort(self, batch: Batch, name: str, told: messages.Report) -> None:
         now = time.time()
@@ -184,17 +192,17 @@ class Hearing:
 
     def _rejection(self, name: str, told: Rejected) -> Report:
         """Not now, or never: the next agent may take it, where there is one."""
-        again = Report(id=told.id, attempt=told.attempt, event="give_back", reason=told.reason)
+        why = hearing.clean(told.reason)
+        again = Report(id=told.id, attempt=told.attempt, event="give_back", reason=why)
         if told.retry_after is not None:
-            until = time.monotonic() + max(told.retry_after, 1.0)
-            self._board.avoid(told.id, name, until)
+            self._board.pause(name, time.monotonic() + max(told.retry_after, 1.0))
             return again
-        self._board.avoid(told.id, name, None)
+        self._board.refuse(told.id, name, time.monotonic())
         each = self._board.open.get(told.id)
         anyone = each is not None and (each.job.target or "").startswith("any:")
         if anyone and each is not None and not self._board.nobody_left(each.job):
             return again
-        return replace(again, event="refuse", reason=f"agent '{name}': {told.reason}")
+        return replace(again, event="refuse", reason=hearing.clean(f"agent '{name}': {why}"))
 
     # Storing ----------------------------------------------------------------------------------
 
@@ -261,6 +269,8 @@ class Hearing:
         fleet = self._gateway.store.fleet
         whole = hearing.put_together(told, await fleet.kept(told.id, told.attempt))
         if isinstance(whole, list):
+            if len(whole) == told.chunks:  # parts that are kept are never replaced: not by these
+                await fleet.forget(told.id)
             body = messages.Missing(id=told.id, attempt=told.attempt, chunks=whole)
             self._tell(name, body)
             return

@@ -70,7 +70,7 @@ class Offering:
     async def _offer_some(self, wanted: dict[str, float]) -> bool:
         """Offer a batch; whether there may be more."""
         wall = await self._patience(self._store.now)
-        targets = self._board.servable(wanted, wall)
+        targets = self._board.servable(wanted, wall, time.monotonic())
         if not targets:
             return False
         jobs = await self._patience(lambda: self._store.fleet.waiting(targets, _OFFERS))

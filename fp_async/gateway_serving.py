@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from fp_async import config as configs
-from fp_async import topic_triggers
+from fp_async import targets, topic_triggers
 from fp_async.backend import Backend, connected
-from fp_async.config import EventBroker, MqttBroker, MqttFile, SchedulerFile
-from fp_async.errors import ConfigError, UsageError
+from fp_async.config import (
+    EventBroker,
+    MqttBroker,
+    MqttFile,
+    Runnable,
+    SchedulerFile,
+    TopicTrigger,
+)
+from fp_async.errors import ConfigError, FlowerPowerError, UsageError, suggestion
 from fp_async.flows import Flows
 from fp_async.gateway import Gateway
 from fp_async.link import Link
 from fp_async.patience import Patience
-from fp_async.topics import checked_name
+from fp_async.topics import Topics, checked_name, checked_prefix
 
 VARIABLE = "FLOWERPOWER_BROKER"
 
@@ -25,9 +34,10 @@ def address(flows: Flows, file: MqttFile) -> Link:
     FLOWERPOWER_BROKER (which `flowerpower up` sets). Raises ConfigError.
     """
     broker: MqttBroker | EventBroker | None = file.broker
+    place = ("mqtt.yml", "broker")
     if broker is None:
         scheduler: SchedulerFile = configs.read(flows.root, "scheduler.yml")
-        broker = scheduler.event_broker
+        broker, place = scheduler.event_broker, ("scheduler.yml", "event_broker")
         if VARIABLE in os.environ and (broker is None or broker.type != "mqtt"):
             broker = MqttBroker(uri=os.environ[VARIABLE])
         elif broker is None or broker.type != "mqtt":
@@ -51,24 +61,66 @@ def address(flows: Flows, file: MqttFile) -> Link:
             **files,
         )
     except ValueError as error:
-        raise ConfigError(f"conf/mqtt.yml: broker: {error}") from error
+        raise configs.mistake(flows.root, place[0], place[1:], str(error)) from error
 
 
 def check(flows: Flows, file: MqttFile) -> None:
     """Raises ConfigError for what the types of the file do not show."""
-    if file.site is not None:
-        checked_name("site", file.site)
-    names = flows.names()
+    for error in mistakes(flows, file):
+        raise error
+
+
+def mistakes(flows: Flows, file: MqttFile) -> Iterator[ConfigError]:
+    """What the types of the file do not show, each with its line."""
+    for path, text in _mistakes(flows, file):
+        yield configs.mistake(flows.root, "mqtt.yml", path, text)
+    if file.broker is not None:
+        try:
+            address(flows, file)
+        except ConfigError as error:
+            yield error
+
+
+_Mistakes = Iterator[tuple[tuple[str, ...], str]]
+
+
+def _mistakes(flows: Flows, file: MqttFile) -> _Mistakes:
+    """(place, text) of each."""
+    for key, look in (("site", partial(checked_name, "site")), ("prefix", checked_prefix)):
+        if (value := getattr(file, key)) is not None:
+            yield from _raised((key,), look, value)
+    topics = Topics(file.prefix or "fp/v1", file.site or "main")
     for name, trigger in (file.triggers or {}).items():
-        if wrong := topic_triggers.problem(trigger):
-            raise ConfigError(f"conf/mqtt.yml: triggers.{name}.{wrong}")
-        if trigger.pipeline not in names:
-            raise ConfigError(
-                f"conf/mqtt.yml: triggers.{name}.pipeline: there is no '{trigger.pipeline}'"
-            )
-    for name in file.run or {}:
-        if name not in names:
-            raise ConfigError(f"conf/mqtt.yml: run.{name}: there is no such pipeline")
+        place = ("triggers", name)
+        yield from _raised(place, partial(checked_name, "the name of a trigger,"), name)
+        for key, text in topic_triggers.problems(trigger, topics):
+            yield (*place, *key.split(".", 1)), text
+        yield from _aims(flows, place, trigger, trigger.pipeline)
+    for name, runnable in (file.run or {}).items():
+        yield from _aims(flows, ("run", name), runnable or Runnable(), name)
+
+
+def _aims(
+    flows: Flows, place: tuple[str, ...], aim: TopicTrigger | Runnable, pipeline: str
+) -> _Mistakes:
+    """What is wrong with the pipeline, the environment and the target."""
+    names = flows.names()
+    if pipeline not in names:
+        where = (*place, "pipeline") if isinstance(aim, TopicTrigger) else place
+        yield where, f"there is no pipeline '{pipeline}'{suggestion(pipeline, names)}"
+    elif isinstance(aim, TopicTrigger) and aim.environment is not None:
+        yield from _raised(
+            (*place, "environment"), partial(flows.settings, pipeline), aim.environment
+        )
+    if aim.on is not None and not aim.on.startswith("$"):
+        yield from _raised((*place, "on"), targets.targeted, {"on": aim.on})
+
+
+def _raised(place: tuple[str, ...], look: Callable[[Any], object], value: Any) -> _Mistakes:
+    try:
+        look(value)
+    except FlowerPowerError as error:
+        yield place, str(error)
 
 
 def make(flows: Flows, backend: Backend) -> Gateway:

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 from msgspec.structs import replace
 
-from fp_async import messages, orders, rules, topic_triggers, wire
+from fp_async import hearing, messages, orders, rules, topic_triggers, wire
 from fp_async.config import Runnable, TopicTrigger
 from fp_async.errors import BrokerError, FlowerPowerError, MessageError
 from fp_async.jobs import Job, Letter, Offer, Report, new_id
@@ -55,7 +55,9 @@ class Triggers:
             *self._runnable.items(),
             *self._named.items(),
         ]
-        self._rates = {name: Rate(each.rate) for name, each in limited if each.rate is not None}
+        self._rates = {
+            (type(each), name): Rate(each.rate) for name, each in limited if each.rate is not None
+        }
         self._to_answer: dict[str, Job] = {}
         self._answered: dict[str, None] = {}  # of late: a look at the store may be a bit older
         self._answering = asyncio.Event()
@@ -110,6 +112,8 @@ class Triggers:
         place = self._topics.parsed(message.topic)
         if place is not None and place[0] == RUN and len(place) == 2 and place[1] in self._runnable:
             found.append((place[1], self._runnable[place[1]]))
+        if self._topics.is_ours(message.topic):
+            return found  # what a trigger for # hears of us, outcomes too, must not go on and on
         for name, trigger in self._named.items():
             kept = message.retained and trigger.retained == "drop"
             if not kept and matches(trigger.topic, message.topic):
@@ -118,7 +122,7 @@ class Triggers:
 
     def _job(self, name: str, trigger: TopicTrigger | Runnable, message: Heard) -> Job:
         """The row that the message asks for. Raises MessageError and what `add_job` raises."""
-        rate = self._rates.get(name)
+        rate = self._rates.get((type(trigger), name))
         if rate is not None and not rate.allows():
             raise MessageError(f"too many: '{name}' takes {trigger.rate:g} a second")
         if message.retained and isinstance(trigger, Runnable):
@@ -168,7 +172,7 @@ class Triggers:
         return Letter(
             id=new_id(),
             topic=message.topic[:500],
-            reason=f"trigger '{name}': {why}"[:500],
+            reason=hearing.clean(f"trigger '{name}': {why}"),
             payload=message.payload[:_LETTER_BYTES],
         )
 

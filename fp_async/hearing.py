@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 from collections.abc import Sequence
 
@@ -13,11 +12,15 @@ from msgspec.structs import replace
 
 from fp_async import jobs, messages, wire
 from fp_async.errors import MessageError
-from fp_async.jobs import Chunk, Job, Report, Spec
+from fp_async.jobs import Chunk, Failure, Job, Record, Report, Spec
 from fp_async.lifecycle import Event
 from fp_async.messages import Finished, ResultChunk, Started
 
 _REASON = 500  # characters
+_TEXT = 65_536  # characters of a log, a message, a traceback
+_NODES = 1000
+_KINDS = 50
+_OLDEST = 10 * 365 * 86_400.0  # seconds
 _EVENTS: dict[str, Event] = {
     "succeeded": "succeed",
     "failed": "fail",
@@ -29,22 +32,21 @@ _EVENTS: dict[str, Event] = {
 
 def started(told: Started, now: float) -> Report:
     """A start, by the center's clock."""
-    at = now - max(told.sent_at - told.at, 0.0)
+    at = now - _age(told.sent_at, told.at)
     return Report(id=told.id, attempt=told.attempt, event="start", started_at=at)
 
 
 def finished(told: Finished, agent: str, now: float, result: bytes | None) -> Report:
     """An outcome, by the center's clock. Raises MessageError for a value that cannot be read."""
-    record = told.record or jobs.Record()
     return Report(
         id=told.id,
         attempt=told.attempt,
         event=_EVENTS[told.outcome],
-        reason=told.reason or _dropped(told),
+        reason=_reason(told),
         started_at=_by_our_clock(told, told.started_at, now),
         result=result if result is not None else value(told),
-        error=None if told.error is None else msgspec.json.encode(told.error),
-        record=msgspec.json.encode(replace(record, worker=agent)),
+        error=None if told.error is None else msgspec.json.encode(_bounded(told.error)),
+        record=msgspec.json.encode(_record(told.record or jobs.Record(), agent)),
         errors=told.errors or None,
         crashes=told.crashes or None,
     )
@@ -54,7 +56,7 @@ def adopted(told: Finished, agent: str, now: float) -> Job:
     """The row of a job that an agent began by itself. Raises MessageError."""
     origin, report = told.origin, finished(told, agent, now, None)
     assert origin is not None
-    ended = _by_our_clock(told, told.ended_at, now)
+    created = _by_our_clock(told, origin.created_at, now)
     return Job(
         id=told.id,
         pipeline=origin.pipeline,
@@ -62,10 +64,10 @@ def adopted(told: Finished, agent: str, now: float) -> Job:
         reason=report.reason,
         target=f"agent:{agent}",
         agent=agent,
-        created_at=_by_our_clock(told, origin.created_at, now) or now,
-        run_at=origin.nominal_at or origin.created_at,
+        created_at=now if created is None else created,
+        run_at=origin.created_at if origin.nominal_at is None else origin.nominal_at,
         started_at=report.started_at,
-        ended_at=ended,
+        ended_at=_by_our_clock(told, told.ended_at, now),
         attempt=told.attempt,
         errors=told.errors,
         crashes=told.crashes,
@@ -73,7 +75,7 @@ def adopted(told: Finished, agent: str, now: float) -> Job:
         nominal_at=origin.nominal_at,
         trigger=origin.trigger,
         identity=True,
-        result_ttl=origin.result_ttl or jobs.RESULT_TTL,
+        result_ttl=jobs.RESULT_TTL if origin.result_ttl is None else origin.result_ttl,
         spec=msgspec.json.encode(origin.spec),
         inputs=wire.from_wire(origin.inputs),
         error=report.error,
@@ -89,14 +91,29 @@ def value(told: Finished) -> bytes | None:
 
 def chunk(told: ResultChunk) -> Chunk:
     """A part of a result. Raises MessageError."""
-    most = messages.RESULT_BYTES // messages.CHUNK_BYTES
-    if not 0 <= told.index < most or len(told.data) > 2 * messages.CHUNK_BYTES:
-        raise MessageError(f"part {told.index} of a result: there are {most} of at most 32 KiB")
     try:
         data = base64.b64decode(told.data, validate=True)
-    except binascii.Error as error:
-        raise MessageError(f"no base64: {error}") from error
+    except ValueError as error:  # also of a text that is not ASCII
+        raise MessageError(f"part {told.index} of a result: no base64: {error}") from error
     return Chunk(told.id, told.attempt, told.index, data)
+
+
+def clean(text: str) -> str:
+    """A reason as every store can keep it: not too long, and without NUL."""
+    return text[:_REASON].replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _bounded(error: Failure) -> Failure:
+    return Failure(
+        kind=error.kind[:_REASON],
+        message=error.message[:_TEXT],
+        traceback=error.traceback[-_TEXT:],
+        kinds=[kind[:_REASON] for kind in error.kinds[:_KINDS]],
+    )
+
+
+def _record(record: Record, agent: str) -> Record:
+    return replace(record, nodes=record.nodes[:_NODES], log=record.log[-_TEXT:], worker=agent)
 
 
 def put_together(told: Finished, parts: Sequence[Chunk]) -> bytes | list[int]:
@@ -114,33 +131,50 @@ def put_together(told: Finished, parts: Sequence[Chunk]) -> bytes | list[int]:
     return whole
 
 
-def _dropped(told: Finished) -> str | None:
+def _reason(told: Finished) -> str | None:
+    if told.reason:
+        return clean(told.reason)
     return "its result could not be sent" if told.dropped else None
 
 
 def _by_our_clock(told: Finished, at: float | None, now: float) -> float | None:
     """A time of the device's clock, of which only the distance from its `sent_at` is believed."""
-    return None if at is None else now - max(told.sent_at - at, 0.0)
+    return None if at is None else now - _age(told.sent_at, at)
 
 
-def plain(spec: Spec) -> Spec:
+def _age(sent_at: float, at: float) -> float:
+    """How long ago it was; a clock that was set in between must not make that centuries."""
+    return min(max(sent_at - at, 0.0), _OLDEST)
+
+
+def plain(spec: Spec) -> messages.Rules:
     """The rules of a job without what only the center applies."""
-    return replace(spec, on_lost=None, lost_after=None)
+    return replace(messages.rules(spec), on_lost=None, lost_after=None)
 
 
 def refused(report: Report, why: str) -> Report:
     """An outcome that the store does not take: without its value it has failed."""
-    failure = jobs.Failure("StoreError", f"the outcome could not be stored: {why}"[:_REASON])
     return Report(
         id=report.id,
         attempt=report.attempt,
         event="fail" if report.event == "succeed" else report.event,
-        error=msgspec.json.encode(failure),
+        error=_failure("StoreError", f"the outcome could not be stored: {why}"),
     )
 
 
 def without_value(job: Job, why: str) -> Job:
     """As `refused`, for a job that an agent began by itself."""
-    failure = jobs.Failure("StoreError", f"the outcome could not be stored: {why}"[:_REASON])
-    error = msgspec.json.encode(failure)
+    error = _failure("StoreError", f"the outcome could not be stored: {why}")
     return replace(job, state="failed", result=None, record=None, error=error)
+
+
+def unreadable(id: str, attempt: int, why: str) -> Report:
+    """An outcome that cannot be read: its job has failed for that, or it would be told for ever,
+    and its job would never end.
+    """
+    error = _failure("MessageError", f"the outcome could not be read: {why}")
+    return Report(id=id, attempt=attempt, event="fail", error=error)
+
+
+def _failure(kind: str, text: str) -> bytes:
+    return msgspec.json.encode(Failure(kind, text[:_REASON]))

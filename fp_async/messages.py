@@ -8,14 +8,15 @@ matters has it in a row, and repeats it until it is answered.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Meta, Raw, UnsetType
 
+from fp_async.config import Retry
 from fp_async.jobs import Failure, NodeTiming, Record, Spec
 
-VERSION = 1
+VERSION: Literal[1] = 1
 PACKET_BYTES = 262_144  # the largest message; brokers are configured for it
 BATCH_BYTES = 65_536
 INPUT_BYTES = 65_536
@@ -24,6 +25,21 @@ CHUNK_BYTES = 32_768
 RESULT_BYTES = 8 * 2**20
 LOG_CHARACTERS = 16_384  # of a log, as it travels
 PAGE = 500  # ids in one message
+PAGES = 2000  # of one Sync
+NAME_CHARACTERS = 191  # what every store can index
+
+# What is not so is refused when a message is read: everything below goes into stores, of which one
+# has no NUL in texts, one no integer beyond 32 bits, and one no number that is not finite.
+Id = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[!-~]+\Z")]
+Name = Annotated[
+    str, Meta(min_length=1, max_length=NAME_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]+\Z")
+]
+Word = Annotated[str, Meta(max_length=64, pattern=r"^[ -~]*\Z")]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Bytes = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Priority = Annotated[int, Meta(ge=-32768, le=32767)]
+Moment = Annotated[float, Meta(ge=-1e11, le=1e11)]  # epoch seconds, of whatever clock
+Seconds = Annotated[float, Meta(ge=0, le=1e11)]
 
 Outcome = Literal["succeeded", "failed", "cancelled", "expired", "rejected"]
 Status = Literal["ready", "draining", "offline", "lost"]
@@ -34,7 +50,22 @@ class Message(
 ):
     """What all bodies share. (A factory, because a plain default would be left out.)"""
 
-    v: int = msgspec.field(default_factory=lambda: VERSION)
+    v: Literal[1] = msgspec.field(default_factory=lambda: VERSION)
+
+
+class Again(Retry, frozen=True, forbid_unknown_fields=False):
+    """`Retry` as it is told to readers that may be older."""
+
+
+class Rules(Spec, frozen=True, forbid_unknown_fields=False):
+    """`Spec` as it is told to readers that may be older: what they do not know does not matter."""
+
+    retry: Again | None = None
+
+
+def rules(spec: Spec) -> Rules:
+    """The same rules, to be told."""
+    return msgspec.convert(spec, Rules, from_attributes=True)
 
 
 # Gateway to agent, on agent/<name>/do ---------------------------------------------------------
@@ -43,44 +74,44 @@ class Message(
 class RunJob(Message, frozen=True):
     """Run this, under attempt `attempt`. `expires_in` seconds are left to begin it."""
 
-    id: str
-    attempt: int
-    pipeline: str
+    id: Id
+    attempt: Count
+    pipeline: Name
     inputs: Raw
-    spec: Spec = Spec()
-    priority: int = 0
-    expires_in: float | None = None
-    result_ttl: float | None = None
+    spec: Rules = Rules()
+    priority: Priority = 0
+    expires_in: Seconds | None = None
+    result_ttl: Seconds | None = None
 
 
 class CancelJob(Message, frozen=True):
     """Stop it, or never begin it."""
 
-    id: str
-    attempt: int
+    id: Id
+    attempt: Count
     reason: str | None = None
 
 
 class Acknowledge(Message, frozen=True):
     """These outcomes are stored: up to 500 ids."""
 
-    ids: list[str]
+    ids: Annotated[list[Id], Meta(max_length=PAGE)]
 
 
 class Missing(Message, frozen=True):
     """Of the result of this job these chunks have not arrived."""
 
-    id: str
-    attempt: int
-    chunks: list[int]
+    id: Id
+    attempt: Count
+    chunks: Annotated[list[Count], Meta(max_length=RESULT_BYTES // CHUNK_BYTES)]
 
 
 class PutSchedule(Message, frozen=True):
     """Keep this schedule, and fire it whether there is a network or not."""
 
-    id: str
-    revision: int
-    pipeline: str
+    id: Name
+    revision: Count
+    pipeline: Name
     trigger: Raw
     policy: Raw
     template: Raw
@@ -90,8 +121,8 @@ class PutSchedule(Message, frozen=True):
 class DeleteSchedule(Message, frozen=True):
     """Forget this schedule."""
 
-    id: str
-    revision: int
+    id: Name
+    revision: Count
 
 
 class AskSync(Message, frozen=True):
@@ -101,14 +132,14 @@ class AskSync(Message, frozen=True):
 class Ping(Message, frozen=True):
     """Answered by a Pong, through whoever it was sent to."""
 
-    nonce: str
+    nonce: Word
 
 
 class Pong(Message, frozen=True):
     """The answer to a Ping."""
 
-    nonce: str
-    clock: float
+    nonce: Word
+    clock: Moment
 
 
 Do = (
@@ -129,39 +160,39 @@ Do = (
 class Accepted(Message, frozen=True):
     """The job is in the agent's own store."""
 
-    id: str
-    attempt: int
+    id: Id
+    attempt: Count
 
 
 class Rejected(Message, frozen=True):
     """The agent does not take it: not before `retry_after` seconds, or never."""
 
-    id: str
-    attempt: int
+    id: Id
+    attempt: Count
     reason: str
-    retry_after: float | None = None
+    retry_after: Seconds | None = None
 
 
 class Started(Message, frozen=True):
     """It runs; `at` is the device's clock, `sent_at` the same clock now."""
 
-    id: str
-    attempt: int
-    at: float
-    sent_at: float
+    id: Id
+    attempt: Count
+    at: Moment
+    sent_at: Moment
 
 
 class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where a job comes from that the agent began by itself."""
 
-    pipeline: str
-    created_at: float
+    pipeline: Name
+    created_at: Moment
     inputs: Raw
-    spec: Spec = Spec()
-    schedule_id: str | None = None
-    nominal_at: float | None = None
-    trigger: str | None = None
-    result_ttl: float | None = None
+    spec: Rules = Rules()
+    schedule_id: Name | None = None
+    nominal_at: Moment | None = None
+    trigger: Name | None = None
+    result_ttl: Seconds | None = None
 
 
 class Finished(Message, frozen=True):
@@ -171,42 +202,42 @@ class Finished(Message, frozen=True):
     `dropped` says that it could not be sent.
     """
 
-    id: str
-    attempt: int
+    id: Id
+    attempt: Count
     outcome: Outcome
-    ended_at: float
-    sent_at: float
-    started_at: float | None = None
+    ended_at: Moment
+    sent_at: Moment
+    started_at: Moment | None = None
     reason: str | None = None
     result: Raw | UnsetType = UNSET
-    chunks: int = 0
-    sha256: str = ""
+    chunks: Annotated[int, Meta(ge=0, le=RESULT_BYTES // CHUNK_BYTES)] = 0
+    sha256: Word = ""
     dropped: bool = False
     error: Failure | None = None
     record: Record | None = None
-    tries: int = 1
-    errors: int = 0
-    crashes: int = 0
+    tries: Count = 1
+    errors: Count = 0
+    crashes: Count = 0
     origin: Origin | None = None
 
 
 class ResultChunk(Message, frozen=True):
     """A part of a result, in base64."""
 
-    id: str
-    attempt: int
-    index: int
-    data: str
+    id: Id
+    attempt: Count
+    index: Annotated[int, Meta(ge=0, lt=RESULT_BYTES // CHUNK_BYTES)]
+    data: Annotated[str, Meta(max_length=-(-CHUNK_BYTES // 3) * 4)]
 
 
 class ScheduleState(Message, frozen=True):
     """The agent has this revision of a schedule, or has it no more; `error` says why not."""
 
-    id: str
-    revision: int
+    id: Name
+    revision: Count
     error: str | None = None
     gone: bool = False
-    next_fire_time: float | None = None
+    next_fire_time: Moment | None = None
 
 
 class Sync(Message, frozen=True):
@@ -214,17 +245,17 @@ class Sync(Message, frozen=True):
     the revisions of its schedules (on the first page).
     """
 
-    page: int
-    pages: int
-    jobs: list[tuple[str, int, str]] = []
-    schedules: dict[str, int] | None = None
+    page: Annotated[int, Meta(ge=0, lt=PAGES)]
+    pages: Annotated[int, Meta(ge=1, le=PAGES)]
+    jobs: Annotated[list[tuple[Id, Count, str]], Meta(max_length=PAGE)] = []
+    schedules: dict[Name, Count] | None = None
 
 
 class Progress(Message, frozen=True):
     """What a running job has done and logged since the last one. May be lost."""
 
-    id: str
-    attempt: int
+    id: Id
+    attempt: Count
     nodes: list[NodeTiming] = []
     log: str = ""
 
@@ -232,18 +263,18 @@ class Progress(Message, frozen=True):
 class Heartbeat(Message, frozen=True):
     """A sign of life, every 30 s. May be lost."""
 
-    free: int
-    clock: float
-    disk_free: int | None = None
-    outbox: int = 0
-    clock_steps: int = 0
+    free: Count
+    clock: Moment
+    disk_free: Bytes | None = None
+    outbox: Count = 0
+    clock_steps: Count = 0
 
 
 class Malformed(Message, frozen=True):
     """So many messages could not be read so far, the last one for this reason."""
 
     reason: str
-    count: int = 1
+    count: Count = 1
 
 
 Report = (
@@ -277,16 +308,16 @@ class AgentState(Message, frozen=True):
     """
 
     status: Status
-    store: str
-    starts: int
-    n: int
-    boot: str = ""
-    version: str = ""
+    store: Id
+    starts: Count
+    n: Count
+    boot: Word = ""
+    version: Word = ""
     tags: dict[str, str] = {}
-    pipelines: dict[str, str] = {}
-    slots: int = 1
-    window: int = 16
-    clock: float = 0.0
+    pipelines: dict[Name, Word] = {}
+    slots: Count = 1
+    window: Count = 16
+    clock: Moment = 0.0
 
 
 class GatewayState(Message, frozen=True):
@@ -294,7 +325,7 @@ class GatewayState(Message, frozen=True):
 
     online: bool
     owner: str = ""
-    clock: float = 0.0
+    clock: Moment = 0.0
 
 
 # Everybody ----------------------------------------------------------------------------------------
@@ -313,8 +344,8 @@ class RunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class JobQueued(Message, frozen=True):
     """The first answer to a trigger with a response topic."""
 
-    id: str
-    pipeline: str
+    id: Id
+    pipeline: Name
 
 
 class JobOutcome(Message, frozen=True):
@@ -322,8 +353,8 @@ class JobOutcome(Message, frozen=True):
     that, else `codec`'s document (`encoded`).
     """
 
-    id: str
-    pipeline: str
+    id: Id
+    pipeline: Name
     outcome: Outcome
     key: str | None = None
     result: Raw | UnsetType = UNSET
@@ -332,7 +363,7 @@ class JobOutcome(Message, frozen=True):
     reason: str | None = None
     error: Failure | None = None
     agent: str | None = None
-    attempt: int = 0
+    attempt: Count = 0
     created_at: float = 0.0
     started_at: float | None = None
     ended_at: float | None = None

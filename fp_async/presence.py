@@ -5,25 +5,31 @@ Presence never changes a job. It says to whom jobs may be offered, and since whe
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 from msgspec.structs import replace
 
 from fp_async.messages import AgentState, Heartbeat
 
 CONTEST = 60.0  # seconds in which the device that was there before may contradict a new one
+_GONE = ("lost", "offline")
+_Pair = tuple[int, int]  # `starts` and `n` of a state
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One agent, as it is kept among the members of the store. Times are the center's.
 
-    `before` is the store that spoke under this name until a new one came at `came_at`. Without
-    `quarantine`, and when `came_at` is over, jobs may be offered. `drained` is a person's wish.
+    `before` is the store that spoke under this name until a new one came at `came_at`, and
+    `before_said` the last that was believed of it. Without `quarantine`, and when `came_at` is
+    over, jobs may be offered. `clock_offset` is what the center's clock shows more.
     """
 
     state: AgentState
     seen_at: float = 0.0
     away_since: float | None = None
     before: str | None = None
+    before_said: _Pair = (0, 0)
     came_at: float | None = None
     quarantine: str | None = None
     beat: Heartbeat | None = None
@@ -36,22 +42,43 @@ def heard(known: Known | None, said: AgentState, now: float) -> Known | None:
         return _present(Known(state=said), said, now)
     if said.store != known.state.store:
         return _another(known, said, now)
-    if (said.starts, said.n) < (known.state.starts, known.state.n):
-        return None  # an old message, or the will of a connection long gone
+    old = _is_old(said, known.state)
     if said.starts == known.state.starts and _boots_differ(said, known.state):
         why = f"two devices use the same store ({said.store}): give the copy one of its own"
-        return replace(_present(known, said, now), quarantine=why)
-    return _present(known, said, now)
+        return replace(known if old else _present(known, said, now), quarantine=why)
+    return None if old else _present(known, said, now)
+
+
+def _is_old(said: AgentState, before: AgentState) -> bool:
+    """A message that was overtaken, or the will of a connection long gone. A connection that has
+    ended says no more: its number is not used again.
+    """
+    if _pair(said) != _pair(before):
+        return _pair(said) < _pair(before)
+    return before.status in _GONE and said.status not in _GONE
+
+
+def _pair(said: AgentState) -> _Pair:
+    return said.starts, said.n
 
 
 def _another(known: Known, said: AgentState, now: float) -> Known | None:
     """A store that was not known under this name: a new device, or two that share the name."""
-    if said.status in ("lost", "offline"):
+    if said.status in _GONE:
         return None
-    if said.store == known.before and known.came_at is not None:
-        why = f"two devices use this name, with the stores {known.state.store} and {said.store}"
-        return replace(known, quarantine=why)
-    fresh = Known(state=said, before=known.state.store, came_at=now, quarantine=known.quarantine)
+    if said.store == known.before:
+        if _pair(said) <= known.before_said:
+            return None  # it said that before it was replaced
+        if known.came_at is not None:
+            why = f"two devices use this name, with the stores {known.state.store} and {said.store}"
+            return replace(known, quarantine=why)
+    fresh = Known(
+        state=said,
+        before=known.state.store,
+        before_said=_pair(known.state),
+        came_at=now,
+        quarantine=known.quarantine,
+    )
     return _present(fresh, said, now)
 
 
@@ -60,18 +87,13 @@ def _boots_differ(said: AgentState, before: AgentState) -> bool:
 
 
 def _present(known: Known, said: AgentState, now: float) -> Known:
-    gone = said.status in ("lost", "offline")
-    return replace(
-        known,
-        state=said,
-        seen_at=now,
-        away_since=(known.away_since or now) if gone else None,
-        clock_offset=now - said.clock if said.clock and not gone else known.clock_offset,
-    )
+    """Its clock is not compared: a broker delivers what was said long ago."""
+    away = (known.away_since or now) if said.status in _GONE else None
+    return replace(known, state=said, seen_at=now, away_since=away)
 
 
 def beaten(known: Known, beat: Heartbeat, now: float) -> Known:
-    """What is believed after a heartbeat."""
+    """What is believed after a heartbeat, which no broker keeps: its clock is that of now."""
     return replace(known, seen_at=now, beat=beat, away_since=None, clock_offset=now - beat.clock)
 
 
@@ -106,13 +128,19 @@ def matches(target: str, name: str, tags: dict[str, str]) -> bool:
     kind, _, rest = target.partition(":")
     if kind == "agent":
         return rest == name
+    return all(
+        tag in tags if value is None else tags.get(tag) == value for tag, value in terms(target)
+    )
+
+
+@lru_cache(1024)
+def terms(target: str) -> tuple[tuple[str, str | None], ...]:
+    """The tags of an `any:` or `all:` target with their values; none where every agent is meant."""
+    rest = target.partition(":")[2]
     if rest == "*":
-        return True
-    for term in rest.split(","):
-        tag, equals, value = term.partition("=")
-        if tag not in tags or (equals and tags[tag] != value):
-            return False
-    return True
+        return ()
+    parts = (term.partition("=") for term in rest.split(","))
+    return tuple((tag, value if equals else None) for tag, equals, value in parts)
 
 
 def describe(known: Known, *, drained: bool, now: float) -> str:

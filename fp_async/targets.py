@@ -24,7 +24,7 @@ def targeted(given: Mapping[str, Any]) -> str:
     """A target as it was given. Raises UsageError."""
     on = given["on"]
     kind, colon, rest = on.partition(":") if isinstance(on, str) else ("", "", "")
-    if kind not in _KINDS or not colon or not rest or len(on) > LONGEST:
+    if not _is_target(kind, rest) or len(on) > LONGEST or not on.isprintable():
         hint = f"; did you mean 'agent:{on}'?" if isinstance(on, str) and not colon else ""
         raise UsageError(
             f"on: {on!r} is no target{hint} valid: agent:NAME, any:tag=value, all:tag=value; "
@@ -35,6 +35,12 @@ def targeted(given: Mapping[str, Any]) -> str:
     if "queue" in given:
         raise UsageError("on and queue exclude each other: agents have no queues")
     return str(on)
+
+
+def _is_target(kind: str, rest: str) -> bool:
+    """Whether it may be one: every term of `any:` and `all:` names a tag."""
+    terms = (term.partition("=")[0] for term in rest.split(","))
+    return kind in _KINDS and bool(rest) and (kind == "agent" or all(map(str.strip, terms)))
 
 
 def rules(root: Path, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,6 +63,10 @@ def spread(job: Job, agents: Sequence[str]) -> list[Job]:
     """A job for each agent of an `all:` target; `job.id` is the id of the group."""
     if not agents:
         raise UsageError(f"on: no agent is known that '{job.target}' means (flowerpower agents)")
+    longest = max(map(len, agents)) + 1
+    if job.key is not None and len(job.key) + longest > LONGEST:
+        most = LONGEST - longest
+        raise UsageError(f"key of an all: job: {most} characters at most, each agent's is added")
     return [
         msgspec.structs.replace(
             job,

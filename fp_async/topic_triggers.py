@@ -15,18 +15,21 @@ Without `inputs` the payload has to be an object, whose entries are the inputs.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import msgspec
 
 from fp_async import messages
 from fp_async.config import TopicTrigger
-from fp_async.errors import MessageError
+from fp_async.errors import MessageError, suggestion
 from fp_async.jobs import identity, new_id
+from fp_async.topics import Topics
 
 RUN = "run"  # the name of the built-in trigger
 _LONGEST_KEY = 120
+_LONGEST_TOPIC = 65_535  # bytes, by the format of MQTT
+_DIGITS = 6  # of a number in a path
 
 
 class Told(NamedTuple):
@@ -56,8 +59,8 @@ def wanted(name: str, trigger: TopicTrigger, told: Told) -> Wanted:
         if (value := getattr(trigger, option)) is not None:
             options[option] = value
     if trigger.on is not None:
-        options["on"] = str(_value(trigger.on, payload, told))
-    key = None if trigger.key is None else str(_value(trigger.key, payload, told))
+        options["on"] = _text("on", trigger.on, payload, told)
+    key = None if trigger.key is None else _text("key", trigger.key, payload, told)
     return _wanted(name, trigger.pipeline, options, key, told)
 
 
@@ -80,10 +83,12 @@ def _wanted(
     if key is not None:
         if not 0 < len(key) <= _LONGEST_KEY:
             raise MessageError(f"key: {len(key)} characters, and it has 1 to {_LONGEST_KEY}")
+        if not key.isprintable():
+            raise MessageError(f"key: {key!r} has characters that cannot be printed")
         options["key"] = f"{name}:{key}"
         return Wanted(pipeline, options, identity("trigger", name, told.topic, "key", key), True)
     if told.response_topic and told.correlation:
-        parts = (told.topic, told.response_topic, told.correlation.hex())
+        parts = (told.topic, "correlation", told.correlation.hex(), told.response_topic)
         return Wanted(pipeline, options, identity("trigger", name, *parts), True)
     return Wanted(pipeline, options, new_id(), False)
 
@@ -128,53 +133,87 @@ def _value(source: Any, payload: Any, told: Told) -> Any:
     return _at(dict(told.user_properties), [".".join(path)], source)
 
 
+def _text(what: str, source: str, payload: Any, told: Told) -> str:
+    """A value that identifies something: null would be one for all messages without it."""
+    value = _value(source, payload, told)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        kind = "null" if value is None else f"a {type(value).__name__}"
+        raise MessageError(f"{what}: {source} is {kind}, and has to be a text or a number")
+    return str(value)
+
+
 def _at(value: Any, path: list[str], source: str) -> Any:
     for part in path:
         try:
-            value = value[int(part)] if isinstance(value, list) else value[part]
+            value = value[_index(part)] if isinstance(value, list) else value[part]
         except (KeyError, IndexError, ValueError, TypeError):
             raise MessageError(f"the message has no {source}") from None
     return value
 
 
-def problem(trigger: TopicTrigger) -> str | None:
-    """What is wrong with a trigger's configuration that its types do not show."""
+def _index(part: str) -> int:
+    if not part.isdecimal() or len(part) > _DIGITS:
+        raise ValueError(part)
+    return int(part)
+
+
+def problems(trigger: TopicTrigger, topics: Topics | None = None) -> Iterator[tuple[str, str]]:
+    """(key, text) of what is wrong with a trigger's configuration that its types do not show."""
     if not _is_filter(trigger.topic):
-        return f"topic: '{trigger.topic}' is no topic filter: + stands for a level, # for the rest"
-    sources: Mapping[str, Any] = {**(trigger.inputs or {}), "key": trigger.key, "on": trigger.on}
-    for name, source in sources.items():
-        if isinstance(source, str) and source.startswith("$"):
-            root, _, rest = source[1:].partition(".")
-            if root not in ("payload", "topic", "user") or (root == "user" and not rest):
-                return (
-                    f"{name}: {source}: write $payload, $payload.a.b, $topic, $topic.2 or $user.x"
-                )
-            if root == "topic" and rest and not rest.isdigit():
-                return f"{name}: {source}: a level of the topic is a number: $topic.2"
+        text = f"'{trigger.topic}' is no topic filter: + stands for a level, # for the rest"
+        yield "topic", text
+    elif trigger.topic.startswith("$share/"):
+        yield "topic", f"'{trigger.topic}': shared subscriptions lose messages; write the topic"
+    elif topics is not None and topics.is_ours(trigger.topic):
+        yield "topic", f"'{trigger.topic}': what is said below {topics.prefix}/ triggers nothing"
+    if trigger.inputs is None and trigger.payload in ("text", "bytes"):
+        yield "payload", f"{trigger.payload} is no object of inputs: say `inputs: {{x: $payload}}`"
+    sources = {f"inputs.{name}": source for name, source in (trigger.inputs or {}).items()}
+    for key, source in {**sources, "key": trigger.key, "on": trigger.on}.items():
+        if isinstance(source, str) and source.startswith("$") and (why := _wrong(source)):
+            yield key, f"{source}: {why}"
+
+
+def _wrong(source: str) -> str | None:
+    """What is wrong with a source."""
+    root, dot, rest = source[1:].partition(".")
+    if root not in ("payload", "topic", "user"):
+        hint = suggestion(f"${root}", ("$payload", "$topic", "$user"))
+        return f"no part of a message{hint}; as in $payload.a.b, $topic.2, $user.x"
+    if root == "user" and not rest:
+        return "say which user property: $user.x"
+    if root == "topic" and dot and not (rest.isdecimal() and len(rest) <= _DIGITS):
+        return "a level of the topic is a number: $topic.2"
+    if root == "payload" and dot and not all(rest.split(".")):
+        return "a name is missing between two dots: $payload.a.b"
     return None
 
 
 def _is_filter(text: str) -> bool:
     levels = text.split("/")
-    if not text or "\0" in text or "#" in levels[:-1]:
+    if (
+        not text
+        or len(text.encode(errors="replace")) > _LONGEST_TOPIC
+        or "\0" in text
+        or "#" in levels[:-1]
+    ):
         return False
     return all(level in ("+", "#") or not set("+#") & set(level) for level in levels)
 
 
 class Rate:
-    """At most so many a second, and a burst of as many at once."""
+    """At most so many a second, and a burst of as many at once. Clocks are passed in."""
 
     def __init__(self, per_second: float) -> None:
         self._per_second = per_second
-        self._left = max(per_second, 1.0)
-        self._at = time.monotonic()
+        self._most = max(per_second, 1.0)
+        self._left = self._most
+        self._at = float("-inf")
 
-    def allows(self) -> bool:
-        """Take one, if there is one."""
-        now = time.monotonic()
-        self._left = min(
-            self._left + (now - self._at) * self._per_second, max(self._per_second, 1.0)
-        )
+    def allows(self, now: float | None = None) -> bool:
+        """Take one, if there is one; `now` is monotonic."""
+        now = time.monotonic() if now is None else now
+        self._left = min(self._left + (now - self._at) * self._per_second, self._most)
         self._at = now
         if self._left < 1.0:
             return False

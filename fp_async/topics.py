@@ -11,6 +11,8 @@ import msgspec
 from fp_async.errors import UsageError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}(/[A-Za-z0-9_.-]{1,64}){0,7}")
+_LONGEST_ANSWER = 1024  # bytes of a response topic
 
 
 class Topics(msgspec.Struct, frozen=True, dict=True):
@@ -47,12 +49,16 @@ class Topics(msgspec.Struct, frozen=True, dict=True):
             return None
         return tuple(topic[len(self.root) + 1 :].split("/"))
 
+    def is_ours(self, topic: str) -> bool:
+        """Whether a topic, or a filter, stands below the prefix: what is said there is protocol."""
+        return topic.startswith(f"{self.prefix}/") or topic == self.prefix
+
     def may_answer(self, topic: str) -> bool:
         """Whether a stranger's response topic is one: nobody may have us say things on ours."""
         return (
             bool(topic)
-            and len(topic) <= 1024
-            and not (topic.startswith(("$", f"{self.prefix}/")) or set("+#\0") & set(topic))
+            and len(topic.encode(errors="replace")) <= _LONGEST_ANSWER
+            and not (topic.startswith("$") or self.is_ours(topic) or set("+#\0") & set(topic))
         )
 
 
@@ -61,6 +67,15 @@ def checked_name(what: str, name: str) -> str:
     if not NAME.fullmatch(name):
         raise UsageError(f"{what} '{name}': use letters, digits, '_', '-', '.', at most 64")
     return name
+
+
+def checked_prefix(prefix: str) -> str:
+    """What can stand before all topics. Raises UsageError."""
+    if not _PREFIX.fullmatch(prefix):
+        raise UsageError(
+            f"prefix '{prefix}': write levels of letters, digits, '_', '-', '.', as in fp/v1"
+        )
+    return prefix
 
 
 def matches(topic_filter: str, topic: str) -> bool:

@@ -11,9 +11,11 @@ import re
 from pathlib import Path
 
 _IMPORT = re.compile(
-    rb"^[ \t]*(?:from[ \t]+([.\w]+)[ \t]+import[ \t]+\(?([\w, \t]*)|import[ \t]+([\w., \t]+))",
+    rb"^[ \t]*(?:from[ \t]+([.\w]+)[ \t]+import[ \t]+(\([^)]*\)|[\w, \t]*)"
+    rb"|import[ \t]+([\w., \t]+))",
     re.MULTILINE,
 )
+_COMMENT = re.compile(rb"#.*")
 _stamped: dict[Path, tuple[tuple[int, int], bytes]] = {}
 
 
@@ -25,13 +27,16 @@ def names(root: Path) -> list[str]:
 
 
 def version(root: Path, pipeline: str) -> str | None:
-    """16 hexadecimal digits; None where there is no such pipeline."""
+    """16 hexadecimal digits; None where there is no such pipeline, or it cannot be read."""
     folder = root / "pipelines"
     if not (folder / f"{pipeline}.py").is_file():
         return None
     digest = hashlib.blake2b(digest_size=8)
-    for path in _family(folder, pipeline):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + _text(path))
+    try:
+        for path in _family(folder, pipeline):
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + _text(path))
+    except OSError:  # it is being replaced, say
+        return None
     return digest.hexdigest()
 
 
@@ -42,33 +47,40 @@ def versions(root: Path) -> dict[str, str]:
 
 
 def _family(folder: Path, pipeline: str) -> list[Path]:
-    pending, found = [pipeline], dict[str, Path]()
+    pending, found, seen = [pipeline], set[Path](), set[str]()
     while pending:
-        name = pending.pop()
-        if name in found or (path := _file(folder, name)) is None:
+        if (name := pending.pop()) in seen:
             continue
-        found[name] = path
-        pending += _imported(_text(path))
-    return sorted(found.values())
+        seen.add(name)
+        for path in _files(folder, name):
+            found.add(path)
+            pending += _imported(_text(path))
+    return sorted(found)
 
 
-def _file(folder: Path, name: str) -> Path | None:
-    for path in (folder / f"{name}.py", folder / name / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
+def _files(folder: Path, name: str) -> list[Path]:
+    """The file of a sibling; of one that is a package all files, whichever of them is imported."""
+    if (file := folder / f"{name}.py").is_file():
+        return [file]
+    package = folder / name
+    return sorted(package.rglob("*.py")) if (package / "__init__.py").is_file() else []
 
 
 def _imported(text: bytes) -> set[str]:
     """The names that may be siblings: `import a, b`, `from a import x`, `from . import a`."""
-    found: set[str] = set()
+    found: set[bytes] = set()
     for module, names, plain in _IMPORT.findall(text):
-        own = module.lstrip(b".").removeprefix(b"pipelines").lstrip(b".")
-        parts = plain.split(b",") if plain else [own] if own else names.split(b",")
-        for part in parts:
-            name = part.split(b" as ")[0].strip().removeprefix(b"pipelines.").partition(b".")[0]
-            found.add(name.decode())
-    return {name for name in found if name.isidentifier()}
+        own = _below_pipelines(module.lstrip(b"."))
+        listed = plain or own or _COMMENT.sub(b"", names).strip(b"()")
+        for part in listed.split(b","):
+            found.add(_below_pipelines(part.split(b" as ")[0].strip()).partition(b".")[0])
+    names = {name.decode(errors="replace") for name in found}
+    return {name for name in names if name.isidentifier()}
+
+
+def _below_pipelines(module: bytes) -> bytes:
+    top, _, rest = module.partition(b".")
+    return rest if top == b"pipelines" else module
 
 
 def _text(path: Path) -> bytes:
