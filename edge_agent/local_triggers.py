@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_agent.daemon import address
-from fp_async import codec, jobs, link, topic_triggers
+from fp_async import codec, hearing, jobs, link, topic_triggers
 from fp_async.errors import FlowerPowerError, MessageError
-from fp_async.jobs import Job, Letter, Spec, identity, new_id
+from fp_async.jobs import Job, Letter, Spec, identity
 from fp_async.link import Connection, Link, Message
 from fp_async.patience import Patience
 from fp_async.topic_triggers import Rate, Told
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fp_async.agent")
 _BATCH = 200
-_LETTER_BYTES = 4096
 _SESSION_SECONDS = 86_400
 
 
@@ -80,7 +79,8 @@ class Listening:
                 try:
                     new.append(await self._job(name, message))
                 except FlowerPowerError as error:
-                    letters.append(_letter(name, message, str(error)))
+                    why = f"trigger '{name}': {error}"
+                    letters.append(hearing.letter(message.topic, why, message.payload))
         agent.backend.hub.publish_here("work:default")
         await agent.rows.born(new)
         if letters:
@@ -116,11 +116,3 @@ class Listening:
             result_ttl=jobs.RESULT_TTL,
         )
 
-
-def _letter(name: str, message: Message, why: str) -> Letter:
-    return Letter(
-        id=new_id(),
-        topic=message.topic[:500],
-        reason=f"trigger '{name}': {why}"[:500],
-        payload=message.payload[:_LETTER_BYTES],
-    )

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from fp_async import hearing, messages, presence, wire
 from fp_async.attempt import Trail
 from fp_async.errors import MessageError, StoreError, StoreUnavailableError
-from fp_async.jobs import Chunk, Job, Letter, Report, identity, new_id
+from fp_async.jobs import Chunk, Job, Letter, Report
 from fp_async.link import Message as Heard
 from fp_async.messages import (
     Accepted,
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fp_async.gateway")
 _BATCH = 500
-_LETTER_BYTES = 4096
 
 
 class Batch:
@@ -100,13 +99,7 @@ class Hearing:
     def bury(self, batch: Batch, message: Heard, why: str) -> None:
         """A message that cannot be understood is kept, and no more is made of it."""
         self._gateway.count("malformed")
-        letter = Letter(
-            id=new_id(),
-            topic=message.topic[:500],
-            reason=hearing.clean(why),
-            payload=message.payload[:_LETTER_BYTES],
-        )
-        batch.letters.append(letter)
+        batch.letters.append(hearing.letter(message.topic, why, message.payload))
 
     # Agents -----------------------------------------------------------------------------------
 
@@ -314,13 +307,7 @@ class Hearing:
         job = await self._gateway.store.get(report.id)
         if job is None or job.attempt == report.attempt:
             return  # pruned by now, or the same outcome once more
-        late = Letter(
-            id=identity("late", report.id, report.attempt, name),
-            topic=self._topics.agent(name, "report"),
-            reason=f"late: attempt {report.attempt} of job {report.id} ended with "
-            f"'{report.event}', and attempt {job.attempt} counts",
-            payload=(report.result or b"")[:_LETTER_BYTES],
-        )
+        late = hearing.late(report, job, name, self._topics.agent(name, "report"))
         await self._gateway.store.fleet.bury([late])
 
     # Answering --------------------------------------------------------------------------------

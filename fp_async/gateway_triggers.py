@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from fp_async import hearing, messages, orders, rules, topic_triggers, wire
 from fp_async.config import Runnable, TopicTrigger
 from fp_async.errors import BrokerError, FlowerPowerError, MessageError
-from fp_async.jobs import Job, Letter, Offer, Report, new_id
+from fp_async.jobs import Job, Letter, Offer, Report
 from fp_async.link import Message as Heard
 from fp_async.messages import JobOutcome, JobQueued, Message, Refused
 from fp_async.topic_triggers import RUN, Rate, Told, Wanted
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from fp_async.link import Connection
 
 log = logging.getLogger("fp_async.gateway")
-_LETTER_BYTES = 4096
 _POLL = 5.0
 _REPLIES = 100
 _REMEMBERED = 1000
@@ -169,12 +168,7 @@ class Triggers:
         self._gateway.count("refused triggers")
         if message.response_topic and self._topics.may_answer(message.response_topic):
             self._say(message.response_topic, Refused(reason=why), message.correlation)
-        return Letter(
-            id=new_id(),
-            topic=message.topic[:500],
-            reason=hearing.clean(f"trigger '{name}': {why}"),
-            payload=message.payload[:_LETTER_BYTES],
-        )
+        return hearing.letter(message.topic, f"trigger '{name}': {why}", message.payload)
 
     async def _tell_added(self, made: Sequence[tuple[Heard, Job]], bound: set[str]) -> None:
         hub = self._gateway.hub

@@ -12,13 +12,14 @@ from msgspec.structs import replace
 
 from fp_async import jobs, messages, wire
 from fp_async.errors import MessageError
-from fp_async.jobs import Chunk, Failure, Job, Record, Report, Spec
+from fp_async.jobs import Chunk, Failure, Job, Letter, Record, Report, Spec
 from fp_async.lifecycle import Event
 from fp_async.messages import Finished, ResultChunk, Started
 
 _REASON = 500  # characters
 _TEXT = 65_536  # characters of a log, a message, a traceback
 _NODES = 1000
+_LETTER_BYTES = 4096
 _KINDS = 50
 _OLDEST = 10 * 365 * 86_400.0  # seconds
 _EVENTS: dict[str, Event] = {
@@ -174,6 +175,24 @@ def unreadable(id: str, attempt: int, why: str) -> Report:
     """
     error = _failure("MessageError", f"the outcome could not be read: {why}")
     return Report(id=id, attempt=attempt, event="fail", error=error)
+
+
+def letter(topic: str, why: str, payload: bytes) -> Letter:
+    """A message of which nothing is made, as it is kept."""
+    return Letter(
+        id=jobs.new_id(), topic=topic[:_REASON], reason=clean(why), payload=payload[:_LETTER_BYTES]
+    )
+
+
+def late(report: Report, job: Job, agent: str, topic: str) -> Letter:
+    """The outcome of an attempt that was given up; told again it is the same letter."""
+    return Letter(
+        id=jobs.identity("late", report.id, report.attempt, agent),
+        topic=topic,
+        reason=f"late: attempt {report.attempt} of job {report.id} ended with "
+        f"'{report.event}', and attempt {job.attempt} counts",
+        payload=(report.result or b"")[:_LETTER_BYTES],
+    )
 
 
 def _failure(kind: str, text: str) -> bytes:

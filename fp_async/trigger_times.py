@@ -50,7 +50,7 @@ class Interval(Trigger, frozen=True, kw_only=True):
     """At `start` + k * `seconds`, until `end`."""
 
     seconds: Annotated[float, msgspec.Meta(ge=0.001, le=3.2e9)]
-    start: float
+    start: Annotated[float, msgspec.Meta(ge=-1e11, le=1e12)]  # or floats would have no next one
     end: float | None = None
     timezone: str = "UTC"
 
