@@ -190,6 +190,8 @@ class Board:
         if id not in self._refused:
             self._refused[id] = set()
             self._refusals.append((now, id))
+            if len(self._refusals) > 2 * len(self._refused) + 1000:  # the others have ended
+                self._refusals = deque(e for e in self._refusals if e[1] in self._refused)
         self._refused[id].add(agent)
 
     def nobody_left(self, job: Job) -> bool:
