@@ -115,4 +115,3 @@ class Listening:
             inputs=codec.encode(options["inputs"], what="input"),
             result_ttl=jobs.RESULT_TTL,
         )
-

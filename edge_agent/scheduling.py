@@ -151,7 +151,7 @@ def after_step(row: Schedule, step: float, now: float) -> Schedule:
     if not isinstance(spec, Interval) or left is None or abs(left) > spec.seconds:
         return replace(row, next_fire_time=first_fire(spec, now))
     after = now + left
-    moved = replace(spec, start=spec.start + (after - spec.start) % spec.seconds)
+    moved = replace(spec, start=min(spec.start + (after - spec.start) % spec.seconds, after))
     encoded = msgspec.json.encode(moved)
     # Asked of the trigger, or rounding would make of one time two.
     return replace(row, trigger=encoded, next_fire_time=first_fire(moved, after - _ROUNDING))
