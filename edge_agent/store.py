@@ -233,7 +233,7 @@ def _forget(db: _Db) -> int:
     now = time.time()
     sql = (
         "DELETE FROM jobs WHERE pruned = 1 AND unreported = 0 AND (ended_at < ? OR (ended_at < ? "
-        "AND seq < (SELECT seq FROM jobs WHERE pruned = 1 ORDER BY seq DESC LIMIT 1 OFFSET ?)))"
+        "AND seq <= (SELECT seq FROM jobs WHERE pruned = 1 ORDER BY seq DESC LIMIT 1 OFFSET ?)))"
     )
     found = db.execute(sql, (now - _KNOWN_AT_MOST, now - _KNOWN_AT_LEAST, _KNOWN))
     return found.rowcount

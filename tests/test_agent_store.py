@@ -1,0 +1,486 @@
+"""What an agent keeps beside its jobs, on a real SQLite file."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+import stores_kit as kit
+from msgspec import Raw
+from msgspec.structs import replace
+
+from edge_agent import config, scheduling
+from edge_agent import store as agent_store
+from edge_agent.agent import Agent
+from edge_agent.store import AgentStore, Holding
+from fp_async import triggers
+from fp_async.jobs import Job, Report, Template
+from fp_async.messages import DeleteSchedule, PutSchedule
+from fp_async.stores.sqlite import SqliteStore
+from fp_async.stores.units import Units
+
+DAY = 86_400.0
+ME = "me"
+
+
+class Both:
+    """The jobs and what the agent keeps beside them, over one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.jobs = SqliteStore(path)
+        self.rows = AgentStore(self.jobs)
+
+    async def accept(self, *ids, offer=1, **options):
+        return await self.rows.accept([offered(id, offer, **options) for id in ids])
+
+    async def end(self, *ids, event="succeed", result=b"r"):
+        """Run them to their end."""
+        await self.jobs.claim(ME, ["default"], 1000, 60)
+        for id in ids:
+            row = await self.jobs.get(id)
+            report = Report(id=id, attempt=row.attempt, event=event, result=result)
+            assert await self.jobs.finish([report]) == [True]
+
+    def change(self, sql, *values):
+        """What only time, or another program, can do."""
+        with sqlite3.connect(self.path) as db:
+            return db.execute(sql, values).fetchall()
+
+    async def row(self, id):
+        """The whole row, pruned or not."""
+        found = self.change("SELECT offer, state, unreported, pruned FROM jobs WHERE id = ?", id)
+        return found[0] if found else None
+
+
+def offered(id, offer=1, **options):
+    return Job(id=id, pipeline="flow", identity=True, offer=offer, unreported=True, **options)
+
+
+@pytest.fixture
+async def both(tmp_path):
+    made = Both(tmp_path / "fp-agent.db")
+    await made.jobs.open()
+    yield made
+    await made.jobs.close()
+
+
+# Accepting --------------------------------------------------------------------------------------
+
+
+async def test_an_offered_job_is_stored_once(both):
+    (row,) = await both.accept("a", inputs=b"in", priority=3)
+    assert (row.id, row.state, row.offer, row.attempt, row.unreported) == (
+        "a",
+        "queued",
+        1,
+        0,
+        True,
+    )
+    assert row.inputs == b"", "without blobs"
+    (again,) = await both.accept("a", inputs=b"other", priority=9)
+    assert again == row
+    assert (await both.jobs.get("a")).inputs == b"in"
+    assert [row.id for row in await both.accept("b", "a", "b")] == ["b", "a", "b"]
+
+
+async def test_a_newer_offer_counts_and_an_older_one_does_not(both):
+    await both.accept("a", offer=3)
+    assert (await both.accept("a", offer=5))[0].offer == 5
+    assert (await both.accept("a", offer=4))[0].offer == 5
+
+
+async def test_a_newer_offer_of_a_running_job_does_not_start_it_again(both):
+    await both.accept("a")
+    (claimed,) = await both.jobs.claim(ME, ["default"], 9, 60)
+    (row,) = await both.accept("a", offer=2)
+    assert (row.state, row.offer, row.attempt) == ("running", 2, 1)
+    assert await both.jobs.claim("other", ["default"], 9, 60) == []
+    assert await both.jobs.finish([Report(id="a", attempt=claimed.attempt, event="succeed")]) == [
+        True
+    ]
+    (told,) = await both.rows.untold(9)
+    assert told.offer == 2, "under the offer that counts"
+
+
+@pytest.mark.parametrize("offer", [1, 2])
+async def test_an_offer_of_a_job_that_has_ended_has_its_outcome_told_again(both, offer):
+    await both.accept("a")
+    await both.end("a")
+    await both.rows.acknowledged(["a"])
+    assert await both.rows.untold(9) == []
+    (row,) = await both.accept("a", offer=offer)
+    assert (row.state, row.offer, row.unreported) == ("succeeded", offer, True)
+    (told,) = await both.rows.untold(9)
+    assert told.result == b"r"
+
+
+async def test_an_offer_of_a_pruned_job_is_known_and_not_run(both):
+    await both.accept("a")
+    await both.end("a")
+    await both.rows.acknowledged(["a"])
+    both.change("UPDATE jobs SET prune_at = 1")
+    assert await both.jobs.prune() == 1
+    (row,) = await both.accept("a", offer=2)
+    assert (row.state, row.pruned, row.offer, row.unreported) == ("succeeded", True, 2, False)
+    assert await both.rows.untold(9) == []
+    assert await both.rows.known(["a", "b"]) == {"a"}
+    assert await both.jobs.claim(ME, ["default"], 9, 60) == []
+
+
+async def test_a_job_that_was_cancelled_before_it_came_is_never_begun(both):
+    (row,) = await both.rows.refuse(
+        [Job(id="a", pipeline="", identity=True, offer=4, unreported=True)]
+    )
+    assert (row.state, row.reason) == ("cancelled", "cancelled before it arrived")
+    (late,) = await both.accept("a", offer=4)
+    assert (late.state, late.unreported) == ("cancelled", True)
+    assert await both.jobs.claim(ME, ["default"], 9, 60) == []
+    assert [job.id for job in await both.rows.untold(9)] == ["a"]
+    assert (await both.accept("a", offer=5))[0].offer == 5, "it is told under the newer offer"
+
+
+async def test_refusing_a_job_that_is_here_changes_nothing(both):
+    await both.accept("a")
+    (row,) = await both.rows.refuse([Job(id="a", pipeline="", identity=True, offer=1)])
+    assert (row.state, row.pipeline) == ("queued", "flow")
+
+
+async def test_jobs_that_began_here_have_no_offer_and_are_told(both):
+    await both.rows.born([Job(id="a", pipeline="flow", identity=True)])
+    await both.end("a")
+    (told,) = await both.rows.untold(9)
+    assert (told.offer, told.unreported) == (None, True)
+    assert await both.rows.holdings() == [Holding("a", None, "succeeded")]
+
+
+# Telling ----------------------------------------------------------------------------------------
+
+
+async def test_what_is_acknowledged_may_be_pruned_and_nothing_else_is(both):
+    await both.accept("a", "b", "c", result_ttl=60.0)
+    await both.end("a", "b")
+    both.change("UPDATE jobs SET prune_at = 1 WHERE ended_at IS NOT NULL")
+    assert await both.jobs.prune() == 0, "the center has not heard of them"
+    await both.rows.acknowledged(["a", "c", "unknown"])
+    assert (await both.row("c"))[2] == 1, "it has not ended: its acknowledgement is of another try"
+    assert await both.jobs.prune() == 0, "its time counts from the acknowledgement"
+    ((prune_at,),) = both.change("SELECT prune_at FROM jobs WHERE id = 'a'")
+    assert abs(prune_at - time.time() - 60) < 5
+    both.change("UPDATE jobs SET prune_at = 1 WHERE id = 'a'")
+    assert await both.jobs.prune() == 1
+    assert await both.row("a") == (1, "succeeded", 0, 1)
+    assert await both.row("b") == (1, "succeeded", 1, 0)
+
+
+async def test_the_oldest_are_told_first_without_those_under_way(both):
+    await both.accept(*"abcdef")
+    await both.end(*"abcde")
+    for number, id in enumerate("dbeca"):
+        both.change("UPDATE jobs SET ended_at = ? WHERE id = ?", 1000.0 + number, id)
+    ids = lambda found: [job.id for job in found]
+    assert ids(await both.rows.untold(9)) == list("dbeca")
+    assert ids(await both.rows.untold(2)) == list("db")
+    assert ids(await both.rows.untold(2, frozenset("db"))) == list("ec")
+    assert ids(await both.rows.untold(9, frozenset("dca"))) == list("be")
+    assert await both.rows.untold(0) == []
+    await both.rows.acknowledged(["b"])
+    assert ids(await both.rows.untold(9)) == list("deca")
+    assert sorted(ids(await both.rows.ended([*"abf", "unknown"]))) == ["a"]
+    (told,) = await both.rows.ended(["a"])
+    assert told.result == b"r", "whole rows"
+
+
+async def test_no_more_is_read_at_once_than_fits_into_a_small_memory(both):
+    await both.accept(*(f"{n:02d}" for n in range(20)))
+    await both.end(*(f"{n:02d}" for n in range(20)), result=bytes(300_000))
+    found = await both.rows.untold(20)
+    assert 1 <= len(found) < 6
+    rest = await both.rows.untold(20, frozenset(job.id for job in found))
+    assert rest[0].id == f"{len(found):02d}"
+    both.change("UPDATE jobs SET result = zeroblob(8000000) WHERE id = '00'")
+    assert [job.id for job in await both.rows.untold(20)] == ["00"], "one at least"
+
+
+async def test_what_the_center_has_not_heard_the_end_of(both):
+    await both.accept("a", "b", "c", "d", offer=2)
+    await both.rows.born([Job(id="e", pipeline="flow", identity=True)])
+    await both.end("a", "b")
+    await both.rows.acknowledged(["b"])
+    await both.jobs.cancel("c")
+    assert await both.rows.holdings() == [
+        Holding("a", 2, "succeeded"),
+        Holding("c", 2, (await both.jobs.get("c")).state),
+        Holding("d", 2, "running"),
+        Holding("e", None, "running"),
+    ]
+    assert await both.rows.active() == 2
+
+
+async def test_how_much_waits_to_be_told(both):
+    assert await both.rows.waiting() == (0, 0)
+    await both.accept("a", "b", inputs=b"12345")
+    await both.end("a", result=b"x" * 1000)
+    assert await both.rows.waiting() == (1, 1005)
+    await both.rows.acknowledged(["a"])
+    assert await both.rows.waiting() == (0, 0)
+
+
+# Who it is --------------------------------------------------------------------------------------
+
+
+async def test_starts_are_counted_and_the_store_has_one_id(both):
+    first = await both.rows.begin()
+    assert (len(first.store), first.starts) == (32, 1)
+    assert await both.rows.begin() == (first.store, 2)
+    assert [await both.rows.next_number() for _ in range(3)] == [1, 2, 3]
+
+
+BEGIN = """
+    import asyncio, os, signal, sys
+    from pathlib import Path
+    from edge_agent.store import AgentStore
+    from fp_async.stores.sqlite import SqliteStore
+
+    async def main():
+        store = SqliteStore(Path(sys.argv[1]))
+        await store.open()
+        rows = AgentStore(store)
+        print(*await rows.begin(), await rows.next_number(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    asyncio.run(main())
+"""
+
+
+async def test_starts_and_numbers_survive_kill_9(both):
+    """(starts, n) orders what an agent says: no process may have the number of another one."""
+    said = []
+    for _ in range(4):
+        command = [sys.executable, "-c", textwrap.dedent(BEGIN), str(both.path)]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        said.append(done.stdout.split())
+    assert len({store for store, *_ in said}) == 1
+    assert [rest for _, *rest in said] == [[str(n), str(n)] for n in (1, 2, 3, 4)]
+    assert (await both.rows.begin()).starts == 5
+
+
+async def test_facts(both):
+    assert await both.rows.fact("time") is None
+    await both.rows.note("time", "1")
+    await both.rows.note("time", "2")
+    assert await both.rows.fact("time") == "2"
+
+
+# Forgetting -------------------------------------------------------------------------------------
+
+FILL = """
+    INSERT INTO jobs (id, pipeline, state, queue, priority, created_at, run_at, ended_at, identity,
+        pruned, result_ttl, spec, inputs)
+    WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?)
+    SELECT ? || n, '', 'succeeded', 'default', 0, 0, 0, ?, 1, 1, 0, x'7b7d', x'' FROM numbers
+"""
+
+
+async def count(both, kind):
+    ((number,),) = both.change("SELECT count(*) FROM jobs WHERE id GLOB ? || '*'", kind)
+    return number
+
+
+async def test_ids_stay_known_for_a_day_however_many(both):
+    both.change(FILL, agent_store._KNOWN + 10, "a", time.time() - DAY + 60)
+    assert await both.rows.forget() == 0
+
+
+async def test_after_a_day_a_hundred_thousand_stay_known(both):
+    both.change(FILL, 30, "old", time.time() - 2 * DAY)
+    both.change(FILL, agent_store._KNOWN - 10, "new", time.time() - DAY - 60)
+    assert await both.rows.forget() == 20
+    assert (await count(both, "old"), await count(both, "new")) == (10, agent_store._KNOWN - 10)
+    assert await both.rows.known(["old20", "old21"]) == {"old21"}, "the oldest went"
+    assert await both.rows.forget() == 0
+
+
+async def test_after_a_month_nothing_stays_known(both):
+    both.change(FILL, 5, "old", time.time() - 30 * DAY - 60)
+    both.change(FILL, 5, "new", time.time() - 30 * DAY + 60)
+    assert await both.rows.forget() == 5
+    assert (await count(both, "old"), await count(both, "new")) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    "kept", ["pruned = 0", "unreported = 1", "state = 'queued', ended_at = NULL, pruned = 0"]
+)
+async def test_what_is_not_over_is_never_forgotten(both, kept):
+    both.change(FILL, 3, "a", time.time() - 100 * DAY)
+    both.change(f"UPDATE jobs SET {kept}")
+    assert await both.rows.forget() == 0
+
+
+# Cut off ----------------------------------------------------------------------------------------
+
+
+async def _nothing(both, id):
+    pass
+
+
+async def _accepted(both, id):
+    await both.accept(id)
+
+
+async def _ended(both, id):
+    await both.accept(id)
+    await both.end(id)
+
+
+async def _old(both, id):
+    both.change(FILL, 1, id, time.time() - 40 * DAY)
+
+
+async def _row(both, id):
+    return await both.row(id)
+
+
+async def _fact(both, id):
+    return await both.rows.fact(id)
+
+
+async def _known(both, id):
+    return await both.rows.known([f"{id}1"]) == {f"{id}1"}
+
+
+VERBS = [
+    kit.Verb("accept", _nothing, lambda both, name: both.accept(name), _row),
+    kit.Verb("accept-newer", _accepted, lambda both, name: both.accept(name, offer=7), _row),
+    kit.Verb("refuse", _nothing, lambda both, name: both.rows.refuse([offered(name)]), _row),
+    kit.Verb("born", _nothing, lambda both, name: both.rows.born([offered(name, None)]), _row),
+    kit.Verb("acknowledged", _ended, lambda both, name: both.rows.acknowledged([name]), _row),
+    kit.Verb("note", _nothing, lambda both, name: both.rows.note(name, "x"), _fact),
+    kit.Verb("forget", _old, lambda both, name: both.rows.forget(), _known),
+]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=repr)
+async def test_a_verb_cancelled_at_any_await_has_done_nothing_or_all(both, verb):
+    await kit.leaves_before_or_after(both, verb)
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_numbers_are_given_once_whoever_is_cut_off(both, late):
+    seen = set()
+    for n in range(100):
+        cut = await kit.cut_off(both.rows.next_number(), n, late=late)
+        number = await both.rows.next_number()
+        assert number not in seen
+        seen.add(number)
+        if not cut:
+            return
+    pytest.fail("it never ends")
+
+
+async def test_verbs_of_many_callers_are_one_transaction_and_each_gets_its_own(both):
+    calls = [both.accept(f"{n}-a", f"{n}-b", offer=n) for n in range(1, 50)]
+    for n, rows in enumerate(await asyncio.gather(*calls), 1):
+        assert [(row.id, row.offer) for row in rows] == [(f"{n}-a", n), (f"{n}-b", n)]
+    assert isinstance(both.jobs.units, Units)
+
+
+# Schedules --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def agent(tmp_path):
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines" / "flow.py").write_text("def out() -> int:\n    return 1\n")
+    made = Agent(config.read(None, {"name": "pi", "project": str(tmp_path)}, {}))
+    await made.open()
+    yield made
+    await made.close()
+
+
+def put(revision=1, *, id="tick", pipeline="flow", trigger=None, **options):
+    spec = triggers.parse("interval", {"seconds": 60}, now=time.time(), timezone="UTC")
+    encoded = Raw(msgspec.json.encode(spec) if trigger is None else trigger)
+    template = options.pop("template", msgspec.json.encode(Template(offline=True)))
+    policy = options.pop("policy", b"{}")
+    body = {"trigger": encoded, "policy": Raw(policy), "template": Raw(template)}
+    return PutSchedule(id=id, revision=revision, pipeline=pipeline, **body, **options)
+
+
+async def test_a_schedule_of_the_center_is_kept_and_answered(agent):
+    state = await scheduling.change(agent, put(3))
+    assert (state.id, state.revision, state.error, state.gone) == ("tick", 3, None, False)
+    assert 0 < state.next_fire_time - time.time() <= 60
+    (row,) = await agent.store.schedules()
+    assert (row.id, row.origin, scheduling.revision_of(row)) == ("tick", "center#3", 3)
+    again = await scheduling.change(agent, put(3))
+    assert again == state
+    assert (await agent.store.schedules()) == [row], "the same again changes nothing"
+    newer = await scheduling.change(agent, put(4, paused=True))
+    assert newer.revision == 4
+    (row,) = await agent.store.schedules()
+    assert (row.paused, row.origin) == (True, "center#4")
+
+
+async def test_a_schedule_is_deleted_and_an_old_wish_for_that_is_not_followed(agent):
+    await scheduling.change(agent, put(5))
+    late = await scheduling.change(agent, DeleteSchedule(id="tick", revision=4))
+    assert (late.gone, late.revision) == (False, 5)
+    for _ in range(2):
+        state = await scheduling.change(agent, DeleteSchedule(id="tick", revision=5))
+        assert (state.gone, state.revision, state.error) == (True, 5, None)
+        assert await agent.store.schedules() == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"pipeline": "flwo"}, "this agent has no pipeline 'flwo'; it has: flow"),
+        ({"trigger": b'{"type":"sometimes"}'}, "not a stored trigger"),
+        ({"trigger": b"5"}, "not a stored trigger"),
+        ({"trigger": b'{"type":"interval","seconds":0,"start":0}'}, "seconds"),
+        ({"trigger": b'{"type":"interval","seconds":1,"start":-1e300}'}, "start"),
+        ({"trigger": b'{"type":"interval","seconds":1,"start":"\xff"}'}, "."),
+        ({"trigger": b'{"type":"and","triggers":' + b"[" * 900 + b"]" * 900 + b"}"}, "."),
+        ({"policy": b'{"coalesce":"maybe"}'}, "coalesce"),
+        ({"policy": b"[]"}, "Expected `object`"),
+        ({"template": b'{"nonsense":1}'}, "nonsense"),
+        ({"template": b'{"spec":{"timeout":"long"}}'}, "timeout"),
+    ],
+)
+async def test_schedules_that_make_no_sense_are_answered_with_the_reason(agent, wrong, text):
+    state = await scheduling.change(agent, put(2, **wrong))
+    assert text in state.error
+    assert len(state.error) <= 500
+    assert (state.revision, state.gone) == (2, False)
+    assert await agent.store.schedules() == []
+
+
+async def test_a_broken_new_revision_leaves_the_one_before(agent):
+    await scheduling.change(agent, put(1))
+    state = await scheduling.change(agent, put(2, policy=b"[]"))
+    assert state.error
+    (row,) = await agent.store.schedules()
+    assert scheduling.revision_of(row) == 1
+
+
+def test_revisions_are_those_of_the_center():
+    row = replace(kit_schedule(), origin=scheduling.origin(7))
+    assert scheduling.revision_of(row) == 7
+    for own in ("api", "conf", "center#", "center#x", "center"):
+        assert scheduling.revision_of(replace(row, origin=own)) is None
+
+
+def kit_schedule():
+    from fp_async.jobs import Schedule
+
+    return Schedule(id="s", pipeline="p", trigger=b"{}")
