@@ -12,7 +12,8 @@ import fnmatch
 import logging
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -285,10 +286,21 @@ def outcome(job: Job, *, dropped: bool = False) -> JobOutcome:
     )
 
 
+class _Plain(msgspec.Struct, forbid_unknown_fields=True):
+    """A value that is JSON itself, as `codec` writes it; agents' values were never looked into."""
+
+    v: Literal[1]
+    plain: Raw
+
+
+_plain = msgspec.json.Decoder(_Plain)
+
+
 def _result(data: bytes | None) -> tuple[Raw | UnsetType, bool]:
     """The result as plain JSON where it is that, else as `codec`'s document."""
     if data is None:
         return UNSET, False
     if data.startswith(_PLAIN):
-        return Raw(data[len(_PLAIN) : -1]), False
+        with suppress(msgspec.MsgspecError, RecursionError):
+            return _plain.decode(data).plain, False
     return wire.to_wire(data), True

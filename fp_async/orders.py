@@ -151,7 +151,7 @@ def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
                 _either(given, settings, "result_ttl", jobs.RESULT_TTL), "result_ttl"
             ),
         }
-        return msgspec.convert(fields, Template)
+        return targets.fitting(msgspec.convert(fields, Template))
     except msgspec.ValidationError as error:
         text = str(error).replace("$.spec.", "$.")
         raise UsageError(f"options of a job of '{name}': {text}") from error

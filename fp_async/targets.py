@@ -11,11 +11,12 @@ import msgspec
 
 from fp_async import jobs, messages, versions
 from fp_async.errors import UnknownNameError, UsageError
-from fp_async.jobs import Job
+from fp_async.jobs import Job, Template
 from fp_async.topics import checked_name
 
 LONGEST = 191  # characters of a key, queue, target or schedule id: what every store can index
 _KINDS = ("agent", "any", "all")
+SPEC_LIMIT = 65_536  # bytes, encoded
 INPUT_LIMITS = {True: None, False: messages.INPUT_BYTES}  # of inputs, by whether it runs here
 _RULES = ("on_lost", "lost_after", "require_version")
 
@@ -57,6 +58,17 @@ def rules(root: Path, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if "lost_after" in said:
         said["lost_after"] = seconds("lost_after", said["lost_after"], least=0.0)
     return {**said, "version": versions.version(root, name)}
+
+
+def fitting(template: Template) -> Template:
+    """For agents a job goes in one message. Raises UsageError where it does not fit."""
+    size = 0 if template.target is None else len(msgspec.json.encode(template.spec))
+    if size > SPEC_LIMIT:
+        raise UsageError(
+            f"config and params too large: {size:,} bytes, limit {SPEC_LIMIT:,} for jobs on "
+            "agents; write them into the configuration on the device"
+        )
+    return template
 
 
 def spread(job: Job, agents: Sequence[str]) -> list[Job]:

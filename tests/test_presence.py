@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec.structs import replace
 
-from fp_async import presence, targets
+from fp_async import orders, presence, targets
 from fp_async.errors import UsageError
+from fp_async.jobs import Job
 from fp_async.messages import AgentState, Heartbeat
 from fp_async.presence import CONTEST, Known
 
@@ -353,6 +354,22 @@ def test_targets_that_users_may_give(on):
 def test_what_is_no_target(on, text):
     with pytest.raises(UsageError, match=text):
         targets.targeted({"on": on})
+
+
+def test_what_an_agent_is_sent_fits_into_a_packet(make_project):
+    project = make_project(flow="def out(x: int = 0) -> int:\n    return x\n")
+    large = {"params": {"out": {"x": "y" * 66_000}}}
+    orders.job(project.flows, "flow", large, 1.0)
+    with pytest.raises(UsageError, match="config and params too large: 66,.* limit 65,536"):
+        orders.job(project.flows, "flow", {**large, "on": "any:*"}, 1.0)
+
+
+def test_keys_of_all_jobs_leave_room_for_the_agents_name():
+    each = Job(id="g", pipeline="p", target="all:*", key="k" * 180)
+    names = ["a" * 10, "b"]
+    assert [job.key for job in targets.spread(each, names)] == [f"{each.key}@{n}" for n in names]
+    with pytest.raises(UsageError, match="180 characters at most"):
+        targets.spread(replace(each, key="k" * 181), names)
 
 
 @given(st.text(max_size=12), st.dictionaries(st.text(max_size=3), st.text(max_size=3)))
