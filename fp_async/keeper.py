@@ -10,6 +10,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Literal
 
 from fp_async.errors import StoreUnavailableError
@@ -39,6 +40,7 @@ class Keeper:
         self._renewed_at: dict[tuple[str, int], float] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wanted: asyncio.Event | None = None
+        self._resting = False
 
     def look(self) -> None:
         """Renew now: somebody said that a job is to be cancelled. From any thread."""
@@ -46,16 +48,25 @@ class Keeper:
         if loop is not None and wanted is not None and not loop.is_closed():
             loop.call_soon_threadsafe(wanted.set)
 
+    def begin(self) -> None:
+        """Something is held from now on. From any thread; costs nothing while something was."""
+        if self._resting:
+            self._resting = False
+            self.look()
+
     async def run(self, store: Store) -> None:
-        """Renew every 2.5 s until cancelled."""
+        """Renew every 2.5 s, as long as something is held, until cancelled."""
         self._loop, self._wanted = asyncio.get_running_loop(), asyncio.Event()
         while True:
             await self._renew(store, sorted(self._held()))
-            try:
+            self._resting = True  # before looking: who claims now sees it, or is seen
+            if not any(self._held()):
+                await self._wanted.wait()
+                self._wanted.clear()
+            self._resting = False
+            with suppress(TimeoutError):
                 async with asyncio.timeout(RENEWAL):
                     await self._wanted.wait()
-            except TimeoutError:
-                pass
             self._wanted.clear()
 
     async def _renew(self, store: Store, held: list[tuple[str, int]]) -> None:

@@ -28,6 +28,7 @@ from fp_async.held import Attempt, log_failure
 from fp_async.jobs import LEASE, Failure, Job, Member, Report
 from fp_async.keeper import Keeper, KeeperThread, Why
 from fp_async.patience import Patience
+from fp_async.rescuing import rescue
 from fp_async.runner import InlineRunner, ProcessRunner, Runner
 from fp_async.stores import Store
 
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from fp_async.flows import Flows
 
 log = logging.getLogger("fp_async")
-_RESCUE = 2.0
-_PRUNE = 60.0
 _NOTE = 1.0
 _PRESENCE = 10.0
 _GIVE_BACK = 10.0  # seconds that giving back may take
@@ -76,6 +75,7 @@ class Worker:
         self._patience = Patience()
         self._keeper = Keeper(self.owner, self._held, self._stop_from_anywhere, self._patience)
         self._room = asyncio.Event()
+        self._busy = asyncio.Event()  # set at a claim, cleared by who finds that nothing runs
         self._draining = False
         self._loop = asyncio.get_running_loop()
         self._main: asyncio.Task[None] | None = None
@@ -199,6 +199,9 @@ class Worker:
         for job in jobs:
             attempt = self._attempts[job.id] = Attempt(job, self.name)
             attempt.task = self._loop.create_task(self._attempt(attempt))
+        if jobs:
+            self._busy.set()
+            self._keeper.begin()
         return jobs
 
     async def _next_run_at(self) -> float | None:
@@ -328,31 +331,21 @@ class Worker:
     # The rest -------------------------------------------------------------------------------
 
     async def _rescue(self) -> None:
-        """Look after jobs whose workers have died, unless it is the store that was away."""
-        pruned_at = time.monotonic()
-        while True:
-            if self._patience.since_failure() > LEASE:
-                await self._patience(self._rescue_once)
-            if time.monotonic() - pruned_at > _PRUNE:
-                pruned_at = time.monotonic()
-                await self._patience(self._store.prune)
-            await asyncio.sleep(_RESCUE)
-
-    async def _rescue_once(self) -> None:
-        dead = [owner for owner in await self._store.owners() if processes.has_died(owner)]
-        for job in await self._store.rescue(dead):
-            log.warning("job %s of '%s': %s (%s)", job.id, job.pipeline, job.state, job.reason)
-            self._hub.publish(f"job:{job.id}", f"work:{job.queue}")
+        busy = None if self._seen else self._busy
+        await rescue(self._store, self._hub, self._patience, busy)
 
     async def _note(self) -> None:
         """Store what running jobs have logged and done so far, for those who watch."""
         while True:
+            await self._busy.wait()
             await asyncio.sleep(_NOTE)
             changed = [held for held in self._attempts.values() if held.trail.changed]
             if changed:
                 records = [(h.job.id, h.job.attempt, h.trail.record()) for h in changed]
                 await self._patience(lambda: self._store.note(records))  # noqa: B023
                 self._hub.publish(*(f"job:{held.job.id}" for held in changed))
+            if not self._attempts:
+                self._busy.clear()
 
     async def _appear(self) -> None:
         while True:
