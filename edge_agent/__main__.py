@@ -36,13 +36,13 @@ def run(config_file: Path | None, **flags: Any) -> None:
     """  # noqa: D301
     import msgspec
 
-    from edge_agent.daemon import VARIABLE
+    from edge_agent.config import SETTINGS
 
     settings = settings_of(config_file, flags)
     if not (Path(settings.project) / "pipelines").is_dir():
         raise click.UsageError(f"{settings.project} is no project: it has no pipelines/")
-    environ = {**os.environ, VARIABLE: msgspec.json.encode(settings).decode()}
-    command = [sys.executable, "-c", "from edge_agent.daemon import main; main()"]
+    environ = {**os.environ, SETTINGS: msgspec.json.encode(settings).decode()}
+    command = [sys.executable, "-c", "from edge_agent.lean import main; main()"]
     os.execve(sys.executable, command, environ)  # noqa: S606 - this process becomes the daemon
 
 

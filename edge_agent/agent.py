@@ -7,7 +7,7 @@ runs what it has, and keeps what came of it until somebody acknowledges that.
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 import time
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
@@ -17,10 +17,12 @@ from edge_agent import telling
 from edge_agent.config import AgentSettings
 from edge_agent.housekeeping import Housekeeping
 from edge_agent.outbox import Outbox
+from edge_agent.problems import Problems
 from edge_agent.store import AgentStore, Identity
 from fp_async import __version__, messages, processes, versions
 from fp_async.backend import Backend, Nearby
 from fp_async.config import DataStore, SchedulerFile, WorkerSettings
+from fp_async.errors import StoreError
 from fp_async.events import Hub
 from fp_async.jobs import Job
 from fp_async.messages import AgentState, Message, Status
@@ -31,7 +33,6 @@ from fp_async.worker import Worker
 if TYPE_CHECKING:
     from edge_agent.session import Session
 
-log = logging.getLogger("fp_async.agent")
 QUEUE = "default"
 _POLL = 60.0  # everything that happens is heard of in this process
 
@@ -47,7 +48,7 @@ class Agent:
         self.noticed = asyncio.Event()
         self.n = 0
         self.status: Status = "ready"
-        self.problem = ""
+        self.problems = Problems()
         self.connected = False
         self.gateway = False
         self.session: Session | None = None
@@ -74,7 +75,10 @@ class Agent:
         await self.house.look()
 
     async def close(self) -> None:
-        """Let go of the store."""
+        """Note that this was a clean end, if that can be noted, and let go of the store."""
+        with contextlib.suppress(StoreError):
+            await self.house.save(self.problems)
+            await self.rows.note("ended", repr(time.time()))
         await self.store.close()
 
     async def run(self) -> None:
@@ -82,7 +86,7 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             self._group = group
             others = [
-                group.create_task(self.house.run(self.note_problem), name="fp-housekeeping"),
+                group.create_task(self.house.run(self.problems), name="fp-housekeeping"),
                 group.create_task(self._watch_schedules(), name="fp-schedules"),
             ]
             try:
@@ -128,12 +132,6 @@ class Agent:
         """All that is to be told."""
         told, self.notices = list(self.notices.values()), {}
         return told
-
-    def note_problem(self, problem: str) -> None:
-        """What `fp-agent status` shows; said once in the log."""
-        if problem and problem != self.problem:
-            log.warning("%s", problem)
-        self.problem = problem
 
     def refusal(self, pipeline: str, spec_version: str | None, *, strict: bool) -> str | None:
         """Why a job of a pipeline can never run here; None where it can."""

@@ -12,10 +12,12 @@ import msgspec
 
 from fp_async import messages, topic_triggers
 from fp_async.config import Seconds, TopicTrigger
-from fp_async.errors import FileAccessError, UsageError
+from fp_async.errors import FileAccessError, UsageError, suggestion
+from fp_async.link_values import Link
 from fp_async.topics import Topics, checked_name, checked_prefix
 
 PREFIX = "FP_AGENT_"
+SETTINGS = "FP_AGENT_SETTINGS"  # in which the daemon is told all of them, as JSON
 _MEBIBYTE = 2**20
 
 
@@ -58,6 +60,12 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         return Topics(self.prefix, self.site)
 
     @property
+    def place(self) -> str:
+        """The broker, without the login that may stand in its address."""
+        before, at, host = self.broker.rpartition("@")
+        return f"{before.partition('://')[0]}://{host}" if at else self.broker
+
+    @property
     def credit(self) -> int:
         """How many jobs it may hold at once."""
         return self.window or max(2 * self.slots, 16)
@@ -66,6 +74,12 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 KEYS: tuple[str, ...] = tuple(
     name for name in AgentSettings.__struct_fields__ if name != "triggers"
 )
+_PATHS = ("project", "store", "ca_file", "cert_file", "key_file")
+
+
+def flag(name: str) -> str:
+    """The flag of a key."""
+    return "--tag" if name == "tags" else f"--{name.replace('_', '-')}"
 
 
 def read(
@@ -73,12 +87,29 @@ def read(
 ) -> AgentSettings:
     """The settings: flags over environment over file over defaults; paths are absolute.
 
+    Relative paths of the file begin at its folder, those of flags and variables at this one.
     Raises ConfigError, which names file, line and nearest key, FileAccessError, UsageError.
     """
     environ = os.environ if env is None else env
     settings = AgentSettings() if path is None else _from_file(path, environ)
-    given = {**_from_env(environ), **{k: v for k, v in flags.items() if v is not None}}
-    return _completed(_laid_over(settings, given), path)
+    for name in KEYS:
+        if text := environ.get(PREFIX + name.upper()):
+            settings = _with(settings, name, text, PREFIX + name.upper())
+    for name, value in flags.items():
+        if value is not None:
+            settings = _with(settings, name, value, flag(name))
+    return _completed(settings, path)
+
+
+def strange(env: Mapping[str, str]) -> list[str]:
+    """What to say about variables that begin as ours do, and are none."""
+    known = [PREFIX + name.upper() for name in KEYS]
+    names = (name for name in sorted(env) if name.startswith(PREFIX))
+    return [
+        f"variable {name} is no setting{suggestion(name, known)}"
+        for name in names
+        if name not in known and name != SETTINGS
+    ]
 
 
 def _from_file(path: Path, env: Mapping[str, str]) -> AgentSettings:
@@ -90,58 +121,58 @@ def _from_file(path: Path, env: Mapping[str, str]) -> AgentSettings:
         reason = getattr(error, "strerror", None) or error
         raise FileAccessError(f"cannot read {path}: {reason}") from error
     document = documents.parse(text, str(path), env)
-    if isinstance(document.data, dict):  # null means not given, as everywhere
-        kept = {key: value for key, value in document.data.items() if value is not None}
-        document = msgspec.structs.replace(document, data=kept)
+    kept = document.data or {}
+    if isinstance(kept, dict):  # null means not given, as everywhere
+        kept = {key: value for key, value in kept.items() if value is not None}
+    document = msgspec.structs.replace(document, data=kept)
     settings = documents.validate(document, AgentSettings)
-    for name, trigger in settings.triggers.items():
-        for key, text in topic_triggers.problems(trigger, settings.topics):
-            raise document.error(("triggers", name, *key.split(".", 1)), text)
-    return settings
+    for which, trigger in settings.triggers.items():
+        for key, wrong in topic_triggers.problems(trigger, settings.topics):
+            raise document.error(("triggers", which, *key.split(".", 1)), wrong)
+    folder = path.resolve().parent
+    here = {name: str(folder / getattr(settings, name)) for name in _PATHS if name in kept}
+    return msgspec.structs.replace(settings, **here)
 
 
-def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
-    found = {name: env.get(PREFIX + name.upper()) for name in KEYS}
-    return {name: value for name, value in found.items() if value}
-
-
-def _laid_over(settings: AgentSettings, given: Mapping[str, Any]) -> AgentSettings:
-    changes = {
-        name: _tags(value) if name == "tags" and not isinstance(value, Mapping) else value
-        for name, value in given.items()
-    }
+def _with(settings: AgentSettings, name: str, value: Any, source: str) -> AgentSettings:
+    """With one more key, that a flag or a variable gives. Raises UsageError, which names it."""
+    if name == "tags":
+        value = _tags(value, source)
+    elif name in _PATHS:
+        value = str(Path.cwd() / value)
+    given = {**msgspec.to_builtins(settings), name: value}
     try:
-        return msgspec.convert(
-            {**msgspec.to_builtins(settings), **changes}, AgentSettings, strict=False
-        )
+        return msgspec.convert(given, AgentSettings, strict=False)
     except msgspec.ValidationError as error:
-        raise UsageError(str(error).replace("`$.", "`")) from error
+        problem = str(error).partition(" - at ")[0].replace("`", "")
+        raise UsageError(f"{source} {value}: {problem[0].lower()}{problem[1:]}") from error
 
 
-def _tags(value: Any) -> dict[str, str]:
+def _tags(value: Any, source: str) -> dict[str, str]:
     """`site=berlin,gpu=yes`, or a sequence of `site=berlin`."""
-    parts = value.split(",") if isinstance(value, str) else value
+    if isinstance(value, Mapping):
+        return dict(value)
     tags = {}
-    for part in parts:
+    for part in value.split(",") if isinstance(value, str) else value:
         name, equals, text = part.partition("=")
         if not equals or not name.strip():
-            raise UsageError(f"tag '{part}': write name=value, as in site=berlin")
+            raise UsageError(f"{source} {part}: write name=value, as in site=berlin")
         tags[name.strip()] = text.strip()
     return tags
 
 
 def _completed(settings: AgentSettings, path: Path | None) -> AgentSettings:
-    """Defaults that depend on the machine, and absolute paths: those of the file are beside it."""
+    """Checked, with defaults that depend on the machine and the project."""
     folder = Path.cwd() if path is None else path.resolve().parent
     name = settings.name or socket.gethostname().partition(".")[0]
     checked_name("name", name)
     checked_name("site", settings.site)
     checked_prefix(settings.prefix)
+    for key in ("broker", "triggers_broker"):
+        try:
+            Link.of(getattr(settings, key))
+        except ValueError as error:
+            raise UsageError(f"{key}: {error}; as in mqtt://host:1883") from error
     project = (folder / settings.project).resolve()
-    files = {
-        key: str((folder / value).resolve())
-        for key in ("ca_file", "cert_file", "key_file")
-        if (value := getattr(settings, key))
-    }
-    store = str((project / settings.store).resolve())
-    return msgspec.structs.replace(settings, name=name, project=str(project), store=store, **files)
+    store = (project / settings.store).resolve()
+    return msgspec.structs.replace(settings, name=name, project=str(project), store=str(store))

@@ -1,42 +1,48 @@
 """The local socket of a running agent: `fp-agent status` and `doctor` ask it, nobody else needs it.
 
-One request a line, one answer a line, both JSON. The socket is the owner's alone.
+One request a line, one answer a line, both JSON. It is beside the store: there the agent may
+write, whoever it runs as and however locked in, and there everybody looks who knows the store.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
+import logging
 import os
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fp_async.errors import BrokerError
+from fp_async.errors import BrokerError, describe
 
 if TYPE_CHECKING:
     from edge_agent.agent import Agent
 
+log = logging.getLogger("fp_async.agent")
 _LONGEST = 4096
-
-
-def socket_paths(store: str) -> list[Path]:
-    """Where an agent on that store may listen, the best place first: short names, since the
-    system limits their length. systemd gives a service /run/fp-agent.
-    """
-    name = f"fp-agent-{hashlib.blake2b(store.encode(), digest_size=8).hexdigest()}.sock"
-    own = os.environ.get("RUNTIME_DIRECTORY", "/run/fp-agent").partition(":")[0]
-    return [Path(folder) / name for folder in (own, "/run", tempfile.gettempdir())]
+_LONGEST_ADDRESS = 100  # bytes: the system's limit for the name of a socket is 107
 
 
 def socket_path(store: str) -> Path:
-    """The first of them in a folder that can be written to."""
-    paths = socket_paths(store)
-    return next((path for path in paths if os.access(path.parent, os.W_OK)), paths[-1])
+    """Where an agent on that store listens."""
+    return Path(f"{store}.sock")
+
+
+@contextlib.contextmanager
+def _address(path: Path) -> Iterator[str]:
+    """A name for the socket that is short enough, however long its path is."""
+    if len(os.fsencode(path)) <= _LONGEST_ADDRESS:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 class Control:
@@ -48,9 +54,18 @@ class Control:
         self._began = time.time()
 
     async def run(self) -> None:
-        """Serve until cancelled."""
-        self._path.unlink(missing_ok=True)
-        server = await asyncio.start_unix_server(self._answer, self._path, limit=_LONGEST)
+        """Serve until cancelled. An agent that cannot be asked works all the same."""
+        with contextlib.suppress(OSError), _address(self._path) as address:
+            try:
+                self._path.unlink(missing_ok=True)
+                server = await asyncio.start_unix_server(self._answer, address, limit=_LONGEST)
+            except OSError as error:
+                log.warning("`fp-agent status` cannot ask this agent: %s", error)
+            else:
+                await self._serve(server)
+        await asyncio.Event().wait()
+
+    async def _serve(self, server: asyncio.Server) -> None:
         self._path.chmod(0o600)
         try:
             await asyncio.Event().wait()
@@ -70,22 +85,26 @@ class Control:
         """What the agent knows of itself now."""
         agent = self._agent
         number, size = await agent.rows.waiting()
+        counts = await agent.store.counts()
         return {
             "name": agent.settings.name,
             "status": agent.status,
             "pid": os.getpid(),
             "since": self._began,
-            "broker": agent.settings.broker,
+            "broker": agent.settings.place,
             "connected": agent.connected,
             "gateway": agent.gateway,
-            "problem": agent.problem or None,
+            "problem": str(agent.problems) or None,
+            "problem_since": agent.problems.since,
             "busy": agent.worker.running,
             "slots": agent.settings.slots,
+            "jobs": {state: count for (_, state), count in counts.items()},
             "untold": number,
             "untold_bytes": size,
             "disk_free": agent.house.disk_free,
             "full": agent.house.full,
             "skipped": agent.house.refused,
+            "set_aside": await agent.rows.fact("set aside"),
             "store": agent.identity.store,
             "starts": agent.identity.starts,
             "connections": agent.n,
@@ -96,7 +115,7 @@ class Control:
         """A message to the gateway and back, over the agent's own connection."""
         session = self._agent.session
         if session is None:
-            return {"error": self._agent.problem or "the agent is not connected"}
+            return {"error": str(self._agent.problems) or "the agent is not connected"}
         try:
             return await session.ping()
         except (BrokerError, TimeoutError) as error:
@@ -104,18 +123,25 @@ class Control:
 
 
 def ask(store: str, what: str, seconds: float = 10.0) -> dict[str, Any] | None:
-    """Ask the agent on that store; None where none runs."""
+    """Ask the agent on that store: `status` or `ping`. None where none listens.
+
+    {"error": why} where one does, but does not answer, or may not be asked by this user.
+    """
     import socket
 
-    for path in socket_paths(store):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(seconds)
-            try:
-                sock.connect(str(path))
-            except OSError:
-                continue
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(seconds)
+        try:
+            with _address(socket_path(store)) as address:
+                sock.connect(address)
+        except PermissionError as error:
+            return {"error": f"may not ask it: {error.strerror}; be its user, or root"}
+        except OSError:
+            return None
+        try:
             sock.sendall(msgspec.json.encode({"ask": what}) + b"\n")
             data = b"".join(iter(lambda: sock.recv(65_536), b""))
             answer: dict[str, Any] = msgspec.json.decode(data)
-            return answer
-    return None
+        except (OSError, msgspec.DecodeError) as error:
+            return {"error": f"it does not answer: {describe(error)}"}
+        return answer

@@ -12,25 +12,27 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
 from edge_agent import notify
 from edge_agent.agent import Agent
-from edge_agent.config import AgentSettings
+from edge_agent.config import SETTINGS, AgentSettings
 from edge_agent.control import Control
 from edge_agent.session import Session
 from fp_async import link, wire
 from fp_async.errors import FlowerPowerError, SessionTakenError, StoreError
 from fp_async.link import Connection, Link, Will
 
-VARIABLE = "FP_AGENT_SETTINGS"
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 log = logging.getLogger("fp_async.agent")
 _GOODBYE = 3.0
 _TAKEN = 60.0
+_LOOKED_AT = 0.3
 
 
 class Daemon:
@@ -94,7 +96,9 @@ class Daemon:
             try:
                 await link.serve(self._link, self._serve, told=self._told)
             except SessionTakenError as error:
-                self._agent.note_problem(f"another client connects as this agent: {error}")
+                self._agent.problems.note(
+                    "broker", f"another client connects as this agent: {error}"
+                )
                 await asyncio.sleep(_TAKEN)
 
     async def _say_goodbye(self) -> None:
@@ -122,9 +126,8 @@ class Daemon:
             self._session = None
 
     def _told(self, error: FlowerPowerError | None) -> None:
-        if error is not None:
-            self._agent.problem = str(error)
-        else:
+        self._agent.problems.note("broker", str(error or ""), logged=True)
+        if error is None:
             log.info("connected to %s", self._address)
 
     def _stop(self) -> None:
@@ -160,13 +163,29 @@ def address(settings: AgentSettings) -> Link:
 @contextlib.contextmanager
 def alone(store: Path) -> Iterator[None]:
     """Nobody else runs on this store; the lock goes with the process. Raises StoreError."""
-    with store.with_name(f"{store.name}.lock").open("w") as file:
+    with store.with_name(f"{store.name}.lock").open("a+") as file:
+        if not _locked(file):
+            file.seek(0)
+            who = f"another agent (pid {file.read().strip() or 'unknown'})"
+            raise StoreError(f"{who} runs on the store {store}; give this one another --store")
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _locked(file: IO[str]) -> bool:
+    """Whether we have the lock now. A `status` looks at it for a moment."""
+    deadline = time.monotonic() + _LOOKED_AT
+    while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            text = f"another agent runs on the store {store}; give this one another --store"
-            raise StoreError(text) from None
-        yield
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
 
 
 async def _run(settings: AgentSettings) -> None:
@@ -175,7 +194,7 @@ async def _run(settings: AgentSettings) -> None:
 
 def main() -> None:
     """Run the agent that FP_AGENT_SETTINGS describes."""
-    settings = msgspec.json.decode(os.environ.pop(VARIABLE), type=AgentSettings)
+    settings = msgspec.json.decode(os.environ.pop(SETTINGS), type=AgentSettings)
     level = getattr(logging, settings.log_level.upper())
     logging.basicConfig(level=level, format=FORMAT, stream=sys.stderr)
     try:
@@ -185,7 +204,3 @@ def main() -> None:
     except (FlowerPowerError, OSError) as error:
         log.error("%s", error)  # noqa: TRY400 - it is told what to do about it
         sys.exit(getattr(error, "exit_code", 1))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
 from edge_agent.config import AgentSettings
+from edge_agent.problems import Problems
 from edge_agent.store import AgentStore
 from fp_async import processes
 from fp_async.errors import StoreError
@@ -59,14 +62,15 @@ class Housekeeping:
             await store.open()
             await self._rows.note("set aside", f"{moved}: {error}")
 
-    async def run(self, tell: Callable[[str], None]) -> None:
-        """Look every 30 s until cancelled."""
+    async def run(self, problems: Problems) -> None:
+        """Look every 30 s until cancelled; `problems` hears of what is found, and is kept."""
         cleaned = time.monotonic()
         while True:
             await asyncio.sleep(_LOOK)
             self._look_at_clock()
             await self._patience(self.look)
-            tell(self.full or "")
+            problems.note("room", self.full or "")
+            await self._patience(lambda: self.save(problems))
             if time.monotonic() - cleaned > _CLEAN:
                 cleaned = time.monotonic()
                 await self._patience(self._rows.forget)
@@ -76,13 +80,19 @@ class Housekeeping:
         """See how much room there is."""
         settings = self._settings
         self.untold, size = await self._rows.waiting()
-        self.disk_free = shutil.disk_usage(Path(settings.store).parent).free
+        self.disk_free = free_bytes(Path(settings.store).parent)
         self.full = None
         if size > settings.outbox * _MEBIBYTE:
             self.full = f"the outbox is full: {size // _MEBIBYTE} MiB wait to be told"
         elif self.disk_free < settings.disk_floor * _MEBIBYTE:
             free = self.disk_free // _MEBIBYTE
             self.full = f"the disk is nearly full: {free} MiB are free"
+
+    async def save(self, problems: Problems) -> None:
+        """Keep the last problem, for a status that finds no agent. A write only for a change."""
+        if problems.unsaved and problems.last is not None:
+            problems.unsaved = False
+            await self._rows.note("problem", msgspec.json.encode(problems.last).decode())
 
     def skipped(self, what: str) -> None:
         """Count something that was not begun for want of room."""
@@ -104,6 +114,12 @@ class Housekeeping:
         known = float(await self._rows.fact("time") or 0)
         if time.time() > known:
             await self._rows.note("time", repr(time.time()))
+
+
+def free_bytes(folder: Path) -> int:
+    """What is left on the disk for whoever is not root. (Without shutil, which loads bz2, lzma.)"""
+    stat = os.statvfs(folder)
+    return stat.f_bavail * stat.f_frsize
 
 
 def _ahead() -> float:

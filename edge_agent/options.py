@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edge_agent.config import AgentSettings, read
+from edge_agent.config import AgentSettings, flag, read, strange
 
 HELP = {
     "broker": "mqtt://host:1883, mqtts://host, ws://, wss://.",
@@ -20,19 +21,19 @@ HELP = {
     "key_file": "PEM of this agent's key.",
     "prefix": "Topics begin with it. Default: fp/v1.",
     "site": "Which fleet it belongs to. Default: main.",
-    "project": "Folder with pipelines/ and conf/. Default: this one.",
+    "project": "Folder with pipelines/ and conf/. Default: that of agent.yml, or this one.",
     "store": "File for jobs and results. Default: fp-agent.db in the project.",
     "tags": "name=value; may be given several times.",
-    "slots": "Jobs at once.",
+    "slots": "Jobs at once. Default: 1.",
     "window": "Jobs that it takes from the gateway at once. Default: max(2 x slots, 16).",
-    "keepalive": "Seconds.",
-    "heartbeat": "Seconds between two signs of life.",
-    "grace": "Seconds that running jobs get to end when the agent is stopped.",
-    "idle_timeout": "Seconds until a process without a job is ended.",
-    "memory_limit": "MiB for each job's process.",
-    "outbox": "MiB of results that may wait for the network.",
-    "disk_floor": "MiB that have to stay free on the disk.",
-    "log_level": "debug, info, warning or error.",
+    "keepalive": "Seconds. Default: 30.",
+    "heartbeat": "Seconds between two signs of life. Default: 30.",
+    "grace": "Seconds that running jobs get to end when the agent is stopped. Default: 30.",
+    "idle_timeout": "Seconds until a process without a job is ended. Default: 60.",
+    "memory_limit": "MiB for each job's process. Default: no limit.",
+    "outbox": "MiB of results that may wait for the network. Default: 64.",
+    "disk_floor": "MiB that have to stay free on the disk. Default: 200.",
+    "log_level": "debug, info, warning or error. Default: info.",
     "triggers_broker": "Broker for local triggers, if not the same.",
 }
 
@@ -40,15 +41,26 @@ HELP = {
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--config, and every key of agent.yml as a flag."""
     for name in reversed(HELP):
-        flags = ["--tag" if name == "tags" else f"--{name.replace('_', '-')}", name]
         options: dict[str, Any] = {"multiple": True} if name == "tags" else {}
-        command = click.option(*flags, help=HELP[name], **options)(command)
+        command = click.option(flag(name), name, help=HELP[name], **options)(command)
     kind = click.Path(dir_okay=False, path_type=Path)
-    return click.option("--config", "config_file", type=kind, help="agent.yml")(command)
+    about = "agent.yml; that of this folder is read without being named."
+    return click.option("--config", "config_file", type=kind, help=about)(command)
+
+
+def file_of(config_file: Path | None) -> Path | None:
+    """The settings file: agent.yml of this folder without --config."""
+    here = Path("agent.yml")
+    return here if config_file is None and here.is_file() else config_file
+
+
+def given(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were given."""
+    return {name: value for name, value in flags.items() if value not in (None, ())}
 
 
 def settings_of(config_file: Path | None, flags: dict[str, Any]) -> AgentSettings:
-    """Flags over FP_AGENT_* over the file; agent.yml of this folder without --config."""
-    if config_file is None and Path("agent.yml").is_file():
-        config_file = Path("agent.yml")
-    return read(config_file, {name: value or None for name, value in flags.items()})
+    """Flags over FP_AGENT_* over the file. Variables that are none of ours are told about."""
+    for text in strange(os.environ):
+        click.echo(f"warning: {text}", err=True)
+    return read(file_of(config_file), given(flags))

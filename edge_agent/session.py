@@ -93,7 +93,7 @@ class Session:
             await self._connection.subscribe(topic, qos=1)
         await self.show()
         agent.connected, agent.session = True, self
-        agent.note_problem("")
+        agent.problems.note("reports", "")
         try:
             async with asyncio.TaskGroup() as group:
                 for part in (self._receive, self._tell, self._beat):
@@ -361,7 +361,7 @@ class Session:
     async def _denied(self, error: PublishRefusedError, payload: bytes) -> None:
         """The broker does not want it: without its value if that is too large, else later."""
         agent, said = self._agent, [m for m in wire.reports(payload) if isinstance(m, Message)]
-        agent.note_problem(f"the broker refuses reports: {error}")
+        agent.problems.note("reports", f"the broker refuses reports: {error}")
         if error.code == _TOO_LARGE and len(said) > 1:
             for each in said:
                 await self._publish([each])

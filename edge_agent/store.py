@@ -132,6 +132,8 @@ def _begin(db: _Db) -> Identity:
     if store is None:
         store = uuid.uuid4().hex
         _note(db, name="store", value=store)
+    _note(db, name="began", value=repr(time.time()))
+    _note(db, name="ended", value="")
     return Identity(store, _count(db, name="starts"))
 
 
