@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_agent import looking
-from edge_agent.options import settings_of, settings_options
-from fp_async.errors import AlreadyExistsError
+from edge_agent.options import file_of, given, settings_of, settings_options
+from fp_async.errors import AlreadyExistsError, FileAccessError
 
 if TYPE_CHECKING:
     from edge_agent.doctor import Step
 
-_OFFLINE, _STOPPED = 3, 4  # exit codes
+_OFFLINE, _STOPPED = 3, 4  # exit codes of status
+_UNIT = Path("/etc/systemd/system/fp-agent.service")
+_MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "failed": ("FAILED", "red")}
 _output = click.option("--output", type=click.Choice(["text", "json"]), default="text")
 
 
@@ -28,13 +30,14 @@ def status(config_file: Path | None, output: str, **flags: Any) -> None:
     A running agent is asked; else its store is read, and nothing in it is changed. Exit code 0:
     running and connected, 3: running without a connection, 4: not running.
     """
-    settings = settings_of(config_file, flags)
-    found = looking.status(settings)
+    from edge_agent import looking
+
+    found = looking.status(settings_of(config_file, flags))
     if output == "json":
-        click.echo(looking.as_json(found))
+        click.echo(json.dumps(found, indent=2))
     else:
-        for label, value in looking.described(found):
-            click.echo(f"{label.ljust(12)} {value}")
+        for label, value, color in looking.described(found):
+            click.echo(f"{label.ljust(12)} {click.style(value, fg=color) if color else value}")
     if not found["running"]:
         sys.exit(_STOPPED)
     sys.exit(0 if found["connected"] else _OFFLINE)
@@ -48,14 +51,19 @@ def status(config_file: Path | None, output: str, **flags: Any) -> None:
 def jobs(
     config_file: Path | None, state: str | None, limit: int, output: str, **flags: Any
 ) -> None:
-    """List the newest jobs in the device's store, beside a running agent or without one."""
-    from fp_async.cli.output import echo_table
+    """List the newest jobs in the device's store, beside a running agent or without one.
+
+    `acknowledged` says whether the center has the outcome; until then it stays on the device.
+    """
+    from edge_agent import looking
 
     states = tuple(part.strip() for part in state.split(",")) if state else ()
     rows = looking.jobs(settings_of(config_file, flags), states, limit)
     if output == "json":
-        click.echo(looking.as_json(rows))
+        click.echo(json.dumps(rows, indent=2))
     elif rows:
+        from fp_async.cli.output import echo_table
+
         echo_table([looking.job_line(row) for row in rows])
     else:
         click.echo("no such jobs on this device", err=True)
@@ -71,56 +79,72 @@ def init(folder: Path, *, overwrite: bool) -> None:
     path = folder / "agent.yml"
     if path.exists() and not overwrite:
         raise AlreadyExistsError(f"{path} is there already; --overwrite writes it anew")
-    for written in writing.project(folder):
-        click.echo(f"created {written}")
-    click.echo(f"next: fp-agent run --config {path}")
+    try:
+        for written in writing.project(folder):
+            click.echo(f"created {written}")
+    except OSError as error:
+        raise FileAccessError(f"cannot write {error.filename}: {error.strerror}") from error
+    click.echo(f"next: fp-agent doctor --config {path}; fp-agent run --config {path}")
 
 
 @click.command()
 @settings_options
 def doctor(config_file: Path | None, **flags: Any) -> None:
-    """Try the whole way, step by step: store, pipelines, clock, broker, rights, gateway.
+    """Try the whole way, step by step: pipelines, store, clock, broker, gateway, rights.
 
     A running agent is asked; only where none runs does this connect itself, since the broker
     would kick the agent off. Exit code 1 where something is wrong.
     """
     import asyncio
 
-    from edge_agent import doctor as doctors
+    from edge_agent.doctor import examine
 
     settings = settings_of(config_file, flags)
     failed = 0
 
     def tell(step: Step) -> None:
         nonlocal failed
-        mark, color = {"ok": ("ok", "green"), "note": ("note", "yellow")}.get(
-            step.verdict, ("FAILED", "red")
-        )
         failed += step.verdict == "failed"
+        mark, color = _MARKS[step.verdict]
         click.echo(f"{click.style(mark.ljust(7), fg=color)} {step.what}: {step.text}")
+        if step.remedy:
+            click.echo(f"        {step.remedy}")
 
-    asyncio.run(doctors.examine(settings, tell))
+    asyncio.run(examine(settings, tell))
     sys.exit(1 if failed else 0)
 
 
 @click.command("install-service")
 @settings_options
-@click.option("--user", help="Whom the service runs as. Default: root, locked in.")
+@click.option("--user", help="Whom the service runs as. Default: root, without its powers.")
 @click.option("--print", "printed", is_flag=True, help="To standard output, and no file.")
 def install_service(
     config_file: Path | None, user: str | None, *, printed: bool, **flags: Any
 ) -> None:
-    """Write a systemd unit for the agent: restarted for ever, watched, and locked in."""
+    """Write a systemd unit for the agent: restarted for ever, watched, and locked in.
+
+    It runs the agent with the settings file and the flags that this is given; a password does not
+    get into it, since everybody can read it.
+    """
     from edge_agent import writing
 
     settings = settings_of(config_file, flags)
-    text = writing.unit(settings, config_file, user)
+    text = writing.unit(settings, file_of(config_file), given(flags), user)
     if printed:
         click.echo(text, nl=False)
         return
-    path = Path("/etc/systemd/system/fp-agent.service")
-    path.write_text(text, encoding="utf-8")
-    click.echo(f"created {path}\nnext: systemctl daemon-reload && systemctl enable --now fp-agent")
+    try:
+        _UNIT.write_text(text, encoding="utf-8")
+    except OSError as error:
+        text = f"cannot write {_UNIT}: {error.strerror}; be root, or take --print"
+        raise FileAccessError(text) from error
+    click.echo(f"created {_UNIT}")
+    if settings.password:
+        click.echo(f"put FP_AGENT_PASSWORD=... into {writing.SECRETS}, readable by root alone")
+    if user:
+        click.echo(f"the store's folder has to be {user}'s: chown {user} {writing.place(settings)}")
+    click.echo("next: systemctl daemon-reload && systemctl enable --now fp-agent")
+    click.echo("then: fp-agent status")
 
 
 ALL: tuple[click.Command, ...] = (status, jobs, init, doctor, install_service)

@@ -1,37 +1,48 @@
-"""`fp-agent doctor`: the way from the device to the gateway, tried step by step."""
+"""`fp-agent doctor`: the way from the device to the gateway, tried step by step.
+
+A running agent is asked; only where none runs does this connect itself: the broker would kick off
+an agent of the same name. What it leaves behind is nothing: of its own topics it says only empty
+messages, which brokers do not keep and gateways do not read, and pings.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
-import shutil
+import sqlite3
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-import msgspec
+from typing import Any, Literal, NamedTuple
 
 from edge_agent import control, looking
 from edge_agent.config import AgentSettings
-from edge_agent.daemon import address
-from fp_async import messages, versions, wire
-from fp_async.errors import BrokerError, FlowerPowerError, MessageError
-from fp_async.link import Connection, connected
+from edge_agent.housekeeping import free_bytes
+from fp_async import versions, wire
+from fp_async.errors import BrokerError, MessageError, PublishRefusedError, StoreError
+from fp_async.link import Connection, Message, connected
 from fp_async.messages import Ping, Pong
 
 _MEBIBYTE = 2**20
 _WAIT = 5.0
+_FOREIGN_WAIT = 1.0
+_IMPORTS = 120.0
 _OFFSET = 5.0  # seconds between the clocks of device and gateway that need a word
+_RIGHTS = "give this user the agent's rights on its own topics (flowerpower broker-config)"
+_NO_GATEWAY = "start one in the project: flowerpower start-gateway"
 
 
 class Step(NamedTuple):
-    """What was tried, and what came of it."""
+    """What was tried, what came of it, and what to do about it."""
 
     what: str
     verdict: Literal["ok", "note", "failed"]
     text: str
+    remedy: str = ""
 
 
 Tell = Callable[[Step], None]
@@ -39,141 +50,238 @@ Tell = Callable[[Step], None]
 
 async def examine(settings: AgentSettings, tell: Tell) -> None:
     """Try everything; `tell` hears of each step when it is done."""
-    tell(_pipelines(settings))
-    tell(_store(settings))
-    tell(_disk(settings))
+    for step in _project(settings):
+        tell(step)
+    tell(await _importable(settings))
     running = await asyncio.to_thread(control.ask, settings.store, "status")
-    if running is None:
+    held = running is not None or looking.is_held(settings.store)
+    for step in _storage(settings, held=held):
+        tell(step)
+    if running is not None and "error" not in running:
+        async for step in _by_the_agent(settings, running):
+            tell(step)
+    elif held:
+        why = (running or {}).get("error") or "it does not listen on its local socket"
+        tell(Step("agent", "failed", f"one runs on this store: {why}", "restart it"))
+    else:
         tell(Step("agent", "note", "none runs on this store, so this connects itself"))
-        await _connect(settings, tell)
+        async for step in _by_ourselves(settings):
+            tell(step)
+
+
+# On the device ----------------------------------------------------------------------------------
+
+
+def _project(settings: AgentSettings) -> Iterator[Step]:
+    yield Step("configuration", "ok", f"agent {settings.name}, site {settings.site}")
+    found = versions.versions(Path(settings.project))
+    if found:
+        named = ", ".join(f"{name} ({version[:8]})" for name, version in found.items())
+        yield Step("pipelines", "ok", named)
         return
-    tell(Step("agent", "ok", f"runs as pid {running['pid']}"))
-    problem = running["problem"] or "no connection"
-    tell(
-        Step(
-            "broker",
-            "ok" if running["connected"] else "failed",
-            f"{settings.broker}" if running["connected"] else f"{settings.broker}: {problem}",
-        )
+    folder = f"{settings.project}/pipelines"
+    yield Step("pipelines", "failed", f"none in {folder}", "copy the project's pipelines/ there")
+
+
+async def _importable(settings: AgentSettings) -> Step:
+    """Whether they can be imported here, asked of a process that may load all that they need."""
+    command = (sys.executable, "-m", "fp_async", "check", "--base-dir", settings.project)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
-    answer = await asyncio.to_thread(control.ask, settings.store, "ping")
-    tell(_answer(answer or {"error": "the agent has just ended"}))
-
-
-def _pipelines(settings: AgentSettings) -> Step:
-    found = versions.names(Path(settings.project))
-    if not found:
-        return Step("pipelines", "failed", f"none in {settings.project}/pipelines: copy them there")
-    return Step("pipelines", "ok", ", ".join(found))
-
-
-def _store(settings: AgentSettings) -> Step:
-    path = Path(settings.store)
-    if not path.exists():
-        there = path.parent.is_dir()
-        text = f"{path} will be made" if there else f"there is no folder {path.parent}"
-        return Step("store", "ok" if there else "failed", text)
     try:
-        with looking.opened(settings.store) as db:
+        async with asyncio.timeout(_IMPORTS):
+            said, _ = await process.communicate()
+    except TimeoutError:
+        return Step("imports", "note", f"not known: it takes longer than {_IMPORTS:g} s")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    lines = said.decode(errors="replace").strip().splitlines() or [""]
+    if process.returncode == 0:
+        return Step("imports", "ok", lines[-1])
+    remedy = "install on this device what the pipelines import; flowerpower check says more"
+    return Step("imports", "failed", lines[0], remedy)
+
+
+def _storage(settings: AgentSettings, *, held: bool) -> Iterator[Step]:
+    path = Path(settings.store)
+    yield _writable(path, held=held)
+    if path.exists():
+        yield _sound(path)
+    yield _disk(settings)
+    yield _clock(path)
+
+
+def _writable(path: Path, *, held: bool) -> Step:
+    remedy = "give the agent's user the right to write there, or set another `store`"
+    try:
+        if held or not path.exists():
+            with tempfile.TemporaryFile(dir=path.parent):
+                text = f"{path}{'' if path.exists() else ' will be made'}"
+                return Step("store", "ok", text)
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as db:
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("ROLLBACK")
+    except (OSError, sqlite3.Error) as error:
+        return Step("store", "failed", f"{path}: {error}", remedy)
+    return Step("store", "ok", f"{path} can be written")
+
+
+def _sound(path: Path) -> Step:
+    remedy = "the agent sets a corrupt store aside when it starts; is the disk well?"
+    try:
+        with looking.opened(str(path)) as db:
             said = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-    except FlowerPowerError as error:
-        return Step("store", "failed", str(error))
-    return Step("store", "ok" if said == "ok" else "failed", f"{path}: {said}")
+    except StoreError as error:
+        return Step("integrity", "failed", str(error), remedy)
+    if said != "ok":
+        return Step("integrity", "failed", said, remedy)
+    return Step("integrity", "ok", f"SQLite {sqlite3.sqlite_version} finds nothing wrong")
 
 
 def _disk(settings: AgentSettings) -> Step:
-    free = shutil.disk_usage(Path(settings.store).parent).free // _MEBIBYTE
-    enough = free >= settings.disk_floor
-    text = f"{free:,} MiB free, {settings.disk_floor} have to be (disk_floor)"
-    return Step("disk", "ok" if enough else "failed", text)
+    try:
+        free = free_bytes(Path(settings.store).parent) // _MEBIBYTE
+    except OSError as error:
+        return Step("disk", "failed", str(error), "make the store's folder, or set another `store`")
+    text = f"{free:,} MiB free, {settings.disk_floor:,} have to be (disk_floor)"
+    if free >= settings.disk_floor:
+        return Step("disk", "ok", text)
+    return Step("disk", "failed", text, "nothing new is accepted until there is room")
 
 
-def _answer(answer: dict[str, object]) -> Step:
+def _clock(store: Path) -> Step:
+    """Whether schedules by time of day may fire; the agent decides it in the same way."""
+    from edge_agent.scheduling import Clock
+
+    noted = 0.0
+    with contextlib.suppress(StoreError):
+        if store.exists():
+            with looking.opened(str(store)) as db:
+                row = db.execute("SELECT value FROM facts WHERE name = 'time'").fetchone()
+                noted = float(row[0]) if row else 0.0
+    clock = Clock(noted)
+    shown = datetime.now(UTC).isoformat(" ", timespec="seconds")
+    if clock.is_right(tell=False):
+        return Step("clock", "ok", shown)
+    remedy = "set it, or wait for time synchronization; until then schedules by time of day wait"
+    return Step("clock", "note", f"{shown} cannot be right, or is not synchronized", remedy)
+
+
+# By a running agent -----------------------------------------------------------------------------
+
+
+async def _by_the_agent(settings: AgentSettings, running: dict[str, Any]) -> AsyncIterator[Step]:
+    yield Step("agent", "ok", f"runs as pid {running['pid']}, {running['status']}")
+    if not running["connected"]:
+        problem = running["problem"] or "no connection"
+        yield Step("broker", "failed", f"{settings.place}: {problem}")
+        return
+    yield Step("broker", "ok", settings.place)
+    answer = await asyncio.to_thread(control.ask, settings.store, "ping")
+    answer = answer or {"error": "the agent has just ended"}
     if "error" in answer:
-        return Step(
-            "gateway", "failed", f"{answer['error']}; is `flowerpower start-gateway` running?"
-        )
-    offset = float(str(answer["clock_offset"]))
-    text = f"answered in {answer['milliseconds']} ms, its clock is {offset:+.1f} s against ours"
-    return Step("gateway", "note" if abs(offset) > _OFFSET else "ok", text)
+        text = str(answer["error"]) if running["gateway"] else "no gateway is there"
+        yield Step("gateway", "failed", text, _NO_GATEWAY)
+        return
+    yield _answered(answer["milliseconds"], answer["clock_offset"])
 
 
-# Without a running agent ------------------------------------------------------------------------
+def _answered(milliseconds: float, offset: float) -> Step:
+    text = f"answered in {milliseconds} ms, its clock is {offset:+.1f} s against ours"
+    if abs(offset) <= _OFFSET:
+        return Step("gateway", "ok", text)
+    return Step("gateway", "note", text, "set the clocks; the center counts with its own")
 
 
-async def _connect(settings: AgentSettings, tell: Tell) -> None:
+# By ourselves -----------------------------------------------------------------------------------
+
+
+async def _by_ourselves(settings: AgentSettings) -> AsyncIterator[Step]:
+    from edge_agent.daemon import address
+
     try:
         async with connected(address(settings)) as connection:
-            tell(Step("broker", "ok", f"{settings.broker}, MQTT {_version(connection)}"))
-            tell(await _own_topics(settings, connection))
-            tell(await _foreign_topics(settings, connection))
-            tell(await _ping(settings, connection))
+            spoken = "MQTT 5" if connection.version == 5 else "MQTT 3.1.1"
+            yield Step("broker", "ok", f"{settings.place}, {spoken}")
+            for part in (_own_topics, _gateway, _foreign_topics):
+                yield await part(settings, connection)
     except BrokerError as error:
-        tell(Step("broker", "failed", str(error)))
-
-
-def _version(connection: Connection) -> str:
-    return "5" if connection.version == 5 else "3.1.1"
+        remedy = "are broker, username, password and ca_file right, and is the broker running?"
+        yield Step("broker", "failed", str(error), remedy)
 
 
 async def _own_topics(settings: AgentSettings, connection: Connection) -> Step:
     """Whether what is published on the agent's own state topic comes back."""
     topic = settings.topics.agent(settings.name, "state")
-    await connection.subscribe(topic, 1)
-    body = messages.AgentState(
-        status="offline",
-        store="doctor",
-        starts=0,
-        n=0,
-        boot=secrets.token_hex(4),
-        clock=time.time(),
-    )
     try:
-        await connection.publish(topic, wire.encode(body), qos=1)
-        arrived = await _heard(connection, topic, body.boot.encode())
-    except (BrokerError, TimeoutError) as error:
-        return Step(
-            "own topics", "failed", f"{topic}: {error or 'nothing comes back'}; see its ACL"
-        )
-    return Step(
-        "own topics", "ok", f"{topic} at {datetime.now(UTC):%H:%M:%S}, {len(arrived)} bytes"
-    )
+        await connection.subscribe(topic, 1)
+        await connection.publish(topic, b"", qos=1)
+        await _heard(connection, lambda m: m.topic == topic and not m.payload)
+    except TimeoutError:
+        return Step("own topics", "failed", f"{topic}: nothing comes back", _RIGHTS)
+    except PublishRefusedError as error:
+        return Step("own topics", "failed", str(error), _RIGHTS)
+    return Step("own topics", "ok", f"{topic} can be written and heard")
+
+
+async def _gateway(settings: AgentSettings, connection: Connection) -> Step:
+    """Whether a gateway hears the agent's reports and is heard by it."""
+    topics, nonce = settings.topics, secrets.token_hex(8)
+    do = topics.agent(settings.name, "do")
+    began = time.monotonic()
+    try:
+        await connection.subscribe_all(((do, 1), (topics.gateway, 1)))
+        report = topics.agent(settings.name, "report")
+        await connection.publish(report, wire.encode(Ping(nonce=nonce)), qos=1)
+        heard = await _heard(connection, lambda m: m.topic == do and _answers(m, nonce))
+        pong = wire.do(heard.payload)
+    except TimeoutError:
+        remedy = f"{_NO_GATEWAY}; if one runs: {_RIGHTS}"
+        return Step("gateway", "failed", "no gateway answers", remedy)
+    except PublishRefusedError as error:
+        return Step("gateway", "failed", str(error), _RIGHTS)
+    took = round(1e3 * (time.monotonic() - began), 1)
+    assert isinstance(pong, Pong)
+    return _answered(took, pong.clock - time.time())
+
+
+def _answers(message: Message, nonce: str) -> bool:
+    try:
+        said = wire.do(message.payload)
+    except MessageError:
+        return False
+    return isinstance(said, Pong) and said.nonce == nonce
 
 
 async def _foreign_topics(settings: AgentSettings, connection: Connection) -> Step:
-    """Whether the broker keeps this agent from hearing what others are told: a subscription that
-    is denied may be granted and deliver nothing, so what counts is what arrives.
+    """Whether the broker keeps this agent from what is said to others. A subscription that is
+    denied may be granted and deliver nothing, so what counts is what arrives.
     """
-    topic = settings.topics.agent("fp-doctor-nobody", "do")
+    topic = settings.topics.agent(f"fp-doctor-{secrets.token_hex(4)}", "do")
     mark = secrets.token_hex(8).encode()
     try:
         await connection.subscribe(topic, 1)
         await connection.publish(topic, mark, qos=1)
-        await _heard(connection, topic, mark, seconds=1.0)
-    except (BrokerError, TimeoutError):
-        return Step("foreign topics", "ok", "refused, as they should be")
-    return Step("foreign topics", "note", "allowed: this broker protects nothing")
+        await _heard(connection, lambda m: m.payload == mark, _FOREIGN_WAIT)
+    except PublishRefusedError:
+        return Step("foreign topics", "ok", "the broker refuses what this agent says there")
+    except TimeoutError:
+        return Step("foreign topics", "ok", "nothing that this agent says there arrives")
+    except BrokerError as error:
+        return Step("foreign topics", "ok", f"the broker refuses: {error}")
+    remedy = "anybody can tell any agent what to run; for rights: flowerpower broker-config"
+    return Step("foreign topics", "note", "allowed: this broker protects nothing", remedy)
 
 
-async def _heard(connection: Connection, topic: str, mark: bytes, seconds: float = _WAIT) -> bytes:
+async def _heard(
+    connection: Connection, meant: Callable[[Message], bool], seconds: float = _WAIT
+) -> Message:
+    """The first message that is meant. Raises TimeoutError, BrokerError."""
     async with asyncio.timeout(seconds):
         while True:
             for message in await connection.receive():
-                if message.topic == topic and mark in message.payload:
-                    return message.payload
-
-
-async def _ping(settings: AgentSettings, connection: Connection) -> Step:
-    topics, nonce = settings.topics, secrets.token_hex(8)
-    await connection.subscribe(topics.agent(settings.name, "do"), 1)
-    began = time.monotonic()
-    report = topics.agent(settings.name, "report")
-    try:
-        await connection.publish(report, wire.encode(Ping(nonce=nonce)), qos=1)
-        payload = await _heard(connection, topics.agent(settings.name, "do"), nonce.encode())
-        pong = wire.do(payload)
-    except (BrokerError, TimeoutError, MessageError) as error:
-        return _answer({"error": str(error) or "no answer from a gateway"})
-    took = round(1e3 * (time.monotonic() - began), 1)
-    clock = pong.clock if isinstance(pong, Pong) else time.time()
-    return _answer(msgspec.to_builtins({"milliseconds": took, "clock_offset": clock - time.time()}))
+                connection.acknowledge(message)
+                if meant(message):
+                    return message

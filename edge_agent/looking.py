@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from edge_agent import control
 from edge_agent.config import AgentSettings
-from fp_async.errors import StoreError
+from fp_async.errors import StoreError, UnknownNameError
+from fp_async.lifecycle import STATES
 
 Row = dict[str, Any]
 _MEBIBYTE = 2**20
 _COUNTS = "SELECT state, count(*) FROM jobs WHERE pruned = 0 GROUP BY state"
+_UNTOLD = "SELECT count(*) FROM jobs WHERE unreported = 1 AND ended_at IS NOT NULL"
 _JOBS = (
     'SELECT id, pipeline, state, reason, offer, schedule_id, "trigger", attempt, errors, '
     "crashes, created_at, started_at, ended_at, unreported FROM jobs WHERE pruned = 0 "
@@ -25,67 +29,138 @@ _JOBS = (
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[sqlite3.Connection]:
-    """The store, to be read. Raises StoreError where it cannot be."""
+    """The store, to be read. Raises StoreError where it cannot be.
+
+    Without a write-ahead log nobody has it open, and only an immutable file is read without
+    making one.
+    """
+    mode = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
+    place = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     try:
-        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
+        db = sqlite3.connect(f"file:{place}?{mode}", uri=True, timeout=5.0)
+        db.row_factory = sqlite3.Row
+        with contextlib.closing(db):
+            yield db
     except sqlite3.Error as error:
-        raise StoreError(f"store {path}: {error}") from error
-    db.row_factory = sqlite3.Row
+        raise StoreError(f"cannot read the store {path}: {error}") from error
+
+
+def is_held(store: str) -> bool:
+    """Whether a process has the lock of a store."""
     try:
-        yield db
-    except sqlite3.Error as error:
-        raise StoreError(f"store {path}: {error}") from error
-    finally:
-        db.close()
+        with Path(f"{store}.lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+# Status -----------------------------------------------------------------------------------------
 
 
 def status(settings: AgentSettings) -> Row:
     """How the agent is, by itself if it runs."""
     answer = control.ask(settings.store, "status")
-    if answer is not None:
+    if answer is not None and "error" not in answer:
         return {"running": True, **answer}
-    found: Row = {"running": False, "connected": False, "name": settings.name}
+    found: Row = {"running": is_held(settings.store), "connected": False, "name": settings.name}
     if not Path(settings.store).exists():
         return {**found, "problem": f"it has never run here: no {settings.store}"}
     with opened(settings.store) as db:
-        counts = dict(tuple(row) for row in db.execute(_COUNTS))
-        untold = "SELECT count(*) FROM jobs WHERE unreported = 1 AND ended_at IS NOT NULL"
-        facts = dict(tuple(row) for row in db.execute("SELECT name, value FROM facts"))
-        return {
-            **found,
-            "jobs": counts,
-            "untold": db.execute(untold).fetchone()[0],
-            "store": facts.get("store"),
-            "starts": int(facts.get("starts", 0)),
-            "set_aside": facts.get("set aside"),
-        }
+        counts = dict(map(tuple, db.execute(_COUNTS)))
+        facts = dict(map(tuple, db.execute("SELECT name, value FROM facts")))
+        untold = db.execute(_UNTOLD).fetchone()[0]
+    found |= {"jobs": counts, "untold": untold, **_known(settings.store, facts)}
+    if found["running"]:
+        found["problem"] = (answer or {}).get("error") or "it does not listen on its local socket"
+    return found
 
 
-def described(found: Row) -> Iterator[tuple[str, str]]:
-    """Lines for a person: (label, value)."""
-    yield "agent", str(found["name"])
-    if not found["running"]:
-        yield "state", "not running"
-        for state, number in sorted(found.get("jobs", {}).items()):
-            yield state, f"{number} jobs"
+def _known(store: str, facts: Mapping[str, str]) -> Row:
+    """What the facts in a store say of the last time that an agent ran on it."""
+    last = json.loads(facts.get("problem") or "{}")
+    ended = facts.get("ended")
+    return {
+        "store": facts.get("store"),
+        "starts": int(facts.get("starts", 0)),
+        "began": float(facts["began"]) if facts.get("began") else None,
+        "since": float(ended) if ended else _last_write(store),
+        "clean": bool(ended),
+        "problem": last.get("text"),
+        "problem_since": last.get("since"),
+        "problem_over": last.get("over"),
+        "set_aside": facts.get("set aside"),
+    }
+
+
+def _last_write(store: str) -> float:
+    paths = (Path(store), Path(f"{store}-wal"))
+    return max(path.stat().st_mtime for path in paths if path.exists())
+
+
+Line = tuple[str, str, str | None]  # label, value, color
+
+
+def described(found: Row) -> Iterator[Line]:
+    """Lines for a person."""
+    yield "agent", str(found["name"]), None
+    if "pid" in found:
+        yield from _running(found)
+    elif found["running"]:
+        yield "state", "running", "yellow"
+    elif "since" in found:
+        how = "stopped" if found["clean"] else "it was killed, or has crashed; last heard of"
+        yield "state", f"not running; {how} {_local(found['since'])}", "red"
     else:
-        yield "state", f"{found['status']}, pid {found['pid']}, since {_local(found['since'])}"
-        yield (
-            "broker",
-            f"{found['broker']}: {'connected' if found['connected'] else 'no connection'}",
-        )
-        yield "gateway", "there" if found["gateway"] else "nobody hears us"
-        yield "busy", f"{found['busy']} of {found['slots']} slots"
-        yield "disk", f"{found['disk_free'] // _MEBIBYTE:,} MiB free"
+        yield "state", "not running", "red"
+    yield from _counted(found)
+    yield from _wrong(found)
+
+
+def _running(found: Row) -> Iterator[Line]:
+    color = "green" if found["status"] == "ready" else "yellow"
+    since = _local(found["since"])
+    yield "state", f"{found['status']}, pid {found['pid']}, since {since}", color
+    there = found["connected"]
+    text = f"{found['broker']}: {'connected' if there else 'no connection'}"
+    yield "broker", text, "green" if there else "red"
+    heard = found["gateway"]
+    yield "gateway", "there" if heard else "nobody hears us", "green" if heard else "yellow"
+    yield "busy", f"{found['busy']} of {found['slots']} slots", None
+    yield "disk", f"{found['disk_free'] // _MEBIBYTE:,} MiB free", None
+
+
+def _counted(found: Row) -> Iterator[Line]:
+    jobs = found.get("jobs")
+    if jobs is not None:
+        counts = [f"{jobs[state]} {state}" for state in STATES if jobs.get(state)]
+        yield "jobs", ", ".join(counts) or "none", None
     if "untold" in found:
-        yield "untold", f"{found['untold']} outcomes wait for the center"
-    for label in ("problem", "full", "set_aside"):
-        if found.get(label):
-            yield label.replace("_", " "), str(found[label])
+        yield "untold", f"{found['untold']} outcomes wait for the center", None
+
+
+def _wrong(found: Row) -> Iterator[Line]:
+    if problem := found.get("problem"):
+        since, over = found.get("problem_since"), found.get("problem_over")
+        when = f" (since {_local(since)})" if since else ""
+        when = f" ({_local(since)} to {_local(over)})" if since and over else when
+        yield "last problem" if over else "problem", f"{problem}{when}", None if over else "red"
+    for what, number in (found.get("skipped") or {}).items():
+        yield "skipped", f"{number} of {what}", "yellow"
+    if aside := found.get("set_aside"):
+        yield "set aside", str(aside), "yellow"
+
+
+# Jobs -------------------------------------------------------------------------------------------
 
 
 def jobs(settings: AgentSettings, states: Sequence[str], limit: int) -> list[Row]:
-    """The newest jobs, without inputs and results."""
+    """The newest jobs, without inputs and results. Raises UnknownNameError for a state."""
+    for state in states:
+        if state not in STATES:
+            raise UnknownNameError("state", state, STATES)
     where = f"AND state IN ({', '.join('?' * len(states))}) " if states else ""
     if not Path(settings.store).exists():
         return []
@@ -97,32 +172,33 @@ def jobs(settings: AgentSettings, states: Sequence[str], limit: int) -> list[Row
 def _job(row: sqlite3.Row) -> Row:
     found = dict(row)
     by = {"schedule": found.pop("schedule_id"), "trigger": found.pop("trigger")}
-    offer = found.pop("offer")
+    offer, untold = found.pop("offer"), found.pop("unreported")
     own = next((f"{kind} {name}" for kind, name in by.items() if name), "here")
     found["from"] = own if offer is None else f"center, attempt {offer}"
-    found["told"] = not found.pop("unreported") and found["ended_at"] is not None
+    found["tries"] = found.pop("attempt")
+    began, ended = found["started_at"], found["ended_at"]
+    running = found["state"] == "running"
+    until = ended or (time.time() if running else None)
+    found["took"] = round(until - began, 3) if began and until else None
+    found["acknowledged"] = ended is not None and not untold
     return found
 
 
 def job_line(row: Row) -> Row:
     """A job's line in a table."""
-    took = (row["ended_at"] or 0) - (row["started_at"] or 0)
+    told = "yes" if row["acknowledged"] else "not yet" if row["ended_at"] else ""
     return {
         "id": row["id"],
         "pipeline": row["pipeline"],
         "state": row["state"],
         "from": row["from"],
         "added": _local(row["created_at"]),
-        "took": f"{took:.3f} s" if row["ended_at"] and row["started_at"] else "",
-        "tries": row["attempt"],
-        "told": "yes" if row["told"] else "",
+        "took": "" if row["took"] is None else f"{row['took']:.3f} s",
+        "tries": row["tries"],
+        "acknowledged": told,
+        "why": (row["reason"] or "").partition("\n")[0],
     }
 
 
 def _local(moment: float) -> str:
-    return datetime.fromtimestamp(moment).isoformat(timespec="seconds")  # noqa: DTZ006
-
-
-def as_json(value: Any) -> str:
-    """For programs."""
-    return json.dumps(value, indent=2)
+    return datetime.fromtimestamp(moment).isoformat(" ", timespec="seconds")  # noqa: DTZ006

@@ -118,13 +118,13 @@ class Clock:
         self._least = max(noted, _BUILT)
         self._told = False
 
-    def is_right(self) -> bool:
+    def is_right(self, *, tell: bool = True) -> bool:
         """Once it was synchronised it is taken as right until the next boot."""
         if _TIMESYNCD.is_dir():  # it knows better than what was noted, maybe by a wrong clock
             right = _SYNCHRONIZED.exists() and time.time() >= _BUILT
         else:
             right = time.time() >= self._least
-        if not right and not self._told:
+        if not right and tell and not self._told:
             self._told = True
             now = datetime.now(UTC).isoformat(timespec="seconds")
             log.warning("the clock (%s) is not right yet; schedules by time of day wait", now)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from edge_agent.config import KEYS, AgentSettings
+from edge_agent.config import KEYS, AgentSettings, flag
 from edge_agent.options import HELP
+
+SECRETS = "/etc/fp-agent/environment"
+_OWN_MEMORY = 128  # MiB: four times what the agent needs when nothing runs
+_PLAIN = re.compile(r"[A-Za-z0-9_./:=,@%$+-]+")
 
 _PIPELINE = '''"""What this device does: functions are nodes, their parameters nodes or inputs."""
 
@@ -31,6 +38,56 @@ _TRIGGERS = """
 #     topic: sensors/+/temperature
 #     pipeline: device
 #     inputs: {value: $payload.value, sensor: $topic.1}
+"""
+
+
+_UNIT = """[Unit]
+Description=FlowerPower agent {name}
+# Not network-online: it works without a network.
+After=network.target
+# It is started again for ever.
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+ExecStart={command}
+EnvironmentFile=-{secrets}
+{user}Restart=always
+RestartSec=2
+# Pauses of up to a minute, where systemd knows of that (from version 254 on).
+RestartSteps=5
+RestartMaxDelaySec=60
+WatchdogSec=60
+TimeoutStopSec={stop}
+KillMode=mixed
+
+# A job that takes too much memory is killed, and the agent goes on.
+OOMPolicy=continue
+{memory}
+
+# It writes the store's folder, and nothing else. Devices stay visible, for sensors.
+UMask=0077
+ProtectSystem=strict
+ReadWritePaths="{folder}"
+ProtectHome=read-only
+PrivateTmp=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+RestrictSUIDSGID=yes
+RestrictNamespaces=yes
+RestrictRealtime=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+
+[Install]
+WantedBy=multi-user.target
 """
 
 
@@ -57,40 +114,47 @@ def settings_file() -> str:
     return "\n".join([*lines, _TRIGGERS.rstrip(), ""])
 
 
-def unit(settings: AgentSettings, config: Path | None, user: str | None) -> str:
-    """A systemd unit. Only the store's folder can be written, and nothing else can be done."""
-    chosen = f" --config {config.resolve()}" if config is not None else ""
-    place = f"--project {settings.project} --store {settings.store}"
-    who = f"User={user}\n" if user else ""
-    return f"""[Unit]
-Description=FlowerPower agent {settings.name}
-# Not network-online: it works without a network.
-After=network.target
+def place(settings: AgentSettings) -> Path:
+    """The folder of the store: all that the agent writes is there."""
+    return Path(settings.store).parent
 
-[Service]
-Type=notify
-ExecStart={sys.executable} -m edge_agent run{chosen} {place}
-{who}Restart=always
-RestartSec=2
-WatchdogSec=60
-TimeoutStopSec={settings.grace + 15:g}
-KillMode=mixed
-RuntimeDirectory=fp-agent
-ReadWritePaths={Path(settings.store).parent}
-NoNewPrivileges=yes
-PrivateTmp=yes
-ProtectSystem=strict
-ProtectHome=read-only
-ProtectKernelTunables=yes
-ProtectKernelModules=yes
-ProtectControlGroups=yes
-RestrictSUIDSGID=yes
-RestrictNamespaces=yes
-LockPersonality=yes
-CapabilityBoundingSet=
-SystemCallFilter=@system-service
-SystemCallErrorNumber=EPERM
 
-[Install]
-WantedBy=multi-user.target
-"""
+def unit(
+    settings: AgentSettings, config: Path | None, flags: Mapping[str, Any], user: str | None
+) -> str:
+    """A systemd unit that runs the agent with this file and these flags."""
+    return _UNIT.format(
+        name=settings.name,
+        command=" ".join(map(_quoted, _command(settings, config, flags))),
+        user=f"User={user}\n" if user else "",
+        stop=f"{settings.grace + 15:g}",
+        folder=str(place(settings)).replace("%", "%%"),
+        secrets=SECRETS,
+        memory=_memory(settings),
+    )
+
+
+def _command(
+    settings: AgentSettings, config: Path | None, flags: Mapping[str, Any]
+) -> Iterator[str]:
+    yield from (sys.executable, "-m", "edge_agent", "run")
+    if config is not None:
+        yield from ("--config", str(config.resolve()))
+    settled = {"project": settings.project, "store": settings.store}
+    given = {key: getattr(settings, key) for key in flags if key != "password"}
+    for key, value in {**settled, **given}.items():
+        texts = [f"{k}={v}" for k, v in value.items()] if key == "tags" else [str(value)]
+        for text in texts:
+            yield from (flag(key), text)
+
+
+def _quoted(word: str) -> str:
+    """As systemd reads it: with % and $ for themselves."""
+    word = word.replace("\\", "\\\\").replace("%", "%%").replace("$", "$$")
+    return word if _PLAIN.fullmatch(word) else '"' + word.replace('"', '\\"') + '"'
+
+
+def _memory(settings: AgentSettings) -> str:
+    if settings.memory_limit is None:
+        return "# Jobs count as well, so leave them room:\n# MemoryMax=512M"
+    return f"MemoryMax={_OWN_MEMORY + settings.slots * settings.memory_limit}M"
