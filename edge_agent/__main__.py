@@ -33,15 +33,19 @@ def run(config_file: Path | None, **flags: Any) -> None:
     It works without a network and without a broker; what came of its jobs is told when there is
     one. SIGTERM or Ctrl-C: it takes no more jobs and ends when those that run have ended, at most
     `grace` seconds later; twice: at once. Unfinished jobs are begun again when it starts again.
+
+    Exit code 0: stopped by a signal, 1: the disk cannot be written, 2: wrong settings, 3: the
+    store cannot be used, or another agent uses it.
     """  # noqa: D301
     import msgspec
 
-    from edge_agent.config import SETTINGS
+    from edge_agent.config import VARIABLE
+    from edge_agent.lean import ALLOCATION
 
     settings = settings_of(config_file, flags)
     if not (Path(settings.project) / "pipelines").is_dir():
         raise click.UsageError(f"{settings.project} is no project: it has no pipelines/")
-    environ = {**os.environ, SETTINGS: msgspec.json.encode(settings).decode()}
+    environ = {**ALLOCATION, **os.environ, VARIABLE: msgspec.json.encode(settings).decode()}
     command = [sys.executable, "-c", "from edge_agent.lean import main; main()"]
     os.execve(sys.executable, command, environ)  # noqa: S606 - this process becomes the daemon
 

@@ -17,7 +17,7 @@ from fp_async.link_values import Link
 from fp_async.topics import Topics, checked_name, checked_prefix
 
 PREFIX = "FP_AGENT_"
-SETTINGS = "FP_AGENT_SETTINGS"  # in which the daemon is told all of them, as JSON
+VARIABLE = "FP_AGENT_SETTINGS"  # in which the daemon is told all of them, as JSON
 _MEBIBYTE = 2**20
 
 
@@ -108,7 +108,7 @@ def strange(env: Mapping[str, str]) -> list[str]:
     return [
         f"variable {name} is no setting{suggestion(name, known)}"
         for name in names
-        if name not in known and name != SETTINGS
+        if name not in known and name != VARIABLE
     ]
 
 

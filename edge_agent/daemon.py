@@ -21,7 +21,7 @@ import msgspec
 
 from edge_agent import notify
 from edge_agent.agent import Agent
-from edge_agent.config import SETTINGS, AgentSettings
+from edge_agent.config import VARIABLE, AgentSettings
 from edge_agent.control import Control
 from edge_agent.session import Session
 from fp_async import link, wire
@@ -194,7 +194,7 @@ async def _run(settings: AgentSettings) -> None:
 
 def main() -> None:
     """Run the agent that FP_AGENT_SETTINGS describes."""
-    settings = msgspec.json.decode(os.environ.pop(SETTINGS), type=AgentSettings)
+    settings = msgspec.json.decode(os.environ.pop(VARIABLE), type=AgentSettings)
     level = getattr(logging, settings.log_level.upper())
     logging.basicConfig(level=level, format=FORMAT, stream=sys.stderr)
     try:

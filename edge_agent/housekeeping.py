@@ -47,12 +47,17 @@ class Housekeeping:
     async def open(self, store: SqliteStore) -> None:
         """Open the store; one that is corrupt is set aside first, and a new one is made.
 
-        Raises StoreError for what that does not mend.
+        Raises StoreError for what that does not mend; SQLite calls a full disk many names.
         """
         try:
             await store.open()
             await self._rows.fact("store")
         except StoreError as error:
+            free = free_bytes(Path(self._settings.store).parent)
+            if free < _MEBIBYTE:
+                raise StoreError(
+                    f"{error} (the disk is full: {free // 1024} KiB are free)"
+                ) from None
             if not any(sign in str(error) for sign in _CORRUPT):
                 raise
             await store.close()
