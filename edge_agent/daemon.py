@@ -196,7 +196,8 @@ def main() -> None:
     """Run the agent that FP_AGENT_SETTINGS describes."""
     settings = msgspec.json.decode(os.environ.pop(VARIABLE), type=AgentSettings)
     level = getattr(logging, settings.log_level.upper())
-    logging.basicConfig(level=level, format=FORMAT, stream=sys.stderr)
+    logging.basicConfig(level=max(level, logging.WARNING), format=FORMAT, stream=sys.stderr)
+    logging.getLogger("fp_async").setLevel(level)  # aiosqlite tells of every statement
     try:
         os.chdir(Path(settings.store).parent)
         with alone(Path(settings.store)):

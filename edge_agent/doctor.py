@@ -78,9 +78,15 @@ def _project(settings: AgentSettings) -> Iterator[Step]:
     if found:
         named = ", ".join(f"{name} ({version[:8]})" for name, version in found.items())
         yield Step("pipelines", "ok", named)
-        return
-    folder = f"{settings.project}/pipelines"
-    yield Step("pipelines", "failed", f"none in {folder}", "copy the project's pipelines/ there")
+    else:
+        text = f"none in {settings.project}/pipelines"
+        yield Step("pipelines", "failed", text, "copy the project's pipelines/ there")
+    if settings.triggers and settings.password and not settings.triggers_broker:
+        remedy = (
+            "a broker that takes the user for the client id (flowerpower broker-config) would "
+            "kick off one by the other: set triggers_broker, with a login of its own"
+        )
+        yield Step("triggers", "note", "their connection has the agent's own login", remedy)
 
 
 async def _importable(settings: AgentSettings) -> Step:

@@ -588,6 +588,15 @@ def test_the_doctor_finds_what_is_wrong(device):
     assert "note    foreign topics: allowed: this broker protects nothing" in done.stdout
 
 
+def test_two_connections_with_one_login_are_noted(device):
+    nobody = f"mqtt://127.0.0.1:{services.free_port()}"
+    own = {"broker": nobody, "password": "p", "triggers": {"t": {"topic": "a", "pipeline": "work"}}}
+    (device / "agent.yml").write_text(json.dumps(own))
+    assert "note    triggers: " in fp_agent("doctor", cwd=device, code=1).stdout
+    (device / "agent.yml").write_text(json.dumps({**own, "triggers_broker": nobody}))
+    assert "triggers" not in fp_agent("doctor", cwd=device, code=1).stdout
+
+
 def test_a_store_that_cannot_be_written_is_a_finding(device):
     nobody = ("--broker", f"mqtt://127.0.0.1:{services.free_port()}")
     with mounted(device / "kept", "ro") as folder:
