@@ -1,306 +1,247 @@
-"""Jobs on an agent: from a message to its outcome, through one gateway, and the agent at rest.
+"""The edge: triggers, jobs, backlogs and idling of agents, and thousands of them on one gateway.
 
-    python benchmarks/edge.py [--quick] [--json FILE] [--folder DIR]
+    python benchmarks/edge.py [--quick] [--json FILE] [--folder DIR] [--only NAME ...]
 
-One script, one run, one machine: a Mosquitto of its own (set_tcp_nodelay), the gateway and the
-agent as processes of the installed commands, SQLite with synchronous=FULL on both sides. Beside the
-figures stand what they are made of: an MQTT round trip at QoS 1, and a commit. Medians of three
-runs with (least..most).
+One script, one run, one machine: broker (Mosquitto), gateway, agents and simulators share its
+cores, and the share that each had stands beside the figures. Every row on both sides is durable:
+SQLite, synchronous=FULL. The broker keeps nothing on disk, and nothing depends on it. Figures are
+medians of three with (least..most), of one run where it says so. A goal is what DESIGN.md sets.
+
+| name | what is measured |
+|---|---|
+| latency | from a message on run/<pipeline> to the outcome on its response topic, agent warm |
+| jobs | no-op jobs through one gateway and one agent, handed in by concurrent `add_job` |
+| swarm | 1,000 and 10,000 simulated agents: heartbeats, one job to each, the broker killed |
+| idle | memory, CPU, wake-ups and start of an agent, plain and over TLS |
+| growth | memory of an agent after 100,000 jobs |
+| backlog | 100,000 outcomes of a device that was offline, and jobs that run meanwhile |
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import logging
-import shutil
+import os
 import sqlite3
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-from peers import ours
+os.environ.setdefault("HAMILTON_AUTOLOAD_EXTENSIONS", "0")
 
-from edge_agent.store import AgentStore
-from fp_async import Project, codec
-from fp_async.jobs import Job, identity
-from fp_async.link import Connection, Link, connected
-from fp_async.stores import tables
-from fp_async.stores.sqlite import SqliteStore
+from fleets import idle, latency, storms, throughput
 
-_AGENT = str(Path(sys.executable).with_name("fp-agent"))
-_PATIENCE = 120.0
-_MOSQUITTO = """listener {port} 127.0.0.1
-allow_anonymous true
-user root
-set_tcp_nodelay true
-max_inflight_messages 0
-max_queued_messages 100000
-"""
+Figures = dict[str, Any]
+Rows = list[tuple[str, str, str]]  # what, goal, measured
+SLOTS = (
+    ("2 slots", ("--slots", "2")),
+    ("2 slots, window 200", ("--slots", "2", "--window", "200")),
+)
 
 
-class Edge:
-    """A broker, a project with its gateway, and one agent, in a folder of their own."""
+class Run:
+    """What this run was asked for, and a new folder for each measurement."""
 
-    def __init__(self, folder: Path, slots: int) -> None:
-        self.port = ours_free_port()
-        self.center = ours.project(folder / "center", ours.SQLITE)
-        self.device = folder / "device"
-        self._folder = folder
-        self._slots = slots
-        (self.center / "conf" / "mqtt.yml").write_text(
-            f"broker: {{uri: 'mqtt://127.0.0.1:{self.port}'}}\nrun: {{noop: {{on: 'agent:one'}}}}\n"
-        )
-        shutil.copytree(self.center / "pipelines", self.device / "pipelines")
+    def __init__(self, work: Path, *, quick: bool) -> None:
+        self.work = work
+        self.quick = quick
+        self.repeat = 1 if quick else 3
+        self._count = 0
 
-    @property
-    def link(self) -> Link:
-        return Link(host="127.0.0.1", port=self.port)
+    def of(self, full: int, quick: int) -> int:
+        return quick if self.quick else full
 
-    @contextmanager
-    def broker(self) -> Iterator[None]:
-        conf = self._folder / "mosquitto.conf"
-        conf.write_text(_MOSQUITTO.format(port=self.port))
-        program = (
-            shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin") or "mosquitto"
-        )
-        process = subprocess.Popen([program, "-c", str(conf)], stderr=subprocess.DEVNULL)
-        try:
-            yield
-        finally:
-            process.terminate()
-            process.wait()
-
-    @contextmanager
-    def agent(self) -> Iterator[psutil.Process]:
-        flags = ["--broker", f"mqtt://127.0.0.1:{self.port}", "--name", "one"]
-        with (self._folder / "agent.log").open("ab") as log:
-            process = psutil.Popen(
-                [_AGENT, "run", *flags, "--slots", str(self._slots), "--window", "500"],
-                cwd=self.device,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait(30)
+    def folder(self) -> Path:
+        self._count += 1
+        folder = self.work / f"e{self._count}"
+        folder.mkdir()
+        return folder
 
 
-def ours_free_port() -> int:
-    import socket
-
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+def percentile(times: list[float], share: float) -> float:
+    return sorted(times)[min(int(len(times) * share), len(times) - 1)]
 
 
-async def until_ready(project: Project) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while not any(agent.state == "ready" for agent in await project.agents()):
-        assert time.monotonic() < deadline, "the agent does not come up"
-        await asyncio.sleep(0.1)
+def spread(values: list[float], digits: int = 1, unit: str = "") -> str:
+    """The median, and least and most where there are several."""
+    middle = f"{statistics.median(values):,.{digits}f}"
+    if len(values) > 1:
+        middle += f" ({min(values):,.{digits}f}..{max(values):,.{digits}f})"
+    return f"{middle} {unit}".rstrip()
 
 
-# Measures -----------------------------------------------------------------------------------
+def shares(found: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.0f} %" for name, share in found.items())
 
 
-async def round_trips(link: Link, rounds: int) -> list[float]:
-    """A message to the broker and back, at QoS 1."""
-    times = []
-    async with connected(link) as connection:
-        await connection.subscribe("bare", 1)
-        for _ in range(rounds):
-            began = time.perf_counter()
-            await connection.publish("bare", b"x", qos=1)
-            await connection.receive()
-            times.append(time.perf_counter() - began)
-    return times
+# What is measured ---------------------------------------------------------------------------
 
 
-async def triggers(link: Link, rounds: int) -> list[float]:
-    """From a message on run/noop to its outcome on the response topic, one after another."""
-    times = []
-    async with connected(link) as connection:
-        await connection.subscribe("me", 1)
-        for number in range(rounds + 10):
-            began = time.perf_counter()
-            mark = f"{time.time_ns()}".encode()
-            await connection.publish(
-                "fp/v1/main/run/noop", b"", qos=1, response_topic="me", correlation=mark
-            )
-            await _outcome(connection, mark)
-            if number >= 10:
-                times.append(time.perf_counter() - began)
-    return times
-
-
-async def _outcome(connection: Connection, mark: bytes) -> None:
-    while True:
-        for message in await connection.receive():
-            if message.correlation == mark and b'"JobOutcome"' in message.payload:
-                return
-
-
-async def throughput(project: Project, count: int) -> float:
-    """Jobs a second through gateway and agent, from the first outcome to the last."""
-    await asyncio.gather(*(project.add_job("noop", on="agent:one") for _ in range(count)))
-    deadline = time.monotonic() + _PATIENCE
-    while await project.list_jobs(states=("queued", "offered", "accepted", "running"), limit=1):
-        assert time.monotonic() < deadline, "the jobs do not end"
-        await asyncio.sleep(0.1)
-    rows = await project.list_jobs(limit=count)
-    ended = sorted(row.ended_at for row in rows if row.ended_at is not None)
-    return (len(ended) - 1) / (ended[-1] - ended[0])
-
-
-async def backlog(edge: Edge, count: int) -> float:
-    """Outcomes a second that waited on the device, from the first that arrives to the last."""
-    store = SqliteStore(edge.device / "fp-agent.db")
-    await store.open()
-    await AgentStore(store).begin()
-    rows = [tables.whole(_waiting(number)) for number in range(count)]
-    await store.units.write(lambda db: db.executemany(tables.INSERT_WHOLE, rows))
-    await store.close()
-    with ours.command(edge.center, "start-gateway"), edge.agent():
-        async with Project(edge.center) as project:
-            await _arrived(project, 1)
-            began, first = time.perf_counter(), len(await _found(project, count))
-            await _arrived(project, count)
-            return (count - first) / (time.perf_counter() - began)
-
-
-def _waiting(number: int) -> Job:
-    return Job(
-        id=identity("bench", number),
-        pipeline="noop",
-        state="succeeded",
-        created_at=float(number),
-        run_at=float(number),
-        started_at=float(number),
-        ended_at=float(number + 1),
-        attempt=1,
-        schedule_id="bench",
-        identity=True,
-        unreported=True,
-        inputs=codec.encode({}),
-        result=codec.encode({"done": 1}),
-    )
-
-
-async def _found(project: Project, count: int) -> list[Any]:
-    return await project.list_jobs(schedule_id="bench", limit=count)
-
-
-async def _arrived(project: Project, count: int) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while len(await _found(project, count)) < count:
-        assert time.monotonic() < deadline, "the backlog does not arrive"
-        await asyncio.sleep(0.2)
-
-
-def at_rest(process: psutil.Process, seconds: float) -> dict[str, float]:
-    """MiB of RSS and private memory, percent of a core, wake-ups a second."""
-    before, woken = process.cpu_times(), process.num_ctx_switches().voluntary
-    time.sleep(seconds)
-    after = process.cpu_times()
-    used = after.user + after.system - before.user - before.system
-    memory = process.memory_full_info()
-    return {
-        "RSS, MiB": memory.rss / 2**20,
-        "private, MiB": memory.uss / 2**20,
-        "CPU, % of a core": 100 * used / seconds,
-        "wake-ups a second": (process.num_ctx_switches().voluntary - woken) / seconds,
+def latencies(run: Run) -> tuple[Rows, Figures]:
+    """Triggers, beside the hops and commits in a row that one consists of."""
+    found = [latency.measure(run.folder(), run.of(500, 50)) for _ in range(run.repeat)]
+    goals = {"trigger": ("5 (must 8)", "15")}
+    words = {
+        "trigger": "trigger to outcome",
+        "hops": f"of these {latency.HOPS} hops over the broker, QoS 1",
+        "commits": f"and {latency.COMMITS} fsynced commits",
     }
+    rows = []
+    for name, what in words.items():
+        for number, (label, share) in enumerate((("p50", 0.5), ("p99", 0.99))):
+            values = [1e3 * percentile(each[name], share) for each in found]
+            goal = goals.get(name, ("", ""))[number]
+            rows.append((f"{what}, {label}", goal, spread(values, 2, "ms")))
+    return rows, {"rounds": found}
 
 
-def commits(folder: Path, rounds: int) -> list[float]:
-    """A row inserted and committed, WAL and FULL."""
-    db = sqlite3.connect(folder / "floor.db", isolation_level=None)
-    for pragma in ("journal_mode = WAL", "synchronous = FULL"):
-        db.execute(f"PRAGMA {pragma}").fetchall()
-    db.execute("CREATE TABLE t (body BLOB)")
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        db.execute("BEGIN IMMEDIATE")
-        db.execute("INSERT INTO t VALUES (?)", (b"x" * 300,))
-        db.execute("COMMIT")
-        times.append(time.perf_counter() - began)
-    db.close()
-    return times
+def jobs(run: Run) -> tuple[Rows, Figures]:
+    """As they come, and when they have waited; the most that a job costs is its child."""
+    rows: Rows = []
+    figures: Figures = {}
+    goal = "3,000 (must 1,000)"
+    for label, arguments in SLOTS[: run.of(2, 1)]:
+        count = run.of(10_000, 500)
+        found = [
+            throughput.jobs_per_second(run.folder(), count, *arguments) for _ in range(run.repeat)
+        ]
+        for name, what in (("live", "added and ended"), ("drain", "drained")):
+            key = {"live": "shares", "drain": "drained"}[name]
+            text = spread([each[name] for each in found], 0, "/s")
+            rows.append((f"{what}, {label}", goal, f"{text}; {shares(found[-1][key])}"))
+        figures[label] = found
+    return rows, figures
 
 
-# The whole ----------------------------------------------------------------------------------
+def swarm(run: Run) -> tuple[Rows, Figures]:
+    """One run of each size."""
+    rows: Rows = []
+    figures: Figures = {}
+    for count in (50,) if run.quick else (1_000, 10_000):
+        steady, outage = run.of(35, 3), run.of(20, 1)
+        one = storms.measure(run.folder(), count, steady, outage)
+        figures[str(count)] = one
+        rows += [(f"{count:,} agents, {what}", goal, text) for what, goal, text in _swarm(one)]
+    return rows, figures
 
 
-async def once(folder: Path, *, quick: bool) -> dict[str, float]:
-    """All measures, on new stores."""
-    found: dict[str, float] = {}
-    edge = Edge(folder, slots=2)
-    rounds, count = (50, 200) if quick else (500, 3000)
-    with edge.broker(), ours.command(edge.center, "start-gateway"), edge.agent() as process:
-        async with Project(edge.center) as project:
-            await until_ready(project)
-            _note(found, "MQTT round trip, QoS 1", await round_trips(edge.link, rounds))
-            _note(found, "commit", commits(folder, rounds))
-            _note(found, "message to outcome", await triggers(edge.link, rounds))
-            found["jobs/s, one agent with 2 slots"] = await throughput(project, count)
-            await asyncio.sleep(1.0)
-        found |= await asyncio.to_thread(at_rest, process, 3 if quick else 30)
-    other = Edge(folder / "backlog", slots=1)
-    with other.broker():
-        found["outcomes/s of a backlog"] = await backlog(other, 2000 if quick else 100_000)
-    return found
+def _swarm(one: Figures) -> Rows:
+    def stall(name: str) -> str:
+        found = one[name]
+        return f"longest stall {found['ms']:.0f} ms, of it computing {found['its_cpu']:.0f}"
+
+    outage = f"broker gone for {one['outage']:.0f} s, 99 % back"
+    return [
+        ("connected", "", f"{one['connected']:.1f} s; {stall('connect')}"),
+        ("heartbeats every 30 s", "stall 100 ms", shares(one["heartbeats"])),
+        ("heartbeats, loop", "100 ms", stall("heartbeats_stall")),
+        (
+            "one job to each, all in the store",
+            "",
+            f"{one['jobs']:.1f} s; {shares(one['jobs_shares'])}",
+        ),
+        ("one job to each, loop", "100 ms", stall("jobs_stall")),
+        (outage, "60 s", f"{one['storm']:.1f} s; known {one['storm_known']:.1f} s"),
+        ("reconnecting", "", f"{shares(one['storm_shares'])}"),
+        ("reconnecting, loop", "100 ms", stall("storm_stall")),
+        (
+            "gateway",
+            "150 MB",
+            f"{one['gateway_mib']:.0f} MiB, at most {one['gateway_peak_mib']:.0f}",
+        ),
+        ("broker", "", f"{one['broker_mib']:.0f} MiB"),
+    ]
 
 
-def _note(found: dict[str, float], what: str, times: list[float]) -> None:
-    times = sorted(times)
-    found[f"{what}, p50 ms"] = 1e3 * statistics.median(times)
-    found[f"{what}, p99 ms"] = 1e3 * times[min(int(len(times) * 0.99), len(times) - 1)]
+def idling(run: Run) -> tuple[Rows, Figures]:
+    """Two agents beside each other, each without a child process."""
+    found = idle.measure(run.folder(), run.of(60, 3), run.of(5, 1))
+    rows: Rows = []
+    for name, goals in (("tls", ("32", "18", "0.1", "0.2")), ("plain", ("", "", "", ""))):
+        one = found[name]
+        label = {"tls": "idle agent over TLS", "plain": "idle agent, plain"}[name]
+        rows += [
+            (f"{label}, RSS", goals[0], f"{one['rss']:.1f} MiB"),
+            (f"{label}, private", goals[1], f"{one['private']:.1f} MiB"),
+            (f"{label}, CPU", goals[2], f"{one['cpu']:.2f} %; {one['wakeups']:.1f} wake-ups/s"),
+            (f"{label}, exec to ready", goals[3], spread(one["ready"], 2, "s")),
+        ]
+    return rows, found
 
 
-GOALS = {
-    "message to outcome, p50 ms": "5 (must 8)",
-    "message to outcome, p99 ms": "15",
-    "jobs/s, one agent with 2 slots": "3,000 (must 1,000)",
-    "outcomes/s of a backlog": "5,000",
-    "RSS, MiB": "32",
-    "private, MiB": "18",
-    "CPU, % of a core": "0.1",
+def growing(run: Run) -> tuple[Rows, Figures]:
+    """One run."""
+    one = throughput.growth(run.folder(), run.of(100_000, 2_000), "--slots", "2")
+    text = f"{one['private']:+.2f} MiB private, {one['rss']:+.2f} RSS, in {one['seconds']:.0f} s"
+    return [(f"growth of the agent over {one['jobs']:,} jobs", "2 MiB", text)], one
+
+
+def backlogs(run: Run) -> tuple[Rows, Figures]:
+    """One run; once each, oldest first: else it fails."""
+    count = run.of(100_000, 2_000)
+    one = throughput.backlog(run.folder(), count)
+    what = f"backlog of {count:,} outcomes, once each, oldest first"
+    rows = [(what, "5,000/s", f"{one['rate']:,.0f} /s; {shares(one['shares'])}")]
+    for name, words in (("live", "a job run meanwhile"), ("alone", "afterwards")):
+        times = [1e3 * value for value in one[name]]
+        text = f"p50 {percentile(times, 0.5):.1f} ms, p99 {percentile(times, 0.99):.1f} ms"
+        rows.append((f"backlog, {words}", "", f"{text} of {len(times)}"))
+    return rows, one
+
+
+PARTS: dict[str, Callable[[Run], tuple[Rows, Figures]]] = {
+    "latency": latencies,
+    "jobs": jobs,
+    "swarm": swarm,
+    "idle": idling,
+    "growth": growing,
+    "backlog": backlogs,
 }
 
 
-def main() -> None:
+# Printing -----------------------------------------------------------------------------------
+
+
+def print_rows(rows: Rows) -> None:
+    print("\n| what (SQLite on both sides, FULL) | goal | measured |")
+    print("|---|---|---|")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a smoke run, once")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: small, once")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--folder", type=Path, help="where the stores are: not on a tmpfs")
-    chosen = parser.parse_args()
-    logging.disable(logging.ERROR)
-    runs = []
-    for _ in range(1 if chosen.quick else 3):
-        with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
-            runs.append(asyncio.run(once(Path(name), quick=chosen.quick)))
-    print("| what | goal | measured |\n|---|---|---|")
-    for what in runs[0]:
-        values = [run[what] for run in runs]
-        text = f"{statistics.median(values):,.2f} ({min(values):,.2f}..{max(values):,.2f})"
-        print(f"| {what} | {GOALS.get(what, '')} | {text} |")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), help="measure these alone")
+    return parser.parse_args()
+
+
+def main() -> None:
+    chosen = options()
+    all_figures: Figures = {}
+    print(
+        f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}, {os.cpu_count()} "
+        f"cores, load average {os.getloadavg()[0]:.1f} at the start",
+        flush=True,
+    )
+    rows: Rows = []
+    with tempfile.TemporaryDirectory(dir=chosen.folder, ignore_cleanup_errors=True) as name:
+        run = Run(Path(name), quick=chosen.quick)
+        for part in chosen.only or PARTS:
+            print(f"  {part} ...", file=sys.stderr, flush=True)
+            found, all_figures[part] = PARTS[part](run)
+            rows += found
+    print_rows(rows)
+    print(f"\nload average at the end: {os.getloadavg()[0]:.1f}")
     if chosen.json:
-        chosen.json.write_text(json.dumps(runs, indent=2))
+        chosen.json.write_text(json.dumps(all_figures, indent=2))
 
 
 if __name__ == "__main__":
