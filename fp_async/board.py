@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 from msgspec.structs import replace
@@ -247,6 +247,24 @@ class Board:
             for target, due in wanted.items()
             if due <= wall and self._best(target, "", {}, now, 1) is not None
         ]
+
+    def room(self, targets: Iterable[str], most: int, now: float) -> int:
+        """How many jobs for these targets could be offered now, counted up to `most`."""
+        total = 0
+        for target in targets:
+            for left in self._rooms(target, now):
+                total += left
+                if total >= most:
+                    return most
+        return total
+
+    def _rooms(self, target: str, now: float) -> Iterator[int]:
+        if target.startswith("agent:"):
+            yield self.credit(target[6:], now)
+            return
+        for name in self._asked(target):
+            if self._is_meant(target, name):
+                yield self.spare(name, now)
 
     def assign(self, jobs: Iterable[Job], now: float) -> list[Offer]:
         """To whom each job is offered, in the order of the jobs: the agent with most room of

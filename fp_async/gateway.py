@@ -45,6 +45,7 @@ _RELOAD = 30.0
 _FLUSH = 10.0
 _PRESENCE = 10.0
 _BATCH = 500
+_LONGEST_PAUSE = 5.0  # it is the only one of its kind: no broker is rushed by it
 
 
 class Gateway:
@@ -178,7 +179,7 @@ class Gateway:
 
     async def _work(self) -> None:
         await self.patience(self.load)
-        await link.serve(self._link, self._session)
+        await link.serve(self._link, self._session, longest=_LONGEST_PAUSE)
 
     async def _session(self, connection: Connection) -> None:
         topics = self.topics

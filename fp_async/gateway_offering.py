@@ -13,7 +13,7 @@ from fp_async import messages, wire
 from fp_async.board import BOUND, Open
 from fp_async.gateway_schedules import kept_elsewhere
 from fp_async.hearing import plain
-from fp_async.jobs import Job
+from fp_async.jobs import Job, Offer
 
 if TYPE_CHECKING:
     from fp_async.gateway import Gateway
@@ -73,15 +73,20 @@ class Offering:
         targets = self._board.servable(wanted, wall, time.monotonic())
         if not targets:
             return False
-        jobs = await self._patience(lambda: self._store.fleet.waiting(targets, _OFFERS))
-        offers = self._board.assign(jobs, time.monotonic())
-        if not offers:
-            return False
-        bound = await self._patience(lambda: self._store.fleet.offer(offers))
+        room = self._board.room(targets, _OFFERS, time.monotonic())
+        jobs, offers = await self._assigned(targets, room)
+        if len(offers) < room == len(jobs) < _OFFERS:  # some of them nobody may have now
+            jobs, offers = await self._assigned(targets, _OFFERS)
+        bound = await self._patience(lambda: self._store.fleet.offer(offers)) if offers else []
         for job in bound:
             if job is not None:
                 self.say(job)
-        return len(jobs) == _OFFERS
+        return bool(offers) and len(jobs) >= room
+
+    async def _assigned(self, targets: list[str], limit: int) -> tuple[list[Job], list[Offer]]:
+        """The next jobs for these targets, as many as there is room for, and who gets which."""
+        jobs = await self._patience(lambda: self._store.fleet.waiting(targets, limit))
+        return jobs, self._board.assign(jobs, time.monotonic())
 
     def say(self, job: Job) -> None:
         """Publish an offer that is in the store; it is repeated until it is answered."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from msgspec.structs import replace
 
 from fp_async import processes, rules
-from fp_async.jobs import CANCEL_DEADLINE, Job, Report
+from fp_async.jobs import CANCEL_DEADLINE, Changes, Job, Report
 from fp_async.stores import CANCEL, HELD, LOST, tables
 from fp_async.stores.tables import HELD_STATES, WITHOUT_BLOBS
 
@@ -46,14 +46,16 @@ def finish(db: _Db, reports: Sequence[Report]) -> list[bool]:
 
 
 def _finish_part(db: _Db, reports: Sequence[Report], now: float) -> list[bool]:
-    """Successes in one statement, as `rules.reported` has them; the others one by one."""
+    """Successes in one statement, as `rules.reported` has them; the others in few."""
     current = _running(db, [report.id for report in reports])
     first = {report.id: report for report in reversed(reports)}  # the first outcome wins
     best = {r.id: r for r in first.values() if _plain_success(r, current)}
     if best:
         values = [v for r in best.values() for v in (r.id, r.result, r.record, r.reason)]
         db.execute(tables.succeed(len(best)), (*values, now, now))
-    return [best.get(r.id) is r or _finish_one(db, r, now) for r in reports]
+    others = [r for r in reports if best.get(r.id) is not r]
+    done = iter(_apply(db, others, now) if others else [])
+    return [best.get(r.id) is r or next(done) for r in reports]
 
 
 def _plain_success(report: Report, running: dict[str, int]) -> bool:
@@ -71,13 +73,28 @@ def _running(db: _Db, ids: Sequence[str]) -> dict[str, int]:
     return dict(db.execute(sql, (json.dumps(ids),)).fetchall())
 
 
-def _finish_one(db: _Db, report: Report, now: float) -> bool:
-    job = light(db, report.id)
-    changes = None if job is None else rules.reported(job, report, now)
-    if changes is None:
-        return False
-    tables.change(db, report.id, changes)
-    return True
+def _apply(db: _Db, reports: Sequence[Report], now: float) -> list[bool]:
+    """Reports in their order, of which several may be of one job; each row is written once."""
+    rows = _light(db, {report.id for report in reports})
+    changed: dict[str, Changes] = {}
+    answers = []
+    for report in reports:
+        job = rows.get(report.id)
+        changes = None if job is None else rules.reported(job, report, now)
+        answers.append(changes is not None)
+        if job is not None and changes is not None:
+            rows[job.id] = replace(job, **changes)
+            changed[job.id] = {**changed.get(job.id, {}), **changes}
+    tables.change_all(db, changed)
+    return answers
+
+
+def _light(db: _Db, ids: Collection[str]) -> dict[str, Job]:
+    sql = (
+        f"SELECT {WITHOUT_BLOBS} FROM jobs WHERE pruned = 0 "
+        "AND id IN (SELECT value FROM json_each(?))"
+    )
+    return {job.id: job for job in map(tables.job, db.execute(sql, (json.dumps(list(ids)),)))}
 
 
 def cancel(db: _Db, *, id: str, reason: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from functools import cache
 
 from fp_async.errors import StoreError
@@ -103,6 +104,8 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE jobs ADD COLUMN replied_at REAL",
         """CREATE INDEX jobs_wanted ON jobs (target, run_at)
             WHERE state = 'queued' AND target IS NOT NULL""",
+        """CREATE INDEX jobs_waiting ON jobs (target, priority DESC, run_at)
+            WHERE state = 'queued' AND target IS NOT NULL""",
         """CREATE INDEX jobs_unreplied ON jobs (ended_at)
             WHERE reply_to IS NOT NULL AND replied_at IS NULL""",
         "CREATE INDEX jobs_unreported ON jobs (ended_at) WHERE unreported = 1",
@@ -194,6 +197,15 @@ def update(columns: tuple[str, ...]) -> str:
 def change(db: sqlite3.Connection, id: str, changes: Changes) -> None:
     """Write what a rule has decided."""
     db.execute(update(tuple(changes)), (*changes.values(), id))
+
+
+def change_all(db: sqlite3.Connection, changes: Mapping[str, Changes]) -> None:
+    """As `change` for many jobs by id: one statement for all that change alike."""
+    alike: dict[tuple[str, ...], list[tuple[object, ...]]] = {}
+    for id, each in changes.items():
+        alike.setdefault(tuple(each), []).append((*each.values(), id))
+    for columns, rows in alike.items():
+        db.executemany(update(columns), rows)
 
 
 _FLAGS = tuple(COLUMNS.index(name) for name in FLAGS)
