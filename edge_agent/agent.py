@@ -135,7 +135,7 @@ class Agent:
 
     def refusal(self, pipeline: str, spec_version: str | None, *, strict: bool) -> str | None:
         """Why a job of a pipeline can never run here; None where it can."""
-        own = versions.version(self.root, pipeline)
+        own = versions.recent(self.root, pipeline)
         if own is None:
             known = ", ".join(versions.names(self.root)) or "none"
             return f"this agent has no pipeline '{pipeline}'; it has: {known}"

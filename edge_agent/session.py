@@ -347,7 +347,7 @@ class Session:
         return rows
 
     def _version(self, row: Job) -> str | None:
-        return versions.version(self._agent.root, row.pipeline) if row.rules.version else None
+        return versions.recent(self._agent.root, row.pipeline) if row.rules.version else None
 
     async def _publish(self, said: Sequence[Message]) -> None:
         """Tell it in as few messages as they fit into, and wait until the broker has them."""

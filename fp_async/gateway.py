@@ -27,6 +27,7 @@ from fp_async.errors import BrokerError, SessionTakenError, StoreError
 from fp_async.flows import Flows
 from fp_async.gateway_hearing import Hearing
 from fp_async.gateway_offering import Offering
+from fp_async.gateway_schedules import Kept
 from fp_async.gateway_triggers import Triggers
 from fp_async.jobs import LEASE, Find, Member, Report
 from fp_async.link import Connection, Link, Will
@@ -44,6 +45,8 @@ _POLL = 5.0
 _RELOAD = 30.0
 _FLUSH = 10.0
 _PRESENCE = 10.0
+_SEND_QUEUE = 100_000  # some messages for each of a large fleet
+_AT_ONCE = 200  # agents that are written or looked at before others get their turn
 _BATCH = 500
 _LONGEST_PAUSE = 5.0  # it is the only one of its kind: no broker is rushed by it
 
@@ -61,6 +64,7 @@ class Gateway:
         self.topics = Topics(file.prefix or "fp/v1", file.site or "main")
         self.owner = processes.owner("gateway")
         self.board = Board()
+        self.kept = Kept(self.store)
         self.patience = Patience()
         self.active = False
         self.counts: dict[str, int] = {}
@@ -174,6 +178,7 @@ class Gateway:
             clean_start=False,
             session_expiry=_SESSION_SECONDS,
             manual_ack=True,
+            send_queue=_SEND_QUEUE,
             will=Will(topic=self.topics.gateway, payload=gone, qos=1, retain=True),
         )
 
@@ -255,15 +260,20 @@ class Gateway:
         self.news.set()
 
     async def _flush(self) -> None:
-        names, self._changed = self._changed, set()
-        agents = [(name, self.board.agents[name]) for name in names if name in self.board.agents]
-        writes = (
-            self.store.saw(
-                Member(kind="agent", name=name, info=msgspec.json.encode(known)), _REMEMBERED
-            )
-            for name, known in agents
-        )
-        await asyncio.gather(*writes)
+        """Write the agents that have changed, some at a time."""
+        names, self._changed = list(self._changed), set()
+        while names:
+            some = names[:_AT_ONCE]
+            try:
+                await asyncio.gather(*map(self._write, some))
+            except BaseException:
+                self._changed.update(names)
+                raise
+            del names[:_AT_ONCE]
+
+    async def _write(self, name: str) -> None:
+        info = msgspec.json.encode(self.board.agents[name])
+        await self.store.saw(Member(kind="agent", name=name, info=info), _REMEMBERED)
 
     # Looking after ----------------------------------------------------------------------------
 
@@ -285,7 +295,9 @@ class Gateway:
                     await self.patience(self.load)
 
     async def _look_at_agents(self, wall: float) -> None:
-        for name, known in list(self.board.agents.items()):
+        for number, (name, known) in enumerate(list(self.board.agents.items()), 1):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
             if (new := presence.settled(known, wall)) is not None:
                 await self._replaced(name)
                 self.believe(name, new)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from fp_async import hearing, messages, presence, wire
+from fp_async import gateway_schedules, hearing, messages, presence, wire
 from fp_async.attempt import Trail
 from fp_async.errors import MessageError, StoreError, StoreUnavailableError
 from fp_async.jobs import Chunk, Job, Letter, Report
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fp_async.gateway")
 _BATCH = 500
+_BATCH_BYTES = 262_144
 
 
 class Batch:
@@ -75,9 +76,10 @@ class Hearing:
         """Until the connection is lost."""
         while True:
             heard = await self._connection.receive(_BATCH)
-            await self._gateway.patience(lambda: self.handle(heard))  # noqa: B023
-            for message in heard:
-                self._connection.acknowledge(message)
+            for part in hearing.in_parts(heard, _BATCH_BYTES):
+                await self._gateway.patience(lambda: self.handle(part))  # noqa: B023
+                for message in part:
+                    self._connection.acknowledge(message)
 
     async def handle(self, heard: Sequence[Heard]) -> None:
         """Store what a batch says, then answer. Doing it twice does no harm."""
@@ -370,17 +372,12 @@ class Hearing:
         self._board.hurry(absent, time.monotonic())
 
     async def _sync_schedules(self, name: str, revisions: dict[str, int]) -> None:
-        from fp_async import gateway_schedules
-
         known = self._board.agents.get(name)
         if known is not None:
-            store = self._gateway.store
-            for body in await gateway_schedules.differences(store, name, known, revisions):
+            for body in await self._gateway.kept.differences(name, known, revisions):
                 self._tell(name, body)
 
     async def _schedule_state(self, name: str, told: ScheduleState) -> None:
-        from fp_async import gateway_schedules
-
         await gateway_schedules.heard(self._gateway.store, name, told)
 
 

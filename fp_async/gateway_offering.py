@@ -145,6 +145,7 @@ class Offering:
                 now = await self._patience(lambda: kept_elsewhere(self._store))
                 if now != seen:
                     seen = now
+                    self._gateway.kept.changed()
                     self._ask_everybody()
 
     def _ask_everybody(self) -> None:

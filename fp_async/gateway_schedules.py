@@ -6,6 +6,8 @@ are remembered for as long as an agent may come back with them.
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 from msgspec import Raw
 
@@ -17,6 +19,7 @@ from fp_async.stores import Store
 
 REMEMBERED = 400 * 86_400.0
 REMOVED = "removed-schedule"
+_SECONDS = 1.0
 
 
 def is_offline(row: Schedule) -> bool:
@@ -40,24 +43,49 @@ async def kept_elsewhere(store: Store) -> dict[str, int]:
     return {**gone, **wanted}
 
 
-async def differences(
-    store: Store, name: str, known: Known, revisions: dict[str, int]
-) -> list[PutSchedule | DeleteSchedule]:
-    """What to say to an agent that has these revisions of schedules."""
-    said: list[PutSchedule | DeleteSchedule] = []
-    wanted = set[str]()
-    for row in await store.schedules():
-        template = _templates.decode(row.template)
-        if not template.offline or not _is_for(template.target or "", name, known):
-            continue
-        wanted.add(row.id)
-        if revisions.get(row.id) != row.revision:
-            said.append(put(row))
-    gone = {member.name: member for member in await store.members(REMOVED)}
-    for id, revision in revisions.items():
-        if id not in wanted and id in gone:
-            said.append(DeleteSchedule(id=id, revision=revision))
-    return said
+class Kept:
+    """What agents have to keep and to forget, as the store had it a second ago at most.
+
+    A whole fleet comes back at once, and each of its agents asks.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._until = 0.0
+        self._rows: list[tuple[Schedule, str]] = []  # with the target
+        self._gone: set[str] = set()
+        self._changes = 0
+
+    def changed(self) -> None:
+        """Look again before the next answer."""
+        self._changes += 1
+        self._until = 0.0
+
+    async def differences(
+        self, name: str, known: Known, revisions: dict[str, int]
+    ) -> list[PutSchedule | DeleteSchedule]:
+        """What to say to an agent that has these revisions of schedules."""
+        if time.monotonic() >= self._until:
+            await self._look()
+        said: list[PutSchedule | DeleteSchedule] = []
+        wanted = set[str]()
+        for row, target in self._rows:
+            if _is_for(target, name, known):
+                wanted.add(row.id)
+                if revisions.get(row.id) != row.revision:
+                    said.append(put(row))
+        for id, revision in revisions.items():
+            if id not in wanted and id in self._gone:
+                said.append(DeleteSchedule(id=id, revision=revision))
+        return said
+
+    async def _look(self) -> None:
+        changes = self._changes
+        rows = ((r, _templates.decode(r.template)) for r in await self._store.schedules())
+        self._rows = [(row, each.target or "") for row, each in rows if each.offline]
+        self._gone = {member.name for member in await self._store.members(REMOVED)}
+        if changes == self._changes:
+            self._until = time.monotonic() + _SECONDS
 
 
 def _is_for(target: str, name: str, known: Known) -> bool:

@@ -101,11 +101,7 @@ class SqliteStore:
         return tables.job(rows[0]) if rows else None
 
     async def find(self, query: Find) -> list[Job]:
-        sql, values = _query(query)
-        return [
-            tables.job(row)
-            for row in await self._units.read(partial(_rows, sql=sql, values=values))
-        ]
+        return await self._units.read(partial(_find, query=query))
 
     async def counts(self) -> dict[tuple[str, str], int]:
         sql = "SELECT queue, state, count(*) FROM jobs WHERE pruned = 0 GROUP BY queue, state"
@@ -184,8 +180,10 @@ class SqliteStore:
     async def members(self, kind: str) -> list[Member]:
         sql = "SELECT * FROM members WHERE kind = ? AND until > ? ORDER BY name"
         rows = await self._units.read(partial(_rows, sql=sql, values=(kind, time.time())))
-        names = Member.__struct_fields__
-        return [Member(**dict(zip(names, row, strict=True))) for row in rows]
+        return [
+            Member(kind=kind, name=name, info=info, seen_at=seen_at, until=until)
+            for kind, name, info, seen_at, until in rows
+        ]
 
     # Housekeeping ---------------------------------------------------------------------------
 
@@ -237,6 +235,12 @@ def _id_of(db: _Db, job: Job) -> str:
         return job.id
     (id,) = db.execute("SELECT id FROM jobs WHERE active_key = ?", (job.key,)).fetchone()
     return str(id)
+
+
+def _find(db: _Db, *, query: Find) -> list[Job]:
+    """Made to jobs here, on the thread: it may be a hundred thousand."""
+    sql, values = _query(query)
+    return [tables.job(row) for row in db.execute(sql, values)]
 
 
 def _query(query: Find) -> tuple[str, tuple[object, ...]]:
