@@ -100,6 +100,8 @@ class Units:
 
     async def together(self, verb: Verb[Item, Answer], items: Sequence[Item]) -> list[Answer]:
         """As `write`, for a verb over items: calls that wait at the same time run as one."""
+        if not items:
+            return []
         answers: list[Answer] = await self._submit(verb, items, write=True)
         return answers
 
