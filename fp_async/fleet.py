@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
 from fp_async import gateway_schedules, presence, watching
 from fp_async.errors import JobNotFinishedError, UnknownNameError
@@ -130,8 +129,9 @@ async def drain(store: Store, name: str, *, drained: bool) -> None:
 
 async def readmit(store: Store, name: str) -> None:
     """Believe an agent again that was quarantined. Raises UnknownNameError."""
-    known = replace(await _require(store, name), quarantine=None, came_at=None, before=None)
+    known = presence.readmitted(await _require(store, name))
     await store.saw(Member(kind="agent", name=name, info=msgspec.json.encode(known)), _LONG)
+    await store.saw(Member(kind="readmitted", name=name), _LONG)  # until a gateway has seen it
 
 
 async def _require(store: Store, name: str) -> Known:

@@ -232,6 +232,10 @@ class Gateway:
             if member.name not in board.agents:
                 board.believe(member.name, known)
         board.drained = {member.name for member in await self.store.members("drained")}
+        for member in await self.store.members("readmitted"):
+            if member.name in board.agents:
+                self.believe(member.name, presence.readmitted(board.agents[member.name]))
+            await self.store.saw(member, 0)
         rows = {
             job.id: job
             for job in await self.store.find(Find(states=BOUND, bound=True, limit=1_000_000))

@@ -97,6 +97,11 @@ def beaten(known: Known, beat: Heartbeat, now: float) -> Known:
     return replace(known, seen_at=now, beat=beat, away_since=None, clock_offset=now - beat.clock)
 
 
+def readmitted(known: Known) -> Known:
+    """What is believed after a person has said that all is well."""
+    return replace(known, quarantine=None, came_at=None, before=None)
+
+
 def settled(known: Known, now: float) -> Known | None:
     """A new device that nobody has contradicted for a minute: its predecessor's jobs are gone.
 

@@ -206,6 +206,19 @@ def test_nobody_gets_more_than_its_room_and_no_room_stays_empty(agents, wanted):
     assert board.assign(left, 0.0) == []
 
 
+def test_room_is_what_could_be_offered_now():
+    board = made(a=known(slots=2), b=known(slots=3, tags={"x": ""}), c=known(window=5))
+    assert board.room(["agent:a"], 100, 0.0) == 16
+    assert board.room(["any:x"], 100, 0.0) == 6
+    assert board.room(["any:*"], 100, 0.0) == 4 + 6 + 4
+    assert board.room(["agent:a", "any:x"], 100, 0.0) == 22, "of each target"
+    assert board.room(["agent:a", "any:x"], 20, 0.0) == 20
+    bind(board, *(offered(str(n), "c") for n in range(5)))
+    assert board.room(["agent:c", "any:*", "agent:nobody"], 100, 0.0) == 10
+    board.pause("b", 60.0)
+    assert board.room(["any:x"], 100, 59.0) == 0
+
+
 # Refusals ---------------------------------------------------------------------------------------
 
 

@@ -529,6 +529,11 @@ async def test_two_agents_with_one_name_are_quarantined(edge, tmp_path):
                 break
             await anyio.sleep(0.2)
     assert "two devices use this name" in agent.problem
+    edge.flock.stop("ghost")
+    await edge.project.readmit_agent("pi-7")
+    ask = {"inputs": {"count": 2}, "final_vars": ["doubled"]}
+    with anyio.fail_after(20):
+        assert await edge.project.run_job("flow", on="agent:pi-7", **ask) == {"doubled": 4}
 
 
 async def test_an_agent_that_hears_old_states_of_its_own_mends_them_and_is_quiet(edge):
