@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["latency", "jobs", "swarm", "growth", "backlog"])
+@pytest.mark.parametrize("part", ["latency", "jobs", "swarm1000", "growth", "backlog"])
 def test_the_edge_can_be_measured(part, tmp_path):
     services.program("mosquitto")
     figures = tmp_path / "figures.json"
