@@ -72,10 +72,10 @@ async def statement(store, sql, **values):
 
 
 async def free(store):
-    """Wait until the pool has every connection back, and none is in a transaction."""
-    pool = store._server._engine.pool
+    """Wait until nothing is under way, and the pool has every connection but those at hand."""
+    pool, direct = store._server._engine.pool, store._server._direct
     async with asyncio.timeout(10):
-        while store._server._tasks or pool.checkedout():
+        while store._server._tasks or pool.checkedout() > (direct.idle if direct else 0):
             await asyncio.sleep(0.01)
 
 

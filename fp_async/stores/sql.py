@@ -92,8 +92,9 @@ class SqlStore:
         """Cancelled, it may have claimed some: their leases run out."""
         claimed: list[Job] = []
         if self._quick and len(queues) == 1 and limit > 0:
-            quick = partial(sql_quick.claim, owner=owner, queue=queues[0], limit=limit, lease=lease)
-            claimed, more = await self._server.single(quick)
+            claimed, more = await self._server.single(
+                lambda: sql_quick.claim(owner, queues[0], limit, lease)
+            )
             if not more:
                 return claimed
         left = limit - len(claimed)
@@ -124,7 +125,7 @@ class SqlStore:
         return await self._server.read(_owners)
 
     async def get(self, id: str) -> Job | None:
-        return await self._server.read(partial(_get, id=id))
+        return await self._server.single(lambda: sql_quick.get(id))
 
     async def find(self, query: Find) -> list[Job]:
         return await self._server.read(partial(_find, query=query))
@@ -133,6 +134,8 @@ class SqlStore:
         return await self._server.read(_counts)
 
     async def next_run_at(self, queues: Sequence[str]) -> float | None:
+        if self._quick:
+            return await self._server.single(lambda: sql_quick.next_run_at(queues))
         return await self._server.read(partial(sql_claiming.next_run_at, queues=queues))
 
     async def prune(self, limit: int = 1000) -> int:
@@ -249,12 +252,6 @@ def _version(db: Db) -> int:
 def _owners(db: Db) -> list[str]:
     sql = f"SELECT DISTINCT owner FROM fp_jobs WHERE {HELD_STATES} AND owner IS NOT NULL"
     return [owner for (owner,) in db.rows(sql)]
-
-
-def _get(db: Db, *, id: str) -> Job | None:
-    sql = f"SELECT {sql_tables.ALL} FROM fp_jobs WHERE id = :id AND pruned = FALSE"
-    rows = db.rows(sql, id=id)
-    return sql_tables.job(rows[0]) if rows else None
 
 
 def _find(db: Db, *, query: Find) -> list[Job]:

@@ -1,4 +1,4 @@
-"""The verbs of every job on PostgreSQL, in the plain case, as one statement each.
+"""The verbs of every job on PostgreSQL, in the plain case, as one statement each: see `sql_direct`.
 
 One round trip instead of four or seven, and no transaction around it. What is not plain (a key
 that is taken, a job that needs a place, an outcome that is no success) is left to the same verb
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 from fp_async.jobs import Job, Report
 from fp_async.stores import sql_tables
+from fp_async.stores.sql_direct import Steps
 from fp_async.stores.sql_tables import (
     ALL,
     INSERTED,
     QUEUED,
-    Db,
     lists,
     parts,
     quoted,
@@ -44,10 +44,11 @@ _ADD = (
 )
 
 
-def add(db: Db, jobs: Sequence[Job]) -> list[str | None]:
+def add(jobs: Sequence[Job]) -> Steps[list[str | None]]:
     """Insert what is new: the ids; None where something stood in the way."""
-    rows = [sql_tables.inserted(job) for job in jobs]
-    done = {id for part in parts(rows) for (id,) in db.rows(_ADD, **lists(INSERTED, part))}
+    done = set[str]()
+    for part in parts([sql_tables.inserted(job) for job in jobs]):
+        done.update(id for (id,) in (yield _ADD, lists(INSERTED, part)))
     return [job.id if job.id in done else None for job in jobs]
 
 
@@ -62,13 +63,14 @@ _SUCCEED = (
 )
 
 
-def finish(db: Db, reports: Sequence[Report]) -> list[bool | None]:
+def finish(reports: Sequence[Report]) -> Steps[list[bool | None]]:
     """Store successes of running jobs: True; None where it is something else."""
     counts = Counter(report.id for report in reports)
     plain = [r for r in reports if r.plain and counts[r.id] == 1]
     rows = [{name: getattr(report, name) for name in _SUCCESS} for report in plain]
-    found = (db.rows(_SUCCEED, **lists(_SUCCESS, part)) for part in parts(rows)) if rows else ()
-    done = {id for part in found for (id,) in part}
+    done = set[str]()
+    for part in parts(rows) if rows else ():
+        done.update(id for (id,) in (yield _SUCCEED, lists(_SUCCESS, part)))
     return [True if report.id in done else None for report in reports]
 
 
@@ -91,10 +93,39 @@ _CLAIM = (
 )
 
 
-def claim(db: Db, *, owner: str, queue: str, limit: int, lease: float) -> tuple[list[Job], bool]:
+def claim(owner: str, queue: str, limit: int, lease: float) -> Steps[tuple[list[Job], bool]]:
     """(jobs, whether there may be more for the full verb to find)."""
-    rows = db.rows(_CLAIM, queue=queue, owner=owner, limit=limit, lease=lease)
+    rows = yield _CLAIM, {"queue": queue, "owner": owner, "limit": limit, "lease": lease}
     found = [(row[2], sql_tables.job(row[3:])) for row in rows if row[2] is not None]
     jobs = [job for _, job in sorted(found, key=lambda pair: (pair[1].run_at, pair[0]))]
     placed, lower = rows[0][0], rows[0][1]
     return jobs, bool(placed or (lower and len(jobs) < limit))
+
+
+# From one priority of a queue to the next one below it, by the index.
+_OPEN = "state = 'queued' AND target IS NULL AND queue = each.queue"
+_NEXT = (
+    "WITH RECURSIVE each (queue, priority) AS ("
+    "SELECT named.queue, (SELECT max(priority) FROM fp_jobs WHERE state = 'queued' "
+    "AND target IS NULL AND queue = named.queue) "
+    "FROM unnest(CAST(:queues AS text[])) AS named (queue) UNION ALL "
+    f"SELECT queue, (SELECT max(priority) FROM fp_jobs WHERE {_OPEN} "
+    "AND priority < each.priority) FROM each WHERE priority IS NOT NULL) "
+    f"SELECT min((SELECT min(run_at) FROM fp_jobs WHERE {_OPEN} "
+    "AND priority = each.priority)) FROM each WHERE priority IS NOT NULL"
+)
+
+
+def next_run_at(queues: Sequence[str]) -> Steps[float | None]:
+    """The smallest `run_at` of the queued jobs."""
+    ((time,),) = yield _NEXT, {"queues": list(queues)}
+    return None if time is None else float(time)
+
+
+_GET = f"SELECT {ALL} FROM fp_jobs WHERE id = :id AND pruned = FALSE"
+
+
+def get(id: str) -> Steps[Job | None]:
+    """All of one job."""
+    rows = yield _GET, {"id": id}
+    return sql_tables.job(rows[0]) if rows else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Generic, NoReturn, TypeVar
 
 import sqlalchemy as sa
@@ -21,6 +21,7 @@ from fp_async.errors import (
     StoreUnavailableError,
 )
 from fp_async.stores.sql_addresses import ARGUMENTS, SECONDS, address
+from fp_async.stores.sql_direct import Direct, Steps, Verb, through
 from fp_async.stores.sql_tables import Db, MySql, Postgres, Server
 
 T = TypeVar("T")
@@ -32,15 +33,11 @@ _LARGEST_GROUP = 1000
 
 
 class _Call:
-    """A transaction under way: who waits for it may go away, and its commit may get lost.
+    """A transaction under way: who waits for it may go away, and its commit may get lost."""
 
-    A `single` statement is its own commit.
-    """
-
-    def __init__(self, *, single: bool) -> None:
+    def __init__(self) -> None:
         self.abandoned = False
         self.committing = False
-        self.single = single
 
 
 class _AbandonedError(Exception):
@@ -55,6 +52,7 @@ class Transactions:
         self._url = address(kind, uri)
         self._dialect = Postgres() if kind == "postgres" else MySql()
         self._engine: AsyncEngine | None = None
+        self._direct: Direct | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -79,12 +77,16 @@ class Transactions:
                 pool_reset_on_return=None,  # `_transaction` leaves none open
                 hide_parameters=True,
             )
+            if self._url.get_driver_name() == "asyncpg":
+                self._direct = Direct(_autocommit(self._engine))
 
     async def close(self) -> None:
         """Wait for what is under way, and close every connection."""
         engine, self._engine = self._engine, None
         while self._tasks:
             await asyncio.wait(self._tasks)
+        if self._direct is not None:
+            await self._direct.close()
         if engine is not None:
             await engine.dispose()
 
@@ -98,15 +100,24 @@ class Transactions:
             raise StoreError("the data store is not open")
         return await self._run(self._engine, unit, seconds or SECONDS)
 
-    async def single(self, unit: Unit[T]) -> T:
-        """Run a unit of one statement, which needs no transaction (PostgreSQL).
+    async def single(self, verb: Verb[T]) -> T:
+        """Run a verb of single statements, each of which commits by itself.
 
         Cancelled, it is done or not done. Where the connection is lost it is done once more: it
         has to be a verb that may be called again.
         """
         if self._engine is None:
             raise StoreError("the data store is not open")
-        return await self._run(_autocommit(self._engine), unit, SECONDS, single=True)
+        direct = self._direct
+        if direct is None:
+            return await self.read(lambda db: through(db, verb()))
+
+        async def once(_: _Call) -> T:
+            async with asyncio.timeout(SECONDS):
+                return await direct.run(verb)
+
+        call = _Call()
+        return await self._whole(self._attempts(once, call), call)
 
     async def read(self, unit: Unit[T]) -> T:
         """Run a unit that changes nothing."""
@@ -122,28 +133,31 @@ class Transactions:
             raise StoreError("the data store is not open")
         return await self._run(_autocommit(self._engine), unit, None)
 
-    async def _run(
-        self, engine: AsyncEngine, unit: Unit[T], seconds: float | None, *, single: bool = False
-    ) -> T:
-        # Drivers and pool do not survive a cancel at every moment; a task that ends does.
-        call = _Call(single=single)
-        task = asyncio.create_task(self._attempts(engine, unit, seconds, call))
+    async def _run(self, engine: AsyncEngine, unit: Unit[T], seconds: float | None) -> T:
+        call = _Call()
+
+        async def once(call: _Call) -> T:
+            async with asyncio.timeout(seconds), engine.connect() as connection:
+                return await connection.run_sync(_transaction, self._dialect, unit, call)
+
+        return await self._whole(self._attempts(once, call), call)
+
+    async def _whole(self, work: Coroutine[Any, Any, T], call: _Call) -> T:
+        """Drivers and pool do not survive a cancel at every moment; a task that ends does."""
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
-            await asyncio.wait([task])
+            return await asyncio.shield(task)
         except asyncio.CancelledError:
             call.abandoned = True
             task.add_done_callback(_ignore)
             raise
-        return task.result()
 
-    async def _attempts(
-        self, engine: AsyncEngine, unit: Unit[T], seconds: float | None, call: _Call
-    ) -> T:
+    async def _attempts(self, once: Callable[[_Call], Awaitable[T]], call: _Call) -> T:
         for number in range(1, _TRIES + 1):
             try:
-                return await self._once(engine, unit, seconds, call)
+                return await once(call)
             except (FlowerPowerError, _AbandonedError):
                 raise
             except Exception as error:
@@ -152,12 +166,6 @@ class Transactions:
                     self._translate(error)
             await asyncio.sleep(random.uniform(0.0, 0.01 * 2**number))
         raise AssertionError
-
-    async def _once(
-        self, engine: AsyncEngine, unit: Unit[T], seconds: float | None, call: _Call
-    ) -> T:
-        async with asyncio.timeout(seconds), engine.connect() as connection:
-            return await connection.run_sync(_transaction, self._dialect, unit, call)
 
     def _translate(self, error: Exception) -> NoReturn:
         """Raise one of our errors for one of a driver's; defects of ours go through."""
@@ -179,8 +187,7 @@ def _transaction(connection: sa.Connection, server: Server, unit: Unit[T], call:
     try:
         _check(call)
         result = unit(Db(connection, server))
-        if not call.single:
-            _check(call)
+        _check(call)
         call.committing = True
         transaction.commit()
     except BaseException:
@@ -218,7 +225,7 @@ class Merged(Generic[T, R]):
         self,
         server: Transactions,
         verb: Callable[[Db, Sequence[T]], list[R]],
-        quick: Callable[[Db, Sequence[T]], Sequence[R | None]] | None = None,
+        quick: Callable[[Sequence[T]], Steps[list[R | None]]] | None = None,
     ) -> None:
         self._server = server
         self._verb = verb
@@ -256,7 +263,7 @@ class Merged(Generic[T, R]):
         quick = self._quick
         if quick is None:
             return await self._server.write(lambda db: self._verb(db, items))
-        found = await self._server.single(lambda db: quick(db, items))
+        found = await self._server.single(lambda: quick(items))
         rest = [item for item, answer in zip(items, found, strict=True) if answer is None]
         more = iter(await self._server.write(lambda db: self._verb(db, rest)) if rest else ())
         return [next(more) if answer is None else answer for answer in found]
@@ -318,7 +325,9 @@ def _lost(error: BaseException) -> bool:
     """Whether the connection is gone: the server has restarted, say."""
     if isinstance(error, sa.exc.DBAPIError):
         return error.connection_invalidated
-    return isinstance(error, ConnectionError | EOFError)
+    code = _code(error)
+    gone = isinstance(code, str) and code.startswith(("08", "57P"))  # as asyncpg tells it
+    return gone or isinstance(error, ConnectionError | EOFError)
 
 
 def _passes(error: BaseException) -> bool:
