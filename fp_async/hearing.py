@@ -173,6 +173,7 @@ def refused(report: Report, why: str) -> Report:
         id=report.id,
         attempt=report.attempt,
         event="fail" if report.event == "succeed" else report.event,
+        agent=report.agent,
         error=_failure("StoreError", f"the outcome could not be stored: {why}"),
     )
 

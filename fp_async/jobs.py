@@ -176,6 +176,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker tells of the attempt that it holds. `retry_in` seconds, for `retry`.
 
     An agent tries again by itself: it tells its own `errors` and `crashes`, and when it began.
+    What `agent` tells is believed of jobs that it was offered, and of no others.
     """
 
     id: str
@@ -189,12 +190,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     result: bytes | None = None
     error: bytes | None = None
     record: bytes | None = None
+    agent: str | None = None
 
     @property
     def plain(self) -> bool:
         """Whether it is a success that tells nothing but result and record."""
-        told = (self.started_at, self.errors, self.crashes)
-        return self.event == "succeed" and told == (None, None, None)
+        told = (self.started_at, self.errors, self.crashes, self.agent)
+        return self.event == "succeed" and told == (None, None, None, None)
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,7 +22,8 @@ class Known(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `before` is the store that spoke under this name until a new one came at `came_at`, and
     `before_said` the last that was believed of it. Without `quarantine`, and when `came_at` is
-    over, jobs may be offered. `clock_offset` is what the center's clock shows more.
+    over, jobs may be offered. `anyone`: the next store that speaks is believed as the first one is.
+    `clock_offset` is what the center's clock shows more.
     """
 
     state: AgentState
@@ -32,13 +33,14 @@ class Known(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     before_said: _Pair = (0, 0)
     came_at: float | None = None
     quarantine: str | None = None
+    anyone: bool = False
     beat: Heartbeat | None = None
     clock_offset: float = 0.0
 
 
 def heard(known: Known | None, said: AgentState, now: float) -> Known | None:
     """What is believed after a state was heard; None where it is not believed."""
-    if known is None:
+    if known is None or known.anyone:
         return _present(Known(state=said), said, now)
     if said.store != known.state.store:
         return _another(known, said, now)
@@ -98,8 +100,10 @@ def beaten(known: Known, beat: Heartbeat, now: float) -> Known:
 
 
 def readmitted(known: Known) -> Known:
-    """What is believed after a person has said that all is well."""
-    return replace(known, quarantine=None, came_at=None, before=None)
+    """What is believed after a person has said that all is well: whoever speaks next, whichever
+    of the two that is.
+    """
+    return replace(known, quarantine=None, came_at=None, before=None, anyone=True)
 
 
 def settled(known: Known, now: float) -> Known | None:

@@ -73,7 +73,9 @@ def adopted(job: Job, now: float) -> Job:
 def reported(job: Job, report: Report, now: float) -> Changes | None:
     """What a report changes in the row; None where it is stale: the attempt was taken away."""
     held = job.state != "queued"  # given back, even the latest attempt is over
-    after = step(job.state, report.event, current=held and report.attempt == job.attempt)
+    own = report.agent in (None, job.agent)  # nobody speaks for another agent, or for a worker
+    current = held and own and report.attempt == job.attempt
+    after = step(job.state, report.event, current=current)
     if after is STALE:
         return None
     if report.event == "crash":

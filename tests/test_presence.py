@@ -114,6 +114,19 @@ def test_a_reflashed_device_gets_nothing_for_a_minute_and_then_all():
     assert presence.settled(settled, 1000.0) is None, "once"
 
 
+@pytest.mark.parametrize("store", ["A", "B", "C"])
+def test_whom_a_person_lets_in_is_whoever_speaks_next(store):
+    contested = told(said(), said(store="B"), said(n=2))
+    assert contested.quarantine
+    known = presence.readmitted(contested)
+    assert presence.may_work(known)
+    known = told(said(store=store, n=3), known=known, start=200.0)
+    assert presence.may_work(known)
+    assert known.state.store == store
+    other = told(said(store="D"), known=known, start=300.0)
+    assert presence.describe(other, drained=False, now=301.0) == "new", "once"
+
+
 @pytest.mark.parametrize("speaks", [said(n=2), said("draining", n=2), said(starts=2, boot="b2")])
 def test_two_devices_that_share_a_name_are_quarantined(speaks):
     known = told(said(), said(store="B"), speaks)

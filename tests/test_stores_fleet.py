@@ -397,6 +397,18 @@ async def test_what_an_agent_counts_itself_is_kept(store, before, event):
     assert (found.result, found.trace.log, found.failure.message) == (b"r", "l", "no")
 
 
+@pytest.mark.parametrize("event", ["accept", "start", "succeed", "fail", "give_back", "crash"])
+async def test_nobody_speaks_for_another_agent_nor_for_a_worker(store, event):
+    bound = await offered(store)
+    assert await tell(store, bound, event, agent="pj") == [False]
+    assert await state(store, bound.id) == "offered"
+    assert await tell(store, bound, event, agent="pi") == [True]
+    await store.add([job()])
+    (held,) = await store.claim(A, Q, 1, 60)
+    assert await tell(store, held, event, agent="pi") == [False]
+    assert await store.get(held.id) == held
+
+
 async def test_several_reports_of_a_job_in_one_call_are_heard_in_their_order(store):
     one, two = [await offered(store) for _ in range(2)]
     events = [(one, "accept"), (two, "start"), (one, "start"), (two, "accept"), (one, "succeed")]

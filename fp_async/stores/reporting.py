@@ -60,7 +60,7 @@ def _finish_part(db: _Db, reports: Sequence[Report], now: float) -> list[bool]:
 
 def _plain_success(report: Report, running: dict[str, int]) -> bool:
     """Whether it changes nothing but what `tables.succeed` sets."""
-    told = report.errors is not None or report.crashes is not None
+    told = (report.errors, report.crashes, report.agent) != (None, None, None)
     return report.event == "succeed" and not told and running.get(report.id) == report.attempt
 
 
