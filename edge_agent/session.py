@@ -18,29 +18,25 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge_agent import fitting, telling
-from fp_async import jobs, messages, versions, wire
-from fp_async.errors import BrokerError, MessageError, PublishRefusedError
-from fp_async.events import Listener
-from fp_async.jobs import Job, NodeTiming
+from edge_agent import telling
+from edge_agent.reporting import TOGETHER, Reporter
+from fp_async import jobs, messages, wire
+from fp_async.errors import BrokerError, MessageError
+from fp_async.jobs import Job
 from fp_async.messages import (
     Accepted,
     Acknowledge,
     AskSync,
     CancelJob,
     DeleteSchedule,
-    Finished,
     Heartbeat,
     Malformed,
-    Message,
     Missing,
     Ping,
     Pong,
-    Progress,
     PutSchedule,
     Rejected,
     RunJob,
-    Sync,
 )
 from fp_async.patience import Patience
 
@@ -50,10 +46,7 @@ if TYPE_CHECKING:
     from fp_async.link import Message as Heard
 
 log = logging.getLogger("fp_async.agent")
-_TOGETHER = 0.01  # seconds that small news wait for more of it
 _LAST_WORDS = 2.0  # less than the daemon waits for the goodbye
-_DENIED = 60.0
-_SYNC_EVERY = 900.0
 _BIRTH_JITTER = 30.0
 _BATCH = 200
 _RETRY_FULL = 60.0
@@ -72,11 +65,10 @@ class Session:
         self._name = agent.settings.name
         self._patience = Patience()
         self._gateway = asyncio.Event()
-        self._sync_at = 0.0
+        self._reporter = Reporter(agent, connection, self._gateway)
         self._malformed = 0
         self._logged_at = float("-inf")
         self._pings: dict[str, asyncio.Future[Pong]] = {}
-        self._seen: dict[str, tuple[int, int]] = {}  # nodes and characters of log told of a job
         self._shown: set[tuple[int, str]] = set()  # own states of this connection, as they echo
 
     async def run(self) -> None:
@@ -96,8 +88,8 @@ class Session:
         agent.problems.note("reports", "")
         try:
             async with asyncio.TaskGroup() as group:
-                for part in (self._receive, self._tell, self._beat):
-                    group.create_task(part(), name=f"fp-agent{part.__name__}")
+                for part in (self._receive, self._reporter.tell, self._beat):
+                    group.create_task(part(), name=f"fp-agent-{part.__name__.lstrip('_')}")
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
@@ -117,7 +109,7 @@ class Session:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_WORDS):
                 while self._gateway.is_set() and (outbox.waits or self._agent.notices):  # noqa: ASYNC110
-                    await asyncio.sleep(_TOGETHER)
+                    await asyncio.sleep(TOGETHER)
         self._agent.status = "offline"
         with contextlib.suppress(BrokerError):
             await self.show()
@@ -176,7 +168,7 @@ class Session:
         self._gateway.set()
         if born:
             wait = 0.0 if message.retained else random.uniform(0.0, _BIRTH_JITTER)
-            self._sync_at = min(self._sync_at or float("inf"), time.monotonic() + wait)
+            self._reporter.sync_within(wait)
         self._agent.noticed.set()
 
     async def _hear_self(self, payload: bytes) -> None:
@@ -280,163 +272,13 @@ class Session:
         elif isinstance(asked, Ping):
             agent.notice(f"ping:{asked.nonce}", Pong(nonce=asked.nonce, clock=time.time()))
         elif isinstance(asked, AskSync):
-            self._sync_at = time.monotonic()
-            agent.noticed.set()
+            self._reporter.sync_within(0.0)
         elif isinstance(asked, Missing):
-            await self._send_chunks(asked)
+            await self._reporter.send_chunks(asked)
         elif isinstance(asked, PutSchedule | DeleteSchedule):
             from edge_agent import scheduling  # with the triggers: only where there are schedules
 
             agent.notice(f"schedule:{asked.id}", await scheduling.change(agent, asked))
-
-    async def _send_chunks(self, asked: Missing) -> None:
-        for row in await self._agent.rows.ended([asked.id]):
-            parts = list(telling.finished(row, self._version(row)))
-            last = parts.pop()
-            assert isinstance(last, Finished)
-            chosen = [parts[i] for i in sorted(set(asked.chunks)) if i < len(parts)]
-            await self._publish([*chosen, last])
-
-    # Telling ----------------------------------------------------------------------------------
-
-    async def _tell(self) -> None:
-        """Tell what is new, and what waits; nothing leaves while no gateway is there."""
-        agent, outbox = self._agent, self._agent.outbox
-        with agent.backend.hub.listen("job:*") as listener:
-            hearing = asyncio.create_task(self._hear_jobs(listener))
-            try:
-                while True:
-                    await self._gateway.wait()
-                    await self._until_news()
-                    agent.noticed.clear()
-                    outbox.overdue(time.monotonic())
-                    if not self._gateway.is_set():
-                        continue
-                    await self._tell_once()
-            finally:
-                hearing.cancel()
-
-    async def _tell_once(self) -> None:
-        """One round: small news, then outcomes, so that an outcome is never overtaken."""
-        agent = self._agent
-        if self._sync_at and time.monotonic() >= self._sync_at:
-            self._sync_at = time.monotonic() + _SYNC_EVERY
-            await self._sync()
-        ended = await self._ended()
-        over = {row.id for row in ended}
-        said: list[Message] = [
-            each for each in agent.take_notices() if getattr(each, "id", None) not in over
-        ]
-        for row in ended:
-            said += telling.finished(row, self._version(row))
-            agent.outbox.told(row.id, time.monotonic())
-            self._seen.pop(row.id, None)
-        await self._publish(said)
-
-    async def _ended(self) -> list[Job]:
-        """Outcomes to tell now: new ones, and as many old ones as have room beside them."""
-        agent, outbox = self._agent, self._agent.outbox
-        ids = outbox.take_live()
-        rows = await self._patience(lambda: agent.rows.ended(ids)) if ids else []
-        room = min(outbox.room(live=False), _BATCH)
-        if outbox.backlog and room > 0:
-            known = outbox.under_way | {row.id for row in rows}
-            old = await self._patience(lambda: agent.rows.untold(room, known))
-            outbox.backlog = bool(old)
-            rows += old
-        return rows
-
-    def _version(self, row: Job) -> str | None:
-        return versions.recent(self._agent.root, row.pipeline) if row.rules.version else None
-
-    async def _publish(self, said: Sequence[Message]) -> None:
-        """Tell it in as few messages as they fit into, and wait until the broker has them."""
-        topic = self._topics.agent(self._name, "report")
-        for payload in wire.batches(said):
-            try:
-                await self._connection.publish(topic, payload, qos=1)
-            except PublishRefusedError as error:
-                await self._denied(error, payload)
-
-    async def _denied(self, error: PublishRefusedError, payload: bytes) -> None:
-        """The broker does not want it: without its value if that is too large, else later."""
-        agent, said = self._agent, [m for m in wire.reports(payload) if isinstance(m, Message)]
-        agent.problems.note("reports", f"the broker refuses reports: {error}")
-        if error.code == _TOO_LARGE and len(said) > 1:
-            for each in said:
-                await self._publish([each])
-            return
-        if error.code == _TOO_LARGE:
-            small = [telling.shrunk(m) for m in said if isinstance(m, Finished)]
-            if small and small != said:
-                await self._publish(small)
-            return
-        await asyncio.sleep(_DENIED)
-        agent.outbox.backlog = True
-
-    async def _hear_jobs(self, listener: Listener) -> None:
-        """What happens to jobs here: most of it is an outcome, or progress of what runs."""
-        agent = self._agent
-        while True:
-            topics = await listener.wait()
-            ids = [topic.removeprefix("job:") for topic in topics if topic != "*"]
-            if "*" in topics:
-                agent.outbox.backlog = True
-            running = [id for id in ids if agent.worker.trail(id) is not None]
-            agent.outbox.ended(id for id in ids if id not in running)
-            for id in running:
-                self._progress(id)
-            agent.noticed.set()
-
-    def _progress(self, id: str) -> None:
-        """Tell what a running job has done since: at QoS 0, for whoever watches."""
-        agent = self._agent
-        trail, offer = agent.worker.trail(id), agent.worker.offer(id)
-        if trail is None or offer is None or not self._gateway.is_set():
-            return
-        nodes, log_size = self._seen.get(id, (0, 0))
-        new: list[NodeTiming] = trail.nodes[nodes:]
-        text = trail.log
-        more = text[log_size:] if len(text) >= log_size else text
-        if not new and not more:
-            return
-        self._seen[id] = len(trail.nodes), len(text)
-        body = fitting.progress(Progress(id=id, attempt=offer, nodes=new, log=more))
-        topic = self._topics.agent(self._name, "report")
-        self._connection.publish_soon(topic, wire.encode(body))
-
-    async def _until_news(self) -> None:
-        """Return at once for an outcome, a little later for less."""
-        agent, outbox = self._agent, self._agent.outbox
-        if outbox.waits:
-            return
-        now = time.monotonic()
-        times = [t for t in (outbox.next_due(), self._sync_at or None) if t is not None]
-        left = max(min(times, default=now + _SYNC_EVERY) - now, 0.0)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(left):
-                await agent.noticed.wait()
-                agent.noticed.clear()
-                if not outbox.waits:
-                    await _soon(agent.noticed, _TOGETHER)
-
-    async def _sync(self) -> None:
-        """Say all that is not acknowledged, and the schedules, in pages."""
-        agent = self._agent
-        held = await self._patience(agent.rows.holdings)
-        known = [(h.id, h.offer, h.state) for h in held if h.offer is not None]
-        pages = [known[i : i + messages.PAGE] for i in range(0, len(known), messages.PAGE)] or [[]]
-        rows = await self._patience(agent.store.schedules)
-        revisions = {row.id: rev for row in rows if (rev := _revision(row.origin)) is not None}
-        topic = self._topics.agent(self._name, "report")
-        for number, page in enumerate(pages):
-            body = Sync(
-                page=number,
-                pages=len(pages),
-                jobs=page,
-                schedules=revisions if number == 0 else None,
-            )
-            await self._connection.publish(topic, wire.encode(body), qos=1)
 
     async def _beat(self) -> None:
         topic = self._topics.agent(self._name, "report")
@@ -452,21 +294,6 @@ class Session:
             if self._gateway.is_set():
                 self._connection.publish_soon(topic, wire.encode(body))
             await asyncio.sleep(self._settings.heartbeat)
-
-
-_TOO_LARGE = 0x95
-
-
-async def _soon(event: asyncio.Event, seconds: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-
-
-def _revision(origin: str) -> int | None:
-    """The center's revision of a schedule that came from there."""
-    kind, _, number = origin.partition("#")
-    return int(number) if kind == "center" and number.isdigit() else None
 
 
 def _job(offer: RunJob) -> Job:
