@@ -422,6 +422,52 @@ async def test_mosquitto_pub_and_sub_alone_run_a_pipeline_and_read_its_outcome(t
     assert len(await edge.project.list_jobs()) == 1
 
 
+_NPM = """
+const client = require("mqtt").connect(process.argv[2], {protocolVersion: 5});
+client.on("connect", () => client.subscribe("from/npm", {qos: 1}, () => {
+  const properties = {responseTopic: "from/npm", correlationData: Buffer.from("no-7")};
+  const body = JSON.stringify({inputs: {count: 21}, final_vars: ["doubled"]});
+  client.publish("fp/v1/main/run/flow", body, {qos: 1, properties});
+}));
+client.on("message", (topic, payload, packet) => {
+  if (JSON.parse(payload).type !== "JobOutcome") return;
+  console.log(String(packet.properties.correlationData), String(payload));
+  client.end();
+});
+setTimeout(() => process.exit(3), 20000).unref();
+"""
+
+
+@pytest.fixture(scope="module")
+def npm(tmp_path_factory):
+    """A folder in which `mqtt` of npm is installed."""
+    node, program = shutil.which("node"), shutil.which("npm")
+    if node is None or program is None:
+        pytest.skip("node and npm are not installed")
+    folder = tmp_path_factory.mktemp("npm")
+    done = subprocess.run(
+        [program, "install", "--no-audit", "--no-fund", "mqtt@5.16.0"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if done.returncode:
+        pytest.skip(f"npm cannot install mqtt: {done.stderr[-300:]}")
+    (folder / "ask.js").write_text(_NPM)
+    return folder
+
+
+async def test_the_mqtt_client_of_npm_runs_a_pipeline_and_is_answered(triggered, npm):
+    answer = await anyio.to_thread.run_sync(
+        lambda: services.run(["node", str(npm / "ask.js"), triggered.broker.uri])
+    )
+    mark, told = answer.split(" ", 1)
+    assert mark == "no-7"
+    assert json.loads(told)["outcome"] == "succeeded"
+    assert json.loads(told)["result"] == {"doubled": 42}
+
+
 async def test_triggers_with_overlapping_topics_run_once_each(triggered):
     """The broker sends a copy for each subscription."""
     edge = triggered
