@@ -16,8 +16,7 @@ from fp_async.errors import FlowerPowerError, MessageError
 from fp_async.jobs import Job, Letter, Spec, identity
 from fp_async.link import Connection, Link, Message
 from fp_async.patience import Patience
-from fp_async.topic_triggers import Rate, Told
-from fp_async.topics import matches
+from fp_async.topic_triggers import Filters, Rate, Told
 
 if TYPE_CHECKING:
     from edge_agent.agent import Agent
@@ -52,13 +51,14 @@ class Listening:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._triggers = agent.settings.triggers
+        self._filters = Filters(each.topic for each in self._triggers.values())
         self._rates = {n: Rate(t.rate) for n, t in self._triggers.items() if t.rate is not None}
         self._patience = Patience()
 
     async def run(self, connection: Connection) -> None:
         """Until the connection is lost."""
-        for topic in topic_triggers.widest(each.topic for each in self._triggers.values()):
-            await connection.subscribe(topic, qos=1, retained="never")
+        for topic, number in self._filters.numbers.items():
+            await connection.subscribe(topic, qos=1, retained="never", number=number)
         while True:
             heard = await connection.receive(_BATCH)
             await self._patience(lambda: self._handle(heard))  # noqa: B023
@@ -74,7 +74,9 @@ class Listening:
                 continue  # what is told of a job must not begin the next one
             for name, trigger in self._triggers.items():
                 kept = message.retained and trigger.retained == "drop"
-                if kept or not matches(trigger.topic, message.topic):
+                if kept or not self._filters.mean(
+                    trigger.topic, message.topic, message.subscriptions
+                ):
                     continue
                 try:
                     new.append(await self._job(name, message))

@@ -192,9 +192,11 @@ class Gateway:
         triggers = Triggers(self, connection, offering)
         hearing.triggers = triggers
         wanted = [topics.agent("+", "report"), topics.agent("+", "state"), topics.gateway]
-        for topic in (*wanted, *triggers.filters):
+        for topic in wanted:
+            await connection.subscribe(topic, 1)
+        for topic, number in triggers.filters.numbers.items():
             kept: link.Retained = "never" if topic in triggers.kept_out else "always"
-            await connection.subscribe(topic, 1, retained=kept)
+            await connection.subscribe(topic, 1, retained=kept, number=number)
         await self.show(connection, online=True)
         self.board.hurry([id for id, e in self.board.open.items() if not e.answered], 0.0)
         parts = (

@@ -25,8 +25,7 @@ from fp_async.errors import BrokerError, FlowerPowerError, MessageError
 from fp_async.jobs import Job, Letter, Offer, Report
 from fp_async.link import Message as Heard
 from fp_async.messages import JobOutcome, JobQueued, Message, Refused
-from fp_async.topic_triggers import RUN, Rate, Told, Wanted
-from fp_async.topics import matches
+from fp_async.topic_triggers import RUN, Filters, Rate, Told, Wanted
 
 if TYPE_CHECKING:
     from fp_async.gateway import Gateway
@@ -61,18 +60,18 @@ class Triggers:
         self._to_answer: dict[str, Job] = {}
         self._answered: dict[str, None] = {}  # of late: a look at the store may be a bit older
         self._answering = asyncio.Event()
-
-    @property
-    def filters(self) -> list[str]:
-        """What to subscribe to."""
         run = [self._topics.run(name) for name in self._runnable]
-        return topic_triggers.widest([*run, *(each.topic for each in self._named.values())])
+        self.filters = Filters([*run, *(each.topic for each in self._named.values())])
 
     @property
     def kept_out(self) -> set[str]:
         """Filters of which what the broker has kept is not wanted."""
         wanted = [each.topic for each in self._named.values() if each.retained == "run"]
-        return {f for f in self.filters if not any(topic_triggers.covers(f, one) for one in wanted)}
+        return {
+            f
+            for f in self.filters.numbers
+            if not any(topic_triggers.covers(f, one) for one in wanted)
+        }
 
     # Hearing ----------------------------------------------------------------------------------
 
@@ -109,16 +108,24 @@ class Triggers:
     def _meant(self, message: Heard) -> list[tuple[str, TopicTrigger | Runnable]]:
         """The triggers that a message is for: by name, the built-in one by its pipeline."""
         found: list[tuple[str, TopicTrigger | Runnable]] = []
-        place = self._topics.parsed(message.topic)
-        if place is not None and place[0] == RUN and len(place) == 2 and place[1] in self._runnable:
-            found.append((place[1], self._runnable[place[1]]))
+        numbers = message.subscriptions
+        name = self._asked(message.topic)
+        if name is not None and self.filters.mean(message.topic, message.topic, numbers):
+            found.append((name, self._runnable[name]))
         if self._topics.is_ours(message.topic):
             return found  # what a trigger for # hears of us, outcomes too, must not go on and on
         for name, trigger in self._named.items():
             kept = message.retained and trigger.retained == "drop"
-            if not kept and matches(trigger.topic, message.topic):
+            if not kept and self.filters.mean(trigger.topic, message.topic, numbers):
                 found.append((name, trigger))
         return found
+
+    def _asked(self, topic: str) -> str | None:
+        """The pipeline of a built-in topic."""
+        place = self._topics.parsed(topic)
+        if place is None or place[0] != RUN or len(place) != 2:
+            return None
+        return place[1] if place[1] in self._runnable else None
 
     def _job(self, name: str, trigger: TopicTrigger | Runnable, message: Heard) -> Job:
         """The row that the message asks for. Raises MessageError and what `add_job` raises."""

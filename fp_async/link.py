@@ -64,10 +64,16 @@ class Connection:
         return self._session.lost
 
     async def subscribe(
-        self, topic: str, qos: int = 0, *, own: bool = True, retained: Retained = "always"
+        self,
+        topic: str,
+        qos: int = 0,
+        *,
+        own: bool = True,
+        retained: Retained = "always",
+        number: int | None = None,
     ) -> None:
         """Ask for the messages of a topic filter; see `subscribe_all`."""
-        await self.subscribe_all(((topic, qos),), own=own, retained=retained)
+        await self.subscribe_all(((topic, qos),), own=own, retained=retained, number=number)
 
     async def subscribe_all(
         self,
@@ -75,11 +81,13 @@ class Connection:
         *,
         own: bool = True,
         retained: Retained = "always",
+        number: int | None = None,
     ) -> None:
         """Ask for the messages of (topic filter, QoS 0 or 1) in one packet.
 
         In MQTT 5 only: without `own` not for those that we publish ourselves; `retained` are
-        the messages that the broker keeps: `always` sent, only for a `new` subscription, `never`.
+        the messages that the broker keeps: `always` sent, only for a `new` subscription, `never`;
+        `number` (from 1) comes back in the `subscriptions` of the messages, where the broker can.
         Raises BrokerError when the broker says no. Some say yes and then deliver nothing: what
         must be known to work has to be tried. Cancelled, the broker may have subscribed all the
         same.
@@ -90,7 +98,7 @@ class Connection:
         if self.version == 5:
             wanted = [(topic, subscribe_options(qos, own, handling)) for topic, qos in asked]
         with _told(self._link):
-            granted = await self._session.subscribe_to(wanted, self._link.timeout)
+            granted = await self._session.subscribe_to(wanted, number, self._link.timeout)
         for (topic, _), code in zip(asked, granted, strict=False):
             if code_of(code) >= REFUSED:
                 raise BrokerError(f"{self._link}: no right to subscribe to '{topic}'")

@@ -92,6 +92,7 @@ def _read(header: int, body: bytes | bytearray, version: int, connection: int) -
         user_properties=tuple(properties.get(USER_PROPERTY, ())),
         content_type=properties.get(CONTENT_TYPE),
         expiry=properties.get(EXPIRY),
+        subscriptions=tuple(properties.get(SUBSCRIPTION, ())),
     )
 
 
@@ -112,7 +113,8 @@ def _read_properties(body: bytes | bytearray, at: int, end: int) -> dict[int, An
             found[kind] = int.from_bytes(body[at : at + width], "big")
             at += width
         elif kind == SUBSCRIPTION:
-            found[kind], at = _read_varint(body, at)
+            number, at = _read_varint(body, at)
+            found.setdefault(kind, []).append(number)
         else:
             raise ValueError(f"a message with the unknown property {kind}")
     if at != end:

@@ -84,6 +84,7 @@ class Session(aiomqtt.Client):
         self._answer: asyncio.Future[Any] = self._loop.create_future()
         self._confirmations: dict[int, asyncio.Future[int | BrokerError | None]] = {}
         self._largest: int | None = None
+        self._numbers = False  # whether the broker takes subscription identifiers
         self._watching = self._blocked = self._leaving = False
         self._pinged_at = float("inf")
         self._timer: asyncio.TimerHandle | None = None
@@ -192,10 +193,13 @@ class Session(aiomqtt.Client):
         code: int = await self._answered(self._confirmations, packet, timeout)
         return code
 
-    async def subscribe_to(self, topics: list[tuple[str, Any]], timeout: float) -> list[Any]:
+    async def subscribe_to(
+        self, topics: list[tuple[str, Any]], number: int | None, timeout: float
+    ) -> list[Any]:
         """The reason code of each; options instead of the QoS in MQTT 5."""
         self.check()
-        failed, packet = self._paho.subscribe(topics)
+        properties = _numbered(number) if number is not None and self._numbers else None
+        failed, packet = self._paho.subscribe(topics, properties=properties)
         if failed or packet is None:
             raise BrokerError(f"{self.link}: cannot subscribe")
         granted: list[Any] = await self._answered(self._pending_subscribes, packet, timeout)
@@ -263,6 +267,8 @@ class Session(aiomqtt.Client):
             return
         self.session_present = bool(flags.session_present)
         self._largest = getattr(properties, "MaximumPacketSize", None)
+        can = getattr(properties, "SubscriptionIdentifierAvailable", 1)
+        self._numbers = self.version == 5 and bool(can)
         window = getattr(properties, "ReceiveMaximum", 65_535)  # paho does not look at it
         self._paho._max_inflight_messages = min(self.link.max_inflight, window)
         _settle(self._answer, None)
@@ -365,6 +371,12 @@ def code_of(reason: Any) -> int:
 def subscribe_options(qos: int, own: bool, retained: int) -> SubscribeOptions:
     """`retained` is the retain handling: 0 sends what the broker keeps, 1 once, 2 never."""
     return SubscribeOptions(qos=qos, noLocal=not own, retainHandling=retained)
+
+
+def _numbered(number: int) -> Properties:
+    properties = Properties(PacketTypes.SUBSCRIBE)  # type: ignore[no-untyped-call]
+    properties.SubscriptionIdentifier = number
+    return properties
 
 
 def _settle(answer: asyncio.Future[Any], outcome: Any) -> None:

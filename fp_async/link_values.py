@@ -111,8 +111,9 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     """What came in on a topic. `retained`: the broker had kept it from before we subscribed.
 
     `duplicate`: it may have been delivered before. `expiry` is what the broker left of it, in
-    seconds. All from `response_topic` on is of MQTT 5, and empty in 3.1.1. `packet` and
-    `connection` say what `acknowledge` answers.
+    seconds. All from `response_topic` on is of MQTT 5, and empty in 3.1.1. `subscriptions`
+    are the numbers of those that it came for. `packet` and `connection` say what `acknowledge`
+    answers.
     """
 
     topic: str
@@ -127,3 +128,4 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     user_properties: tuple[tuple[str, str], ...] = ()
     content_type: str | None = None
     expiry: int | None = None
+    subscriptions: tuple[int, ...] = ()

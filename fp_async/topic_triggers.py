@@ -15,8 +15,9 @@ Without `inputs` the payload has to be an object, whose entries are the inputs.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import msgspec
 
@@ -24,11 +25,12 @@ from fp_async import messages
 from fp_async.config import TopicTrigger
 from fp_async.errors import MessageError, suggestion
 from fp_async.jobs import identity, new_id
-from fp_async.topics import Topics
+from fp_async.topics import Topics, matches
 
 RUN = "run"  # the name of the built-in trigger
 _LONGEST_KEY = 120
 _LONGEST_TOPIC = 65_535  # bytes, by the format of MQTT
+_NUMBERS = 268_435_455  # the largest subscription identifier
 _DIGITS = 6  # of a number in a path
 
 
@@ -239,7 +241,33 @@ def widest(filters: Iterable[str]) -> list[str]:
     """The filters without those that another one covers.
 
     Brokers send a message once for every subscription that means it (Mosquitto and rumqttd do, and
-    MQTT allows it), and nothing tells such a copy from a second message.
+    MQTT allows it); see `Filters` for those that overlap in part.
     """
     each = list(dict.fromkeys(filters))
     return [one for one in each if not any(o != one and covers(o, one) for o in each)]
+
+
+class Filters:
+    """What to subscribe to for the topics that triggers want, and which copy of a message counts.
+
+    `numbers` are subscription identifiers (MQTT 5, section 3.3.2.3.8). They depend on the filter
+    alone: what a broker has kept since before a change of the configuration has those of then.
+    """
+
+    def __init__(self, wanted: Iterable[str]) -> None:
+        topics = list(wanted)
+        self.numbers = {each: crc32(each.encode()) % _NUMBERS + 1 for each in widest(topics)}
+        self._known = set(self.numbers.values())
+        self._number = {topic: self._first(topic) for topic in topics}
+
+    def _first(self, topic: str) -> int:
+        """The number of the subscription whose copies are for those who want this."""
+        found = (n for each, n in self.numbers.items() if each == topic or covers(each, topic))
+        return next(found)
+
+    def mean(self, wanted: str, topic: str, numbers: Sequence[int]) -> bool:
+        """Whether a message is for those who want this, and no copy for other subscriptions."""
+        if not matches(wanted, topic):
+            return False
+        known = self._known.intersection(numbers)
+        return not known or self._number[wanted] in known

@@ -474,6 +474,7 @@ async def test_triggers_with_overlapping_topics_run_once_each(triggered):
     one = "pipeline: flow, final_vars: [reading], on: 'any:*', inputs: {value: 1, sensor: $topic}"
     triggers = (
         f"triggers:\n  all: {{topic: 'doors/#', {one}}}\n  some: {{topic: 'doors/+', {one}}}\n"
+        f"  firsts: {{topic: '+/d1', {one}}}\n"  # covers none, and is covered by none
     )
     (edge.project.root / "conf" / "mqtt.yml").write_text(conf(edge.broker.port, GATEWAY + triggers))
     edge.flock.stop("g1")
@@ -489,7 +490,7 @@ async def test_triggers_with_overlapping_topics_run_once_each(triggered):
                 break
             await anyio.sleep(0.05)
     jobs = await edge.project.list_jobs()
-    assert sorted(job.trigger for job in jobs) == ["all", "all", "some"]
+    assert sorted(job.trigger for job in jobs) == ["all", "all", "firsts", "some"]
 
 
 async def until_online(edge):

@@ -16,7 +16,7 @@ from fp_async import checking, codec, gateway_serving, orders, topic_triggers, w
 from fp_async import config as configs
 from fp_async.config import Runnable, TopicTrigger
 from fp_async.errors import ConfigError, FlowerPowerError, MessageError
-from fp_async.topic_triggers import Rate, Told, covers, problems, wanted, widest
+from fp_async.topic_triggers import Filters, Rate, Told, covers, problems, wanted, widest
 from fp_async.topics import Topics, matches
 
 TOPIC = "sensors/s3/temperature"
@@ -319,6 +319,21 @@ def test_a_filter_that_covers_another_means_all_of_its_topics(wider, narrower, t
         assert matches(wider, topic)
 
 
+def test_of_copies_each_trigger_hears_its_own():
+    filters = Filters(["a/+", "+/b", "a/b", "c/#"])
+    left, right, below = (filters.numbers[each] for each in ("a/+", "+/b", "c/#"))
+    assert len({left, right, below, *filters.numbers.values()}) == 3, "a/b is covered by a/+"
+    for topic, number in (("a/+", left), ("+/b", right), ("a/b", left)):
+        other = right if number == left else left
+        assert filters.mean(topic, "a/b", [number])
+        assert not filters.mean(topic, "a/b", [other]), "the copy of another subscription"
+        assert filters.mean(topic, "a/b", [left, right]), "one message for both"
+        assert filters.mean(topic, "a/b", []), "the broker does not tell"
+        assert filters.mean(topic, "a/b", [12345]), "kept since before a change of the triggers"
+        assert not filters.mean(topic, "c/d", [below])
+    assert Filters(["+/b", "a/+"]).numbers == {"+/b": right, "a/+": left}, "by the filter alone"
+
+
 @given(st.lists(FILTER, max_size=6), st.lists(LEVEL, min_size=1, max_size=4).map("/".join))
 def test_the_widest_filters_mean_the_same_topics(filters, topic):
     kept = widest(filters)
@@ -536,10 +551,10 @@ def test_flags_stand_over_the_environment_over_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "env", "said"),
     [
-        ({"slots": "many"}, {}, "Expected `int`, got `str` - at `slots`"),
-        ({}, {"FP_AGENT_KEEPALIVE": "1"}, "Expected `int` >= 5 - at `keepalive`"),
-        ({"tags": ("site",)}, {}, "tag 'site': write name=value"),
-        ({}, {"FP_AGENT_TAGS": "=x"}, "tag '=x': write name=value"),
+        ({"slots": "many"}, {}, "--slots many: expected int, got str"),
+        ({}, {"FP_AGENT_KEEPALIVE": "1"}, "FP_AGENT_KEEPALIVE 1: expected int >= 5"),
+        ({"tags": ("site",)}, {}, "--tag site: write name=value"),
+        ({}, {"FP_AGENT_TAGS": "=x"}, "FP_AGENT_TAGS =x: write name=value"),
         ({"name": "ä"}, {}, "name 'ä'"),
     ],
 )
