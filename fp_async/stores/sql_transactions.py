@@ -148,11 +148,12 @@ class Transactions:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
-            return await asyncio.shield(task)
+            await asyncio.wait([task])
         except asyncio.CancelledError:
             call.abandoned = True
             task.add_done_callback(_ignore)
             raise
+        return task.result()
 
     async def _attempts(self, once: Callable[[_Call], Awaitable[T]], call: _Call) -> T:
         for number in range(1, _TRIES + 1):
