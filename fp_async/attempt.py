@@ -40,7 +40,7 @@ class Trail:
     """What an attempt leaves behind while it runs: nodes and the end of its log."""
 
     def __init__(self, worker: str = "") -> None:
-        self.changed = False
+        self.changed = bool(worker)  # where it runs is news, too
         self._worker = worker
         self._nodes: list[NodeTiming] = []
         self._log: list[str] = []

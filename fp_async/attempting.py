@@ -71,7 +71,8 @@ def _failure(error: BaseException) -> Failure:
     if cause is not None:
         kinds.append(type(error).__name__)
     text = str(error) if isinstance(error, FlowerPowerError) else describe(error)
-    lines = storable("".join(traceback.format_exception(raised)))
+    own = isinstance(raised, FlowerPowerError) and cause is None
+    lines = "" if own else storable("".join(traceback.format_exception(raised)))  # ours say it all
     shown = type(error) if isinstance(error, TimeoutError) else type(raised)
     message = storable(text, _MESSAGE_KEPT)
     return Failure(shown.__name__, message, lines[-_TRACEBACK_KEPT:], kinds)

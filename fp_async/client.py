@@ -91,10 +91,10 @@ class Client:
 
     async def result(self, id: str, wait: float | bool | None) -> Any:
         """See `Project.get_result`."""
-        seconds = None if wait is True else float(wait or 0)
+        patience = None if wait is True else targets.seconds("wait", wait or 0.0, least=0.0)
         async with self._connected() as backend:
             with watching.Waiter(backend, id) as waiter:
-                return outcomes.result(await waiter.outcome(seconds))
+                return outcomes.result(await waiter.outcome(patience))
 
     async def cancel(self, id: str, reason: str | None) -> Job:
         """See `Project.cancel_job`."""

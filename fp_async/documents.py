@@ -167,6 +167,12 @@ def validate(document: Document, struct: type[T]) -> T:
         raise document.error(path, message) from None
 
 
+def explained(error: Exception, data: Any, struct: Any) -> str:
+    """An error of msgspec about values of a caller: `key: what is wrong with it`."""
+    path, message = _explain(str(error), data, struct)
+    return ": ".join([".".join(map(str, path)), message] if path else [message])
+
+
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`")
 
 

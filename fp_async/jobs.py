@@ -21,6 +21,7 @@ RESULT_TTL = 7 * 86_400.0
 IDENTITY_TTL = 60 * 86_400.0  # how long the bare id of a pruned job with an identity is kept
 LETTER_TTL = 7 * 86_400.0
 CHUNK_TTL = 86_400.0
+REPLY_TTL = 7 * 86_400.0  # how much longer a job is kept whose requester has no reply yet
 CANCEL_DEADLINE = 60.0
 LEASE = 10.0
 MAX_CRASHES = 3

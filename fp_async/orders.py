@@ -10,7 +10,7 @@ from typing import Any, TypedDict, get_args
 
 import msgspec
 
-from fp_async import codec, executors, jobs, targets, triggers
+from fp_async import codec, documents, executors, jobs, targets, triggers
 from fp_async import config as configs
 from fp_async.config import Retry, RunSettings, ScheduleEntry
 from fp_async.errors import ConfigError, UnknownNameError, UsageError
@@ -153,7 +153,7 @@ def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
         }
         return targets.fitting(msgspec.convert(fields, Template))
     except msgspec.ValidationError as error:
-        text = str(error).replace("$.spec.", "$.")
+        text = documents.explained(error, fields, Template).removeprefix("spec.")
         raise UsageError(f"options of a job of '{name}': {text}") from error
 
 
@@ -317,7 +317,8 @@ def _policy(options: Mapping[str, Any]) -> triggers.Policy:
     try:
         return msgspec.convert(given, triggers.Policy)
     except msgspec.ValidationError as error:
-        raise UsageError(f"schedule: {error}") from error
+        text = documents.explained(error, given, triggers.Policy)
+        raise UsageError(f"schedule: {text}") from error
 
 
 def _digest(*parts: Any) -> str:

@@ -283,6 +283,7 @@ async def test_a_pipeline_deleted_after_its_job_was_queued_fails_the_job(project
     async with Project(project.root, worker=True) as opened:
         with pytest.raises(JobFailedError, match="unknown pipeline 'flow'"):
             await opened.get_result(id, wait=10)
+    assert (await project.get_job(id)).failure.traceback == "", "frames of ours help nobody"
 
 
 @pytest.mark.parametrize(
@@ -294,10 +295,11 @@ async def test_a_pipeline_deleted_after_its_job_was_queued_fails_the_job(project
         ({"delay": 1, "run_at": 1.0}, UsageError, "run_at or delay, not both"),
         ({"delay": -1}, UsageError, "delay is a number of seconds"),
         ({"run_at": "tomorrow"}, UsageError, "run_at: Invalid isoformat"),
-        ({"priority": "high"}, UsageError, "priority"),
-        ({"retry": {"max_attempt": 2}}, UsageError, "max_attempt"),
+        ({"priority": "high"}, UsageError, "'flow': priority: expected int, got str"),
+        ({"retry": {"max_attempt": 2}}, UsageError, "retry.max_attempt: unknown key.*attempts"),
+        ({"priority": 10**20}, UsageError, "priority: expected int <= 32767"),
         ({"on_crash": "ignore"}, UnknownNameError, "on_crash 'ignore'.*retry"),
-        ({"max_crashes": 0}, UsageError, "max_crashes"),
+        ({"max_crashes": 0}, UsageError, "'flow': max_crashes: expected int >= 1"),
         ({"concurrency": 0}, UsageError, "concurrency"),
         ({"concurrency": 2**70}, UsageError, "concurrency"),
         ({"inputs": [1]}, UsageError, "inputs is a mapping"),
@@ -317,6 +319,13 @@ async def test_wrong_options_are_refused_and_nothing_is_added(project, options, 
     with pytest.raises(error, match=text):
         await project.add_job("flow", **options)
     assert await project.list_jobs() == []
+
+
+@pytest.mark.parametrize("wait", ["x", -1, float("nan")])
+async def test_a_wait_that_is_none_is_refused(project, wait):
+    id = await project.add_job("flow")
+    with pytest.raises(UsageError, match="wait is a number of seconds"):
+        await project.get_result(id, wait=wait)
 
 
 async def test_unknown_ids_say_so(project):
@@ -418,6 +427,17 @@ async def test_a_running_job_is_cancelled_by_its_worker(working):
     job = await working.get_job(id)
     assert (job.state, job.reason) == ("cancelled", "enough")
     assert job.ended_at - job.cancel_at < 1.0
+
+
+async def test_a_running_job_names_its_worker_before_anything_else_is_told(working):
+    id = await working.add_job("flow", final_vars=["forever"])
+    with anyio.fail_after(10):
+        async for _ in working.watch(id):
+            job = await working.get_job(id)
+            if job.trace.worker:
+                break
+    assert (job.state, job.trace.nodes, job.trace.log) == ("running", [], "")
+    await working.cancel_job(id)
 
 
 async def test_cancelling_run_job_leaves_the_job_be(working):
@@ -675,7 +695,8 @@ async def test_a_mistake_in_a_configured_schedule_names_its_place(project):
     [
         ("intervall", {"seconds": 1}, TriggerError, "unknown trigger 'intervall'.*interval"),
         ("interval", {"second": 1}, TriggerError, "no argument 'second'.*seconds"),
-        ("interval", {"seconds": 0}, TriggerError, "0"),
+        ("interval", {"seconds": 0}, TriggerError, "interval: seconds: expected float >= 0.001"),
+        ("crontab", {}, TriggerError, "crontab: it needs crontab=..., as in"),
         ("crontab", {"crontab": "61 * * * *"}, TriggerError, "minute"),
         ("interval", {"seconds": 1, "overlap": "never"}, UnknownNameError, "unknown overlap"),
         ("interval", {"seconds": 1, "coalesce": "none"}, UsageError, "coalesce"),

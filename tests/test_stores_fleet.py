@@ -17,6 +17,7 @@ from fp_async.jobs import (
     CANCEL_DEADLINE,
     CHUNK_TTL,
     LETTER_TTL,
+    REPLY_TTL,
     Chunk,
     Failure,
     Find,
@@ -610,9 +611,18 @@ async def test_who_has_heard_is_not_told_again(store):
 
 
 async def test_a_bare_id_has_nothing_to_reply(store):
-    await answered(store, identity("x"), identity=True, result_ttl=-1)
+    await answered(store, identity("x"), identity=True, result_ttl=-1 - REPLY_TTL)
     await store.prune()
     assert await store.fleet.unreplied(10) == []
+
+
+async def test_what_was_not_replied_yet_is_not_pruned(store):
+    await answered(store, "1", result_ttl=-1)
+    assert await store.prune() == 0
+    assert [each.id for each in await store.fleet.unreplied(10)] == ["1"]
+    await store.fleet.replied(["1"])
+    assert await store.prune() == 1
+    assert await store.get("1") is None
 
 
 # Dead letters -------------------------------------------------------------------------------

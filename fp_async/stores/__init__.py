@@ -95,7 +95,8 @@ class Store(Protocol):
     async def prune(self, limit: int = 1000) -> int:
         """Remove up to `limit` ended jobs whose time is over; ids with an identity stay.
 
-        Jobs that are `unreported` stay whole. Old dead letters and parts of results go, too.
+        Jobs that are `unreported` stay whole, and so do those whose requester has no reply yet, for
+        seven days more. Old dead letters and parts of results go, too.
         """
 
     # Schedules ------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fp_async import rules
-from fp_async.jobs import CHUNK_TTL, LETTER_TTL
+from fp_async.jobs import CHUNK_TTL, LETTER_TTL, REPLY_TTL
 from fp_async.stores.mongo_documents import Documents
 
 
@@ -12,7 +12,15 @@ async def prune(documents: Documents, now: float, limit: int) -> int:
     await documents.letters.delete_many({"at": {"$lte": now - LETTER_TTL}})
     await documents.chunks.delete_many({"at": {"$lte": now - CHUNK_TTL}})
     jobs = documents.jobs
-    over = {"prune_at": {"$gt": 0, "$lte": now}, "unreported": {"$ne": True}}
+    over = {
+        "prune_at": {"$gt": 0, "$lte": now},
+        "unreported": {"$ne": True},
+        "$or": [
+            {"reply_to": None},
+            {"replied_at": {"$ne": None}},
+            {"prune_at": {"$lte": now - REPLY_TTL}},
+        ],
+    }
     found = await jobs.find(over, {"identity": 1, "pruned": 1}).limit(limit).to_list()
     bare = [each["_id"] for each in found if each["identity"] and not each["pruned"]]
     whole = [each["_id"] for each in found if not each["identity"] or each["pruned"]]

@@ -18,6 +18,7 @@ from fp_async.jobs import (
     CANCEL_DEADLINE,
     CHUNK_TTL,
     LETTER_TTL,
+    REPLY_TTL,
     Changes,
     Fire,
     Job,
@@ -279,9 +280,10 @@ def prune(db: Db, *, limit: int) -> int:
     db.run(f'DELETE FROM fp_chunks WHERE "at" <= {clock} - :ttl', ttl=CHUNK_TTL)
     sql = (
         f'SELECT seq, "identity", pruned, {clock} FROM fp_jobs WHERE prune_at <= {clock} '
-        "AND unreported = FALSE LIMIT :limit FOR UPDATE SKIP LOCKED"
+        "AND unreported = FALSE AND (reply_to IS NULL OR replied_at IS NOT NULL "
+        f"OR prune_at <= {clock} - :reply_ttl) LIMIT :limit FOR UPDATE SKIP LOCKED"
     )
-    rows = db.rows(sql, limit=limit)
+    rows = db.rows(sql, limit=limit, reply_ttl=REPLY_TTL)
     bare = [(seq, now) for seq, has_identity, pruned, now in rows if has_identity and not pruned]
     sql_tables.change(db, ((seq, rules.pruned(now)) for seq, now in bare))
     kept = {seq for seq, _ in bare}

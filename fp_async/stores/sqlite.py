@@ -20,6 +20,7 @@ from fp_async import rules
 from fp_async.jobs import (
     CHUNK_TTL,
     LETTER_TTL,
+    REPLY_TTL,
     Find,
     Fire,
     Job,
@@ -263,8 +264,11 @@ def _prune(db: _Db, *, limit: int) -> int:
     now = time.time()
     db.execute("DELETE FROM letters WHERE at <= ?", (now - LETTER_TTL,))
     db.execute("DELETE FROM chunks WHERE at <= ?", (now - CHUNK_TTL,))
-    sql = "SELECT id, identity, pruned FROM jobs WHERE prune_at <= ? AND unreported = 0 LIMIT ?"
-    rows = db.execute(sql, (now, limit)).fetchall()
+    sql = (
+        "SELECT id, identity, pruned FROM jobs WHERE prune_at <= ? AND unreported = 0 "
+        "AND (reply_to IS NULL OR replied_at IS NOT NULL OR prune_at <= ?) LIMIT ?"
+    )
+    rows = db.execute(sql, (now, now - REPLY_TTL, limit)).fetchall()
     for id, has_identity, was_pruned in rows:
         if has_identity and not was_pruned:
             tables.change(db, id, rules.pruned(now))
