@@ -432,10 +432,8 @@ async def test_a_running_job_is_cancelled_by_its_worker(working):
 async def test_a_running_job_names_its_worker_before_anything_else_is_told(working):
     id = await working.add_job("flow", final_vars=["forever"])
     with anyio.fail_after(10):
-        async for _ in working.watch(id):
-            job = await working.get_job(id)
-            if job.trace.worker:
-                break
+        while not (job := await working.get_job(id)).trace.worker:
+            await anyio.sleep(0.05)
     assert (job.state, job.trace.nodes, job.trace.log) == ("running", [], "")
     await working.cancel_job(id)
 
