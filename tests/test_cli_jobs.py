@@ -562,7 +562,7 @@ BAD = {
     "add-job my_flow --delay 1 --run-at 2999-01-01": "not both",
     "add-job my_flow --queue ''": "queue is a text",
     "add-job my_flow --retry 0": "--retry",
-    "add-job my_flow --concurrency 99999999999999999999": "$.concurrency",
+    "add-job my_flow --concurrency 99999999999999999999": "concurrency: expected int <= 2147483647",
     "schedule my_flow --type cron": "cron: when? give some of year",
     "schedule my_flow --type interval": "interval: when? give some of weeks",
     "schedule my_flow --crontab '* * * * *' --id ''": "id is a text",
