@@ -40,7 +40,7 @@ AGENT = {
     "it has ended and that is no row yet": ("fp_async.worker:Worker._report", "before"),
     "its outcome is stored and not told": ("fp_async.worker:Worker._report", "after"),
     "its outcome is about to be told": ("edge_agent.outbox:Outbox.told", "after"),
-    "its outcome was told": ("edge_agent.session:Session._publish", "after"),
+    "its outcome was told": ("edge_agent.reporting:Reporter._publish", "after"),
     "the acknowledgement has come and is not stored": ("edge_agent.store:AgentStore.acknowledged", "before"),
     "the acknowledgement is stored": ("edge_agent.store:AgentStore.acknowledged", "after"),
 }  # fmt: skip

@@ -1050,7 +1050,7 @@ def test_properties_are_written_and_read_as_paho_does(expiry, response, correlat
     read = read_publish(0x3B, b"\x00\x01t\x12\x34" + theirs.pack() + b"body", 5, 9)
     assert read == Message(
         *("t", b"body", True, 1, True, 0x1234, 9),
-        *(response, correlation, tuple(pairs), kind, expiry),
+        *(response, correlation, tuple(pairs), kind, expiry, (300,)),
     )
 
 
