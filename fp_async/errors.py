@@ -7,6 +7,7 @@ what the `flowerpower` command ends with when the error reaches it.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -229,3 +230,18 @@ def describe(error: BaseException) -> str:
     except Exception:  # an exception class of the user's, with a mistake in its __str__
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+_MISSING = re.compile("Object missing required field `(.+)`")
+_EXAMPLES = {"crontab": '"0 3 * * 1-5"', "run_date": '"2027-01-31 03:00"'}
+
+
+def invalid(error: Exception) -> str:
+    """What msgspec says of a wrong value, as `key: what is wrong with it`."""
+    problem, _, where = str(error).partition(" - at ")
+    missing = _MISSING.fullmatch(problem)
+    if missing:
+        return f"it needs {missing[1]}=..., as in {_EXAMPLES.get(missing[1], '...')}"
+    key = where.strip("`").removeprefix("$").removeprefix(".")
+    text = problem[0].lower() + problem[1:].replace("`", "")
+    return f"{key}: {text}" if key else text

@@ -12,7 +12,6 @@ adds `jitter(identity, nominal, max_jitter(policy, spec))` to it.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, time, tzinfo
 from hashlib import blake2b
@@ -23,7 +22,7 @@ import msgspec
 
 from fp_async import crontab
 from fp_async.crontab import zone
-from fp_async.errors import TriggerError, suggestion
+from fp_async.errors import TriggerError, invalid, suggestion
 from fp_async.trigger_times import (
     CRON_FIELDS,
     And,
@@ -237,25 +236,11 @@ def parse(
         fields = _fields(kind, values, place, now)
         spec: Spec = msgspec.convert({"type": kind, **fields}, Spec, strict=False)
     except msgspec.ValidationError as error:
-        raise TriggerError(f"{kind}: {_explained(str(error))}") from error
+        raise TriggerError(f"{kind}: {invalid(error)}") from error
     except (OverflowError, RecursionError) as error:
         raise TriggerError(f"{kind}: {error}") from error
     _refuse_idle(_checked(spec), now)
     return spec
-
-
-def _explained(message: str) -> str:
-    problem, _, where = message.partition(" - at ")
-    missing = _MISSING.fullmatch(problem)
-    if missing:
-        return f"it needs {missing[1]}=..., as in {_EXAMPLES.get(missing[1], '...')}"
-    key = where.strip("`").removeprefix("$").removeprefix(".")
-    text = problem[0].lower() + problem[1:].replace("`", "")
-    return f"{key}: {text}" if key else text
-
-
-_MISSING = re.compile("Object missing required field `(.+)`")
-_EXAMPLES = {"crontab": '"0 3 * * 1-5"', "run_date": '"2027-01-31 03:00"'}
 
 
 def _given(
