@@ -38,6 +38,12 @@ class _Held:
     def is_good(self) -> bool:
         return time.monotonic() < self.until and not self.driver.is_closed()
 
+    async def let_go(self) -> None:
+        """Give it back to the pool, which must not hand out again what is closed."""
+        if self.driver.is_closed() and not self.connection.invalidated:
+            await self.connection.invalidate()
+        await self.connection.close()
+
 
 class Direct:
     """The connections at hand for one engine, which commits every statement by itself."""
@@ -62,34 +68,38 @@ class Direct:
         except BaseException as error:
             gone = _is_gone(held.driver, error)
             await held.connection.invalidate()
-            await held.connection.close()
+            await held.let_go()
             if gone:
                 raise ConnectionError(str(error) or "the connection was lost") from error
             raise
         if len(self._idle) < _KEPT:
             self._idle.append(held)
         else:
-            await held.connection.close()
+            await held.let_go()
         return result
 
     async def close(self) -> None:
         """Give all of them back to the pool."""
         while self._idle:
-            await self._idle.pop().connection.close()
+            await self._idle.pop().let_go()
 
     async def _take(self) -> _Held:
         while self._idle:
             held = self._idle.pop()
             if held.is_good():
                 return held
-            await held.connection.close()
-        connection = await self._engine.connect()
-        try:
-            driver = (await connection.get_raw_connection()).driver_connection
-        except BaseException:
-            await connection.close()
-            raise
-        return _Held(connection, driver)
+            await held.let_go()
+        while True:  # the pool may have several that the server has closed
+            connection = await self._engine.connect()
+            try:
+                driver = (await connection.get_raw_connection()).driver_connection
+            except BaseException:
+                await connection.close()
+                raise
+            held = _Held(connection, driver)
+            if held.is_good():
+                return held
+            await held.let_go()
 
 
 def _is_gone(driver: Any, error: BaseException) -> bool:
