@@ -62,6 +62,7 @@ class Agent:
         self.house = Housekeeping(settings, self.rows)
         self.identity = Identity("", 0)
         self._group: asyncio.TaskGroup | None = None
+        self._clock_step = 0.0
 
     def _worker(self) -> Worker:
         settings = self.backend.worker
@@ -72,6 +73,7 @@ class Agent:
         """Open the store, or set a corrupt one aside; count this start. Raises StoreError."""
         await self.house.open(self.store)
         self.identity = await self.rows.begin()
+        self._clock_step = await self.house.set_clock()
         await self.house.look()
 
     async def close(self) -> None:
@@ -85,6 +87,7 @@ class Agent:
         """Work until cancelled or drained. Unfinished jobs are given back to the own store."""
         async with asyncio.TaskGroup() as group:
             self._group = group
+            self.house.clock_moved.append(self._look_again)
             others = [
                 group.create_task(self.house.run(self.problems), name="fp-housekeeping"),
                 group.create_task(self._watch_schedules(), name="fp-schedules"),
@@ -99,6 +102,10 @@ class Agent:
         """Have something done beside the rest."""
         assert self._group is not None
         self._group.create_task(work)
+
+    def _look_again(self, _: float) -> None:
+        """What waits for its time was moved with the clock, and may be due."""
+        self.backend.hub.publish(f"later:{QUEUE}")
 
     # What the link needs ----------------------------------------------------------------------
 
@@ -148,11 +155,13 @@ class Agent:
     async def _watch_schedules(self) -> None:
         """Fire schedules as soon as there is one: an agent without any never loads triggers."""
         with self.backend.hub.listen("schedules") as listener:
+            step = self._clock_step
             while not await self.store.schedules():
                 await listener.wait()
+                step = 0.0  # what comes now has never known another clock
         from edge_agent.scheduling import fire
 
-        await fire(self)
+        await fire(self, step)
 
 
 class _Watched(Nearby):

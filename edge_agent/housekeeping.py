@@ -13,19 +13,19 @@ from pathlib import Path
 
 import msgspec
 
+from edge_agent import clock
 from edge_agent.config import AgentSettings
 from edge_agent.problems import Problems
 from edge_agent.store import AgentStore
-from fp_async import processes
 from fp_async.errors import StoreError
 from fp_async.patience import Patience
 from fp_async.stores.sqlite import SqliteStore
 
 log = logging.getLogger("fp_async.agent")
 _LOOK = 30.0
+_LATE = 5.0  # seconds that looking may take
 _CLEAN = 600.0
 _MEBIBYTE = 2**20
-_CLOCK_STEP = 60.0
 _CORRUPT = ("malformed", "not a database", "corrupt")
 
 
@@ -41,7 +41,7 @@ class Housekeeping:
         self._settings = settings
         self._rows = rows
         self._patience = Patience()
-        self._ahead = _ahead()
+        self._ahead = clock.read().ahead
         self.clock_moved: list[Callable[[float], None]] = []
 
     async def open(self, store: SqliteStore) -> None:
@@ -72,7 +72,7 @@ class Housekeeping:
         cleaned = time.monotonic()
         while True:
             await asyncio.sleep(_LOOK)
-            self._look_at_clock()
+            await self.look_at_clock()
             await self._patience(self.look)
             problems.note("room", self.full or "")
             await self._patience(lambda: self.save(problems))
@@ -103,19 +103,29 @@ class Housekeeping:
         """Count something that was not begun for want of room."""
         self.refused[what] = self.refused.get(what, 0) + 1
 
-    def _look_at_clock(self) -> None:
-        """Tell everybody when the wall clock has been set by more than a minute."""
-        ahead = _ahead()
-        step = ahead - self._ahead
+    async def look_at_clock(self) -> None:
+        """Notice when the clock was set. As often as one likes: it costs nothing."""
+        ahead = clock.read().ahead
+        if abs(ahead - self._ahead) > clock.STEP:
+            await self._patience(lambda: self.set_clock(_LOOK + _LATE))
         self._ahead = ahead
-        if abs(step) > _CLOCK_STEP:
+
+    async def set_clock(self, unseen: float = 0.0) -> float:
+        """By how much the wall clock was set since it was noted last; then everybody is told.
+
+        `unseen`: for how many seconds nobody may have seen it, while jobs went on.
+        """
+        step = await self._rows.set_clock(clock.read(), unseen)
+        if step:
             self.clock_steps += 1
             log.warning("the clock was set by %+.0f s", step)
             for moved in self.clock_moved:
                 moved(step)
+        return step
 
     async def _note_time(self) -> None:
         """A clock that shows less than this is wrong."""
+        await self.set_clock(_LOOK + _LATE)
         known = float(await self._rows.fact("time") or 0)
         if time.time() > known:
             await self._rows.note("time", repr(time.time()))
@@ -125,11 +135,6 @@ def free_bytes(folder: Path) -> int:
     """What is left on the disk for whoever is not root. (Without shutil, which loads bz2, lzma.)"""
     stat = os.statvfs(folder)
     return stat.f_bavail * stat.f_frsize
-
-
-def _ahead() -> float:
-    """What the wall clock shows more than the one that nobody sets."""
-    return time.time() - processes.lease_clock()
 
 
 def set_aside(path: Path) -> Path:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from edge_agent import fitting, telling
@@ -79,7 +80,7 @@ class Reporter:
         if self._sync_at and time.monotonic() >= self._sync_at:
             self._sync_at = time.monotonic() + _SYNC_EVERY
             await self._sync()
-        ended = await self._ended()
+        ended = await self._ended_by_this_clock()
         over = {row.id for row in ended}
         said: list[Message] = [
             each for each in agent.take_notices() if getattr(each, "id", None) not in over
@@ -89,6 +90,20 @@ class Reporter:
             agent.outbox.told(row.id, time.monotonic())
             self._seen.pop(row.id, None)
         await self._publish(said)
+
+    async def _ended_by_this_clock(self) -> list[Job]:
+        """Outcomes to tell now; read again when the clock was set meanwhile, since what is told of
+        a time is its distance from now.
+        """
+        house = self._agent.house
+        steps = house.clock_steps
+        rows = await self._ended()
+        await house.look_at_clock()
+        while steps != house.clock_steps:
+            steps = house.clock_steps
+            rows = await self._patience(partial(self._agent.rows.ended, [row.id for row in rows]))
+            await house.look_at_clock()
+        return rows
 
     async def _ended(self) -> list[Job]:
         """Outcomes to tell now: new ones, and as many old ones as have room beside them."""

@@ -89,12 +89,14 @@ def _state(row: Schedule, revision: int) -> ScheduleState:
     return ScheduleState(id=row.id, revision=revision, next_fire_time=row.next_fire_time)
 
 
-async def fire(agent: Agent) -> None:
-    """Fire until cancelled."""
+async def fire(agent: Agent, step: float) -> None:
+    """Fire until cancelled. `step`: the clock was set while no agent ran."""
     clock = Clock(float(await agent.rows.fact("time") or 0.0))
     firing = Firing(
         agent.store, agent.backend.hub, _POLL, agent=agent.settings.name, may=_may(agent, clock)
     )
+    if step:
+        await _moved(agent, step)
     agent.house.clock_moved.append(lambda step: agent.soon(_moved(agent, step)))
     await firing.run()
 

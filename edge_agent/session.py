@@ -284,6 +284,7 @@ class Session:
         topic = self._topics.agent(self._name, "report")
         while True:
             agent = self._agent
+            await agent.house.look_at_clock()
             body = Heartbeat(
                 free=agent.free,
                 clock=time.time(),

@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
+from edge_agent import clock
+from edge_agent.clock import Reading
 from fp_async import rules
 from fp_async.jobs import Job
 from fp_async.lifecycle import TERMINAL
@@ -117,6 +120,12 @@ class AgentStore:
     async def forget(self) -> int:
         """Forget the ids of long finished jobs; how many."""
         return await self._units.write(_forget)
+
+    async def set_clock(self, now: Reading, unseen: float) -> float:
+        """Note what the clocks show. By how many seconds the wall clock was set since it was noted
+        last: all jobs were moved along, but for what was written in the last `unseen` seconds.
+        """
+        return await self._units.write(partial(_set_clock, now=now, unseen=unseen))
 
 
 def _tombstone(job: Job) -> Job:
@@ -229,6 +238,22 @@ def _count(db: _Db, *, name: str) -> int:
     number = int(_fact(db, name=name) or 0) + 1
     _note(db, name=name, value=str(number))
     return number
+
+
+def _set_clock(db: _Db, *, now: Reading, unseen: float) -> float:
+    step = clock.step(_last_reading(db), now)
+    if step:
+        db.execute(f"UPDATE jobs SET {clock.moves(step, now.wall, unseen)}")
+    _note(db, name="clock", value=msgspec.json.encode(now).decode())
+    return step
+
+
+def _last_reading(db: _Db) -> Reading:
+    """What was noted last; the newest job proves that it was later since, in an unknown boot."""
+    noted = _fact(db, name="clock")
+    last = Reading("", 0.0, 0.0) if noted is None else msgspec.json.decode(noted, type=Reading)
+    newest = db.execute("SELECT created_at FROM jobs ORDER BY seq DESC LIMIT 1").fetchone()
+    return last if newest is None else replace(last, wall=max(last.wall, *newest))
 
 
 def _forget(db: _Db) -> int:

@@ -171,7 +171,14 @@ class Board:
                 found.append(each)
         for number, each in enumerate(found):
             self._later(each, now, (chance + number * _GOLDEN) % 1.0)
-        return found
+        return [each for each in found if each.cancelling or not self._doubtful(each.agent)]
+
+    def _doubtful(self, agent: str) -> bool:
+        """Whether it is not known which device would hear it: what the one has begun, the other
+        would begin again.
+        """
+        known = self.agents.get(agent)
+        return known is not None and (known.came_at is not None or known.quarantine is not None)
 
     def next_repeat(self) -> float | None:
         """When something may have to be said again."""

@@ -1,10 +1,11 @@
-"""Faults, each by its name: a killed process, a network that is cut, silent, or resets."""
+"""Faults, each by its name: a killed process, a network that is cut, silent, resets or jumbles."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 import struct
@@ -123,3 +124,56 @@ class Proxy:
                 await self._flowing.wait()
                 writer.write(data)
                 await writer.drain()
+
+
+class Jumble(Proxy):
+    """A proxy in front of an MQTT broker that repeats, delays and loses what is published.
+
+    Of ten messages one comes a second time, up to a second later, when its packet id may be in use
+    for another; one comes late, so that others overtake it; and of those of QoS 0 one is lost.
+    """
+
+    def __init__(self, port: int, rng: random.Random) -> None:
+        super().__init__(port)
+        self._rng = rng
+        self.repeated = self.delayed = self.lost = 0
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                packet = await _packet(reader)
+                if packet[0] >> 4 != _PUBLISH or not self._jumbled(packet, writer):
+                    writer.write(packet)
+                    await writer.drain()
+
+    def _jumbled(self, packet: bytes, writer: asyncio.StreamWriter) -> bool:
+        """Whether the packet must not be sent now."""
+        dice = self._rng.random()
+        if dice < 0.2:
+            self._later(packet, writer)
+            self.repeated += dice < 0.1
+            self.delayed += dice >= 0.1
+            return dice >= 0.1
+        lost = dice < 0.3 and packet[0] & 0b110 == 0
+        self.lost += lost
+        return lost
+
+    def _later(self, packet: bytes, writer: asyncio.StreamWriter) -> None:
+        def send() -> None:
+            if not writer.transport.is_closing():
+                writer.write(packet)
+
+        asyncio.get_running_loop().call_later(self._rng.random(), send)
+
+
+_PUBLISH = 3
+
+
+async def _packet(reader: asyncio.StreamReader) -> bytes:
+    """A whole MQTT packet: its type, its length in 7 bits a byte, and the rest."""
+    head = await reader.readexactly(2)
+    length = head[1] & 0x7F
+    while head[-1] & 0x80:
+        head += await reader.readexactly(1)
+        length |= (head[-1] & 0x7F) << 7 * (len(head) - 2)
+    return head + await reader.readexactly(length)

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from edge_agent import config, scheduling
 from edge_agent import store as agent_store
 from edge_agent.agent import Agent
+from edge_agent.clock import Reading
 from edge_agent.store import AgentStore, Holding
 from fp_async import triggers
 from fp_async.jobs import Job, Report, Template
@@ -279,6 +280,89 @@ async def test_facts(both):
     await both.rows.note("time", "1")
     await both.rows.note("time", "2")
     assert await both.rows.fact("time") == "2"
+
+
+# Clocks -----------------------------------------------------------------------------------------
+
+TIMES = ("created_at", "run_at", "expires_at", "started_at", "ended_at", "prune_at")
+YEARS = 10 * 365 * DAY
+
+
+def reading(wall, *, boot="b1", set_by=0.0):
+    """The clocks of a machine that booted at 1e9, whose wall clock was set by so many seconds."""
+    return Reading(boot, wall + set_by, 1e9 + set_by)
+
+
+async def times(both, id):
+    names = ", ".join(TIMES)
+    (row,) = both.change(f"SELECT {names} FROM jobs WHERE id = ?", id)
+    return dict(zip(TIMES, row, strict=True))
+
+
+def moved(before, step):
+    return {name: None if at is None else at + step for name, at in before.items()}
+
+
+@pytest.mark.parametrize("step", [-YEARS, -120.0, 120.0, YEARS])
+async def test_what_waits_goes_on_waiting_when_the_clock_is_set(both, step):
+    now = time.time()
+    await both.accept("a", expires_at=now + 300)
+    await both.accept("b")
+    await both.end("b")
+    await both.rows.acknowledged(["b"])
+    before = {id: await times(both, id) for id in "ab"}
+    assert await both.rows.set_clock(reading(now), 0) == 0
+    for expected in (step, 0):  # said twice it is done once
+        assert await both.rows.set_clock(reading(now, set_by=step), 0) == expected
+        assert {id: await times(both, id) for id in "ab"} == {
+            id: pytest.approx(moved(before[id], step)) for id in "ab"
+        }
+
+
+async def test_a_clock_that_follows_moves_nothing(both):
+    now = time.time()
+    await both.accept("a")
+    before = await times(both, "a")
+    for second in range(10):
+        assert await both.rows.set_clock(reading(now, set_by=30.0 * second), 0) == 0
+    assert await times(both, "a") == before
+
+
+@pytest.mark.parametrize("step", [-YEARS, -3600.0, 3600.0, YEARS])
+async def test_what_was_written_since_the_clock_was_set_stays(both, step):
+    now = time.time()
+    await both.rows.set_clock(reading(now), 0)
+    await both.accept("old", "ended since", "again")
+    before = await times(both, "old")
+    await both.accept("new", expires_at=now + step + 20)
+    at = now + step - 10
+    change = "UPDATE jobs SET created_at = ?, run_at = ? WHERE id = 'new'"
+    both.change(change, at, at)
+    both.change("UPDATE jobs SET ended_at = ?, prune_at = ? WHERE id = 'ended since'", at, at + 60)
+    both.change("UPDATE jobs SET run_at = ? WHERE id = 'again'", at + 60)
+    assert await both.rows.set_clock(reading(now, set_by=step), 35) == step
+    assert await times(both, "old") == pytest.approx(moved(before, step))
+    new = await times(both, "new")
+    assert (new["created_at"], new["run_at"], new["expires_at"]) == (at, at, now + step + 20)
+    ended = await times(both, "ended since")
+    assert ended["created_at"] == pytest.approx(before["created_at"] + step, abs=1)
+    assert (ended["ended_at"], ended["prune_at"]) == (at, at + 60)
+    assert (await times(both, "again"))["run_at"] == at + 60
+
+
+async def test_a_reboot_with_a_clock_that_lost_its_battery(both):
+    now = time.time()
+    await both.rows.set_clock(reading(now - DAY), 0)
+    await both.accept("a", run_at=now + 50)  # later than what was noted
+    before = await times(both, "a")
+    late = now + DAY  # off for a day
+    assert await both.rows.set_clock(reading(late, boot="b2"), 0) == 0
+    assert await both.rows.set_clock(reading(late, boot="b3", set_by=-YEARS), 0) < DAY - YEARS
+    shown = await times(both, "a")
+    assert shown["run_at"] - (late - YEARS) <= 50, "it waits no longer than it had to"
+    came = await both.rows.set_clock(reading(late + 30, boot="b3"), 0)  # the network is there
+    assert came == pytest.approx(YEARS)
+    assert (await times(both, "a"))["run_at"] <= before["run_at"]
 
 
 # Forgetting -------------------------------------------------------------------------------------

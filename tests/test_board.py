@@ -312,6 +312,17 @@ def test_answered_offers_are_not_repeated_but_cancels_are():
     assert ids(board.repeats(106.0, 0.5)) == ["1"]
 
 
+@pytest.mark.parametrize("doubt", [{"came_at": 1.0}, {"quarantine": "two devices"}])
+def test_nothing_is_offered_again_while_two_may_hear_it(doubt):
+    """What the one has begun, the other would begin again; a cancel harms neither."""
+    board = made(a=known())
+    bind(board, offered("1", "a"), replace(offered("2", "a"), cancel_at=1.0))
+    board.believe("a", known(**doubt))
+    assert {id for _, id in said_again(board, 100)} == {"2"}
+    board.believe("a", known())
+    assert {each.job.id for each in board.repeats(300.0, 0.5)} == {"1", "2"}
+
+
 def test_what_comes_from_the_store_with_a_wish_to_cancel_is_cancelled_again():
     board = made(a=known())
     bind(board, replace(offered("1", "a"), state="running", cancel_at=1.0))

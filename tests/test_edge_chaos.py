@@ -11,7 +11,7 @@ import time
 
 import pytest
 from edge_kit import Broker, check, conf, edge_fleet, until_known
-from faults import Proxy
+from faults import Jumble, Proxy
 from fleet import make, scale, seeded, until_ended
 
 JOBS = 3000
@@ -27,7 +27,8 @@ async def storm(tmp_path, capsys, fault, *, what, proxied=False):
     count, rng = scale(JOBS), seeded()
     began = time.monotonic()
     with Broker() as broker:
-        async with Proxy(broker.port) as proxy:
+        jumbled = fault is World.nothing
+        async with Jumble(broker.port, rng) if jumbled else Proxy(broker.port) as proxy:
             port = proxy.port if proxied else broker.port
             project = make(tmp_path / "center", SQLITE)
             (project.root / "conf" / "mqtt.yml").write_text(conf(port, GATEWAY))
@@ -46,6 +47,9 @@ async def storm(tmp_path, capsys, fault, *, what, proxied=False):
                     done.set()
                 figures = check(jobs, flock)
                 await drained(flock, project)
+            if jumbled:
+                assert proxy.repeated and proxy.delayed and proxy.lost
+                figures |= {"repeated": proxy.repeated, "delayed": proxy.delayed}
     assert {job.state for job in jobs.values()} == {"succeeded"}
     assert values
     with capsys.disabled():
@@ -135,6 +139,9 @@ class World:
         await asyncio.sleep(self.rng.random() * 3)
         await self.proxy.heal()
 
+    async def nothing(self):
+        """The network itself does it, all the time."""
+
     async def anything(self):
         faults = (self.kill_agent, self.kill_gateway, self.kill_broker, self.reset, self.cut)
         await self.rng.choice(faults)()
@@ -147,6 +154,7 @@ FAULTS = {
     "connections reset": World.reset,
     "network cut": World.cut,
     "network stalled": World.stall,
+    "messages jumbled": World.nothing,
     "anything": World.anything,
 }
 
@@ -154,5 +162,5 @@ FAULTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("what", FAULTS)
 async def test_whatever_fails_every_job_has_one_outcome(what, tmp_path, capsys):
-    proxied = what.startswith(("connections", "network", "anything"))
+    proxied = what.startswith(("connections", "network", "messages", "anything"))
     await storm(tmp_path, capsys, FAULTS[what], what=what, proxied=proxied)
