@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from fp_async.callbacks import Kind
+from fp_async.current import CurrentJob
 from fp_async.jobs import Failure, Job, NodeTiming, Record, Spec
 
 LOG_KEPT = 65_536  # characters of a job's log, the end of it
@@ -25,14 +27,41 @@ class Order(msgspec.Struct, frozen=True, tag="order"):
     inputs: bytes
     limit: int | None = None
 
+    @property
+    def current(self) -> CurrentJob:
+        """As the job's own code sees it."""
+        return CurrentJob(self.id, self.attempt, self.pipeline)
+
 
 class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
-    """How an attempt ended. `dirty`: something of it still runs in a thread of its process."""
+    """How an attempt ended. `dirty`: something of it still runs in a thread of its process.
+
+    `hears` is of what the pipeline's functions want to hear; None where that is not known.
+    """
 
     status: Literal["succeeded", "failed", "crashed"]
     result: bytes | None = None
     failure: Failure | None = None
     reason: str | None = None
+    dirty: bool = False
+    hears: list[Kind] | None = None
+
+
+class Call(msgspec.Struct, frozen=True, tag="call"):
+    """What a runner needs to know to tell the pipeline's functions how an attempt went."""
+
+    order: Order
+    kind: Kind
+    seconds: float
+    result: bytes | None = None
+    failure: Failure | None = None
+    retry_in: float | None = None
+
+
+class Called(msgspec.Struct, frozen=True, tag="called"):
+    """They have been told; what went wrong. `dirty` as in `Outcome`."""
+
+    problems: list[str]
     dirty: bool = False
 
 
@@ -79,24 +108,6 @@ class Trail:
 
 _to_json = msgspec.json.Encoder().encode
 Tell = Callable[[NodeTiming], None]
-
-
-class CurrentJob(msgspec.Struct, frozen=True):
-    """The job that the calling code runs in; `id` and `attempt` make a key for what must happen
-    once elsewhere.
-    """
-
-    id: str
-    attempt: int
-    pipeline: str
-
-
-current: ContextVar[CurrentJob | None] = ContextVar("fp_current_job", default=None)
-
-
-def current_job() -> CurrentJob | None:
-    """The job that the calling node belongs to; None in a run that is no job."""
-    return current.get()
 
 
 def order(job: Job, limit: int | None) -> Order:

@@ -6,8 +6,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any, get_args
 
-from fp_async import codec
-from fp_async.attempt import CurrentJob, Order, Outcome, Tell, current, storable
+from fp_async import callbacks, codec, current
+from fp_async.attempt import Call, Order, Outcome, Tell, storable
+from fp_async.callbacks import Callbacks, RunEvent
 from fp_async.errors import FlowerPowerError, NodeError, RunTimeoutError, describe
 from fp_async.flow import Flow
 from fp_async.flows import Flows
@@ -26,14 +27,48 @@ async def attempt(flows: Flows, order: Order, tell: Tell) -> Outcome:
             error = event.error and storable(event.error, _MESSAGE_KEPT)
             tell(NodeTiming(event.node, event.status, round(event.seconds, 6), error))
 
-    current.set(CurrentJob(order.id, order.attempt, order.pipeline))
+    current.job.set(order.current)
+    hears = flows.hears(order.pipeline, order.spec.environment)
     try:
         result = await _run(flows, order, progress)
-        return Outcome("succeeded", codec.encode_value(result, limit=order.limit))
+        value = codec.encode_value(result, limit=order.limit)
+        return Outcome("succeeded", value, hears=hears)
     except RunTimeoutError as error:
-        return Outcome("failed", failure=_failure(error), dirty=bool(error.running))
+        dirty = bool(error.running)
+        return Outcome("failed", failure=failure(error), dirty=dirty, hears=hears)
     except Exception as error:
-        return Outcome("failed", failure=_failure(error))
+        return Outcome("failed", failure=failure(error), hears=hears)
+
+
+async def hear(flows: Flows, call: Call) -> list[str]:
+    """Tell the pipeline's own functions, and those of the project; what went wrong."""
+    try:
+        functions = flows.hearing(call.order.pipeline, call.order.spec.environment)
+    except FlowerPowerError as error:
+        return [str(error), *await hear_own(flows.callbacks, call)]
+    return await hear_own(flows.callbacks.then(functions), call)
+
+
+async def hear_own(functions: Callbacks, call: Call) -> list[str]:
+    """Tell those of these functions that want to hear of it; what went wrong."""
+    wanted = functions.of(call.kind)
+    return await callbacks.call(wanted, _event(call)) if wanted else []
+
+
+def _event(call: Call) -> RunEvent:
+    order = call.order
+    return RunEvent(
+        kind=call.kind,
+        pipeline=order.pipeline,
+        environment=order.spec.environment,
+        job_id=order.id,
+        attempt=order.attempt,
+        seconds=call.seconds,
+        inputs=codec.decode(order.inputs),
+        result=None if call.result is None else codec.decode_value(call.result),
+        error=call.failure,
+        retry_in=call.retry_in,
+    )
 
 
 async def _run(flows: Flows, order: Order, progress: Callable[[NodeEvent], None]) -> Any:
@@ -64,7 +99,8 @@ def _known(flow: Flow) -> dict[str, type]:
     return found
 
 
-def _failure(error: BaseException) -> Failure:
+def failure(error: BaseException) -> Failure:
+    """What is told of an error: of the user's own, where a node raised it."""
     cause = error.__cause__ if isinstance(error, NodeError) else None
     raised = error if cause is None else cause
     kinds = [kind.__name__ for kind in type(raised).__mro__[:-1]]

@@ -20,6 +20,7 @@ from typing import Any
 import anyio
 import msgspec
 
+from fp_async import current
 from fp_async.config import NodePolicy
 from fp_async.errors import describe
 from fp_async.plan import Plan
@@ -192,6 +193,7 @@ class Caller:
     async def _supervise(self, slot: int) -> Any:
         """Call a node with everything around it: async hooks, timeout, retry, another place."""
         watch = _Watch(self, slot)
+        current.node.set(watch.name)
         hooks = self._setup.hooks or Hooks()
         if hooks.before:
             await self._aside(slot, watch.before)
@@ -316,6 +318,7 @@ class _Watch:
         return time.perf_counter() - self._started
 
     def before(self) -> None:
+        current.node.set(self.name)
         if self._caller.watched:
             self._caller.emit(NodeEvent(self.name, "started"))
         if self._hooks and self._hooks.before:
@@ -327,6 +330,7 @@ class _Watch:
                 raise
 
     def after(self, value: Any, error: BaseException | None) -> None:
+        current.node.set(None)
         if self._caller.watched:
             self._caller.emit(self._ended(error))
         if self._hooks and self._hooks.after:

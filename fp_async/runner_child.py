@@ -14,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from fp_async.attempt import FORMAT, Order, cancelled_itself
-from fp_async.attempting import attempt
+from fp_async.attempt import FORMAT, Call, Called, Order, Outcome, cancelled_itself
+from fp_async.attempting import attempt, hear
 from fp_async.flows import Flows
 from fp_async.jobs import NodeTiming
 from fp_async.processes import die_with_parent
@@ -42,22 +42,35 @@ async def _serve(connection: socket.socket) -> None:
     settings = await _read(reader)
     assert isinstance(settings, Settings)
     _limit_memory(settings.memory_limit)
+    if settings.json:
+        from fp_async import json_logs
+
+        json_logs.install()
     sys.path.insert(0, settings.root)  # the project's own packages, as under python -m
     flows = Flows(Path(settings.root))
     flows.held = flows.alone = True
     before = Surroundings()
     while True:
-        order = await _read(reader)
-        assert isinstance(order, Order)
+        request = await _read(reader)
         flows.refresh()
-        # a task of its own: what the job sets in its context must not be the next one's
-        task = asyncio.create_task(attempt(flows, order, lambda timing: _tell(writer, timing)))
-        await asyncio.wait([task])
-        outcome = cancelled_itself() if task.cancelled() else task.result()
-        if not before.restore():
-            outcome = msgspec.structs.replace(outcome, dirty=True)
-        _write(writer, outcome)
+        answer: Answer
+        if isinstance(request, Order):
+            answer = await _attempt(flows, request, writer)
+            if not before.restore():
+                answer = msgspec.structs.replace(answer, dirty=True)
+        else:
+            assert isinstance(request, Call)
+            problems = await hear(flows, request)
+            answer = Called(problems, dirty=not before.restore())
+        _write(writer, answer)
         await writer.drain()
+
+
+async def _attempt(flows: Flows, order: Order, writer: asyncio.StreamWriter) -> Outcome:
+    # a task of its own: what the job sets in its context must not be the next one's
+    task = asyncio.create_task(attempt(flows, order, lambda timing: _tell(writer, timing)))
+    await asyncio.wait([task])
+    return cancelled_itself() if task.cancelled() else task.result()
 
 
 class Surroundings:
