@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any, get_args
 
-from fp_async import callbacks, codec, current
+from fp_async import callbacks, codec, current, tracing
 from fp_async.attempt import Call, Order, Outcome, Tell, storable
 from fp_async.callbacks import Callbacks, RunEvent
 from fp_async.errors import FlowerPowerError, NodeError, RunTimeoutError, describe
@@ -25,19 +26,24 @@ async def attempt(flows: Flows, order: Order, tell: Tell) -> Outcome:
     def progress(event: NodeEvent) -> None:
         if event.status != "started":
             error = event.error and storable(event.error, _MESSAGE_KEPT)
-            tell(NodeTiming(event.node, event.status, round(event.seconds, 6), error))
+            seconds = round(event.seconds, 6)
+            at = 0.0 if order.trace is None else event.at or time.time() - seconds
+            tell(NodeTiming(event.node, event.status, seconds, error, round(at, 6)))
 
     current.job.set(order.current)
-    hears = flows.hears(order.pipeline, order.spec.environment)
+    about: dict[str, Any] = {
+        "hears": flows.hears(order.pipeline, order.spec.environment),
+        "traced": tracing.active() is not None,
+    }
     try:
-        result = await _run(flows, order, progress)
-        value = codec.encode_value(result, limit=order.limit)
-        return Outcome("succeeded", value, hears=hears)
+        with tracing.within(order.trace):
+            result = await _run(flows, order, progress)
+        return Outcome("succeeded", codec.encode_value(result, limit=order.limit), **about)
     except RunTimeoutError as error:
         dirty = bool(error.running)
-        return Outcome("failed", failure=failure(error), dirty=dirty, hears=hears)
+        return Outcome("failed", failure=failure(error), dirty=dirty, **about)
     except Exception as error:
-        return Outcome("failed", failure=failure(error), hears=hears)
+        return Outcome("failed", failure=failure(error), **about)
 
 
 async def hear(flows: Flows, call: Call) -> list[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fp_async import config as configs
-from fp_async import events, stores
+from fp_async import events, stores, tracing
 from fp_async.config import DataStore, EventBroker, SchedulerFile, WorkerSettings
 from fp_async.errors import UsageError
 from fp_async.jobs import Job
@@ -60,7 +60,7 @@ class Backend:
         self.store = stores.connect(settings, root)
         self.hub = events.Hub(_transport(root, settings, file.event_broker or EventBroker()))
         self.nearby = Nearby()
-        self.observers: list[Observer] = []
+        self.observers: list[Observer] = tracing.observers()
         self.users = 0
         self._hub_task: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()

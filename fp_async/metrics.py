@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fp_async import presence, watching
 from fp_async.errors import FlowerPowerError, MissingExtraError, UsageError
 from fp_async.jobs import Fire, Job, Report
+from fp_async.observing import OUTCOMES
 
 if TYPE_CHECKING:
     from fp_async.board import Board
@@ -24,17 +25,6 @@ if TYPE_CHECKING:
 Family = Any
 Source = Callable[[], Awaitable[Iterable[Family]]]
 _LONGEST = 5.0  # seconds that a scrape waits for the store
-_OUTCOMES = {
-    "succeed": "succeeded",
-    "fail": "failed",
-    "retry": "retried",
-    "crash": "crashed",
-    "give_back": "given_back",
-    "confirm_cancel": "cancelled",
-    "expire": "expired",
-    "refuse": "rejected",
-    "lose": "lost",
-}
 _SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0, 1800.0)
 
 
@@ -89,8 +79,11 @@ class Counters:
             self._attempts.labels(job.pipeline, job.queue).inc()
             self._waits.labels(job.pipeline, job.queue).observe(max(now - job.run_at, 0.0))
 
+    def trace(self, job: Job) -> str | None:
+        """It has none."""
+
     def reported(self, job: Job, report: Report, seconds: float) -> None:
-        outcome = _OUTCOMES.get(report.event)
+        outcome = OUTCOMES.get(report.event)
         if outcome is not None:
             self._ended(job, outcome, seconds)
 

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import msgspec
@@ -38,13 +38,15 @@ class AttemptTimeoutError(TimeoutError):
 class NodeEvent(msgspec.Struct, frozen=True):
     """Something that happened to a node, for progress displays.
 
-    `status` is started, succeeded, failed, cancelled or retrying; `seconds` since its start.
+    `status` is started, succeeded, failed, cancelled or retrying; `seconds` since its start, which
+    was `at` (epoch seconds; 0 where that is not known).
     """
 
     node: str
     status: str
     seconds: float = 0.0
     error: str = ""
+    at: float = 0.0
 
 
 class Hooks(msgspec.Struct, frozen=True):
@@ -75,6 +77,20 @@ class Setup(msgspec.Struct, frozen=True):
     hooks: Hooks | None = None
     progress: Callable[[NodeEvent], None] | None = None
     policies: Mapping[str, NodePolicy] = {}
+    spans: Spans | None = None
+
+
+class Spans(Protocol):
+    """What makes a trace's span of a node; `begin` and `enter` are called where its code runs."""
+
+    def begin(self, name: str) -> Any:
+        """The span, begun and entered."""
+
+    def enter(self, span: Any) -> None:
+        """The calling context belongs to it from now on."""
+
+    def end(self, span: Any, error: BaseException | None) -> None:
+        """It has come to an end."""
 
 
 class Caller:
@@ -139,7 +155,8 @@ class Caller:
         setup, call = self._setup, self._plain()
         if self._awaits_hooks:
             return self._supervise
-        begin = self._observe if setup.hooks or self.watched else call
+        observed = setup.hooks or self.watched or setup.spans
+        begin = self._observe if observed else call
         if setup.remote is not None or not setup.policies.keys().isdisjoint(self._plan.names):
             return partial(self._begin_special, begin)
         self.plain = begin is call
@@ -197,6 +214,7 @@ class Caller:
         hooks = self._setup.hooks or Hooks()
         if hooks.before:
             await self._aside(slot, watch.before)
+            watch.enter()
         else:
             watch.before()
         if hooks.before_async:
@@ -304,7 +322,7 @@ class Caller:
 class _Watch:
     """What is told about one node: sync hooks and events, before and after."""
 
-    __slots__ = ("_caller", "_hooks", "_started", "kwargs", "name")
+    __slots__ = ("_caller", "_hooks", "_span", "_started", "kwargs", "name")
 
     def __init__(self, caller: Caller, slot: int) -> None:
         self.name = caller._plan.names[slot]
@@ -317,8 +335,16 @@ class _Watch:
     def seconds(self) -> float:
         return time.perf_counter() - self._started
 
+    def enter(self) -> None:
+        """The calling context is another one than that of `before`."""
+        spans = self._caller._setup.spans
+        if spans is not None:
+            spans.enter(self._span)
+
     def before(self) -> None:
         current.node.set(self.name)
+        spans = self._caller._setup.spans
+        self._span = None if spans is None else spans.begin(self.name)
         if self._caller.watched:
             self._caller.emit(NodeEvent(self.name, "started"))
         if self._hooks and self._hooks.before:
@@ -331,6 +357,9 @@ class _Watch:
 
     def after(self, value: Any, error: BaseException | None) -> None:
         current.node.set(None)
+        spans = self._caller._setup.spans
+        if spans is not None:
+            spans.end(self._span, error)
         if self._caller.watched:
             self._caller.emit(self._ended(error))
         if self._hooks and self._hooks.after:
@@ -341,7 +370,8 @@ class _Watch:
         if error is not None:
             cut = isinstance(error, asyncio.CancelledError)
             status, text = ("cancelled", "") if cut else ("failed", describe(error))
-        return NodeEvent(self.name, status, self.seconds, text)
+        seconds = self.seconds
+        return NodeEvent(self.name, status, seconds, text, time.time() - seconds)
 
 
 class _Rest:

@@ -11,12 +11,28 @@ from typing import Protocol
 
 from fp_async.jobs import Fire, Job, Report
 
+# How an attempt ended, by the event that is reported of it.
+OUTCOMES = {
+    "succeed": "succeeded",
+    "fail": "failed",
+    "retry": "retried",
+    "crash": "crashed",
+    "give_back": "given_back",
+    "confirm_cancel": "cancelled",
+    "expire": "expired",
+    "refuse": "rejected",
+    "lose": "lost",
+}
+
 
 class Observer(Protocol):
     """What may be seen of a store's jobs from one process. Times are seconds."""
 
     def claimed(self, jobs: Sequence[Job]) -> None:
         """A worker of this process has begun these."""
+
+    def trace(self, job: Job) -> str | None:
+        """The trace context (W3C `traceparent`) that the attempt goes on in, if it has one."""
 
     def reported(self, job: Job, report: Report, seconds: float) -> None:
         """What became of an attempt, by a worker here or told by an agent, is stored."""

@@ -17,12 +17,14 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from fp_async import tracing
 from fp_async.attempt import Call, Called, Order, Outcome, Trail, captured
 from fp_async.callbacks import LIMIT, NONE, Callbacks
 from fp_async.jobs import Failure, NodeTiming
@@ -36,6 +38,7 @@ log = logging.getLogger("fp_async")
 LENGTH = struct.Struct(">I")
 _GONE = (BrokenPipeError, ConnectionResetError, EOFError)
 _LONGEST_CALL = 2 * LIMIT  # seconds for all of a pipeline's functions
+_PARTING = 4.0  # seconds; an export may take three of them
 _STRICTLY = 2.0  # seconds after its timeout that a run may take to say so by itself
 _START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
 _MAIN = "from fp_async.runner_child import main; main()"
@@ -206,9 +209,18 @@ class ProcessRunner:
     async def close(self) -> None:
         """Kill the children that wait; the others as soon as they have answered."""
         self._closed = True
-        while self._idle:
-            child = self._idle.pop()
+        children = list(self._idle)
+        self._idle.clear()
+        for child in children:
             child.retire.cancel()
+        if tracing.asked_for():  # what they have not exported is lost with them
+            for child in children:
+                child.part()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PARTING):
+                    while any(child.alive() for child in children):  # noqa: ASYNC110 - processes
+                        await asyncio.sleep(0.01)
+        for child in children:
             child.kill()
 
 
@@ -284,6 +296,10 @@ class _Child:
     def hears(self, write: Write | None) -> None:
         """Where what is printed and logged goes from now on."""
         self._write = write
+
+    def part(self) -> None:
+        """Let it end by itself."""
+        self._socket.shutdown(socket.SHUT_WR)
 
     def alive(self) -> bool:
         return self._process.poll() is None

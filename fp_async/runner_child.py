@@ -14,14 +14,17 @@ from pathlib import Path
 
 import msgspec
 
+from fp_async import tracing
 from fp_async.attempt import FORMAT, Call, Called, Order, Outcome, cancelled_itself
 from fp_async.attempting import attempt, hear
 from fp_async.flows import Flows
 from fp_async.jobs import NodeTiming
 from fp_async.processes import die_with_parent
 from fp_async.runner import LENGTH, Answer, NodeDone, Request, Settings
+from fp_async.threads import Threads
 
 _requests = msgspec.msgpack.Decoder(Request)
+_exporting = Threads(limit=1)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -33,6 +36,7 @@ def main() -> None:
     logging.getLogger("hamilton").setLevel(logging.WARNING)  # its INFO is about itself
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         asyncio.run(_serve(socket.socket(fileno=int(sys.argv[3]))))
+    tracing.flush()
     os._exit(0)  # an abandoned node in a thread must not hold us up
 
 
@@ -42,6 +46,7 @@ async def _serve(connection: socket.socket) -> None:
     settings = await _read(reader)
     assert isinstance(settings, Settings)
     _limit_memory(settings.memory_limit)
+    traced = tracing.set_up("flowerpower-worker")
     if settings.json:
         from fp_async import json_logs
 
@@ -64,6 +69,8 @@ async def _serve(connection: socket.socket) -> None:
             answer = Called(problems, dirty=not before.restore())
         _write(writer, answer)
         await writer.drain()
+        if traced:  # the process may be killed whenever it has nothing to do
+            _exporting.submit(tracing.flush)
 
 
 async def _attempt(flows: Flows, order: Order, writer: asyncio.StreamWriter) -> Outcome:

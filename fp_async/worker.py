@@ -252,7 +252,10 @@ class Worker:
     async def _outcome(self, attempt: Attempt) -> Report | None:
         job, trail = attempt.job, attempt.trail
         try:
-            outcome = await self._runner.run(order(job, self._settings.max_result_size), trail)
+            trace = next(filter(None, (each.trace(job) for each in self._observers)), None)
+            wanted = order(job, self._settings.max_result_size, trace)
+            outcome = await self._runner.run(wanted, trail)
+            trail.traced = outcome.traced
         except asyncio.CancelledError:
             task = asyncio.current_task()
             assert task is not None

@@ -123,7 +123,7 @@ def start_worker(
     if no_schedules:
         changes["schedules"] = False
     work = partial(_work, changes=changes, gateway=gateway)
-    serve(base_dir, work, serving)
+    serve(base_dir, work, serving, "flowerpower-worker")
 
 
 @click.command("start-scheduler")
@@ -135,7 +135,7 @@ def start_scheduler(base_dir: str | None, serving: Serving) -> None:
     Workers fire schedules, too; this is for a machine that should do nothing else. Any number
     may run: each time of a schedule gives one job.
     """
-    serve(base_dir, _fire, serving)
+    serve(base_dir, _fire, serving, "flowerpower-scheduler")
 
 
 class Daemon:
@@ -201,8 +201,9 @@ def serve(
     base_dir: str | None,
     main: Callable[[Daemon], Coroutine[Any, Any, None]],
     serving: Serving,
+    service: str,
 ) -> None:
-    from fp_async import json_logs
+    from fp_async import json_logs, tracing
     from fp_async.cli.running import use_packages
     from fp_async.project import Project
 
@@ -210,9 +211,14 @@ def serve(
     if serving.log_format == "json":
         json_logs.install()
     logging.getLogger("hamilton").setLevel(logging.WARNING)  # its INFO is about itself
+    traced = tracing.set_up(service)
     project = Project(base_dir)
     use_packages(project)
-    code = asyncio.run(_until_signalled(project, main, serving))
+    try:
+        code = asyncio.run(_until_signalled(project, main, serving))
+    finally:
+        if traced:
+            tracing.flush()
     if code:
         raise click.exceptions.Exit(code)
 

@@ -34,7 +34,7 @@ def start_gateway(base_dir: str | None, serving: Serving) -> None:
     The broker is that of conf/mqtt.yml, else `event_broker` where it is of type mqtt. Any number
     may run for a site; one is active, and another takes over within 15 s.
     """
-    serve(base_dir, _gateway, serving)
+    serve(base_dir, _gateway, serving, "flowerpower-gateway")
 
 
 async def _gateway(daemon: Daemon) -> None:
