@@ -21,6 +21,7 @@ import anyio
 import msgspec
 
 from fp_async import current
+from fp_async.awaitables import awaitable, close
 from fp_async.config import NodePolicy
 from fp_async.errors import describe
 from fp_async.plan import Plan
@@ -394,19 +395,3 @@ class _Rest:
 
     def close(self) -> None:
         close(self._value)
-
-
-# Values of these types are not awaitable: seen at once, without a look-up that fails.
-PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple, set})
-
-
-def awaitable(value: Any) -> bool:
-    """Whether a node's value has to be awaited."""
-    kind = type(value)
-    return kind not in PLAIN and hasattr(kind, "__await__")
-
-
-def close(value: Any) -> None:
-    """A coroutine that nobody will await says so to itself, not to the user."""
-    if hasattr(value, "close"):
-        value.close()

@@ -16,7 +16,17 @@ PACKAGE = ROOT / "fp_async"
 LAYERS = [
     {"errors", "processes", "current"},
     {"ensemble"},
-    {"annotations", "build_errors", "documents", "frames", "plan", "threads", "typed", "wrappers"},
+    {
+        "annotations",
+        "awaitables",
+        "build_errors",
+        "documents",
+        "frames",
+        "plan",
+        "threads",
+        "typed",
+        "wrappers",
+    },
     {"frontier", "lifecycle", "crontab", "topics", "versions"},
     {"codec", "codec_arrays", "codec_pandas", "codec_reading", "codec_values"},
     {"config"},
