@@ -10,13 +10,16 @@ import inspect
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
 from fp_async.errors import UsageError, describe
 from fp_async.jobs import Failure
 from fp_async.threads import Threads, in_thread
+
+if TYPE_CHECKING:
+    from fp_async.config import RunSettings
 
 log = logging.getLogger("fp_async")
 Kind = Literal["success", "failure", "retry"]
@@ -67,14 +70,24 @@ class Callbacks(NamedTuple):
 
     def then(self, others: Callbacks) -> Callbacks:
         """Both, the others after these."""
+        if others is NONE:
+            return self
         return Callbacks(*(mine + theirs for mine, theirs in zip(self, others, strict=True)))
 
 
 NONE = Callbacks()
 
 
+def heard(settings: RunSettings) -> list[Kind]:
+    """Of what some configured function wants to hear."""
+    told = (settings.on_success, settings.on_failure, settings.on_retry)
+    return [kind for kind, names in zip(KINDS, told, strict=True) if names]
+
+
 def given(success: Given, failure: Given, retry: Given) -> Callbacks:
     """As a caller gives them: a function, several, or none. Raises UsageError."""
+    if success is failure is retry is None:
+        return NONE
     return Callbacks(
         _functions("on_success", success),
         _functions("on_failure", failure),

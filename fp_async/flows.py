@@ -158,7 +158,7 @@ class Flows:
             settings = self.settings(name, environment)
         except FlowerPowerError:
             return []  # whoever runs the pipeline says so
-        return [kind for kind in callbacks.KINDS if getattr(settings, f"on_{kind}")]
+        return callbacks.heard(settings)
 
     def hearing(self, name: str, environment: str) -> Callbacks:
         """The configured functions, loaded. Raises PipelineImportError, UnknownNameError.

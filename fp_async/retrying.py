@@ -21,8 +21,8 @@ async def run(
     flows: Flows, flow: Flow, request: Request, environment: str, hearing: Callbacks
 ) -> Any:
     """Run until it succeeds or is not tried again. `hearing` is told before this returns."""
-    configured = flows.hears(flow.name, environment)
-    if not configured and not any(hearing):
+    configured = callbacks.heard(flow.settings)
+    if hearing is callbacks.NONE and not configured:
         return await _retried(flows, flow, request, None)
     if configured:
         try:
