@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from fp_async.errors import describe
+from fp_async import nodes
 from fp_async.nodes import NodeEvent, awaitable, close
 
 log = logging.getLogger("fp_async")
 Tell = Callable[[NodeEvent], None]
+Describe = Callable[[Any], str] | None
 _Future = concurrent.futures.Future[Any]
 
 
@@ -145,18 +146,28 @@ async def _await(value: Any) -> Any:
         raise StopError(error) from error
 
 
-def ended(name: str, since: float, error: BaseException | None) -> NodeEvent:
-    """The event for the end of a node that began at `since`."""
-    if isinstance(error, StopError):
-        error = error.carried
-    status, text = "succeeded", ""
-    if error is not None:
-        cut = isinstance(error, asyncio.CancelledError)
-        status, text = ("cancelled", "") if cut else ("failed", describe(error))
-    return NodeEvent(name, status, time.perf_counter() - since, text)
+class Teller:
+    """Tells of nodes what Hamilton's drivers do; `describe` gives the events a text of values."""
+
+    def __init__(self, tell: Tell, describe: Describe = None) -> None:
+        self._tell = tell
+        self._describe = describe
+
+    def started(self, name: str) -> float:
+        """A node begins, at the time that is returned."""
+        at = time.time() if self._describe else 0.0
+        self._tell(NodeEvent(name, "started", at=at))
+        return time.perf_counter()
+
+    def ended(self, name: str, since: float, value: Any, error: BaseException | None) -> None:
+        """A node that began at `since` has come to an end."""
+        if isinstance(error, StopError):
+            error = error.carried
+        seconds = time.perf_counter() - since
+        self._tell(nodes.ended(name, seconds, value, error, self._describe))
 
 
-def watched(name: str, call: Callable[..., Any], tell: Tell | None) -> Callable[..., Any]:
+def watched(name: str, call: Callable[..., Any], teller: Teller | None) -> Callable[..., Any]:
     """A node for the AsyncDriver: what it hides is awaited, what it raises is told."""
 
     async def told(**kwargs: Any) -> Any:
@@ -171,19 +182,18 @@ def watched(name: str, call: Callable[..., Any], tell: Tell | None) -> Callable[
                 raise
             raise StopError(error) from error
 
-    async def telling(tell: Tell, kwargs: dict[str, Any]) -> Any:
-        since, failure = time.perf_counter(), None
-        tell(NodeEvent(name, "started"))
+    async def telling(teller: Teller, kwargs: dict[str, Any]) -> Any:
+        since = teller.started(name)
         try:
-            return await told(**kwargs)
+            value = await told(**kwargs)
         except BaseException as error:
-            failure = error
+            teller.ended(name, since, None, error)
             raise
-        finally:
-            tell(ended(name, since, failure))
+        teller.ended(name, since, value, None)
+        return value
 
     async def node(**kwargs: Any) -> Any:
-        return await (told(**kwargs) if tell is None else telling(tell, kwargs))
+        return await (told(**kwargs) if teller is None else telling(teller, kwargs))
 
     return node
 

@@ -53,6 +53,7 @@ class Request(msgspec.Struct, frozen=True):
     executor: ExecutorSettings
     timeout: float | None
     progress: Progress | None
+    describe: Callable[[Any], str] | None = None  # values, for the events
 
 
 class Flow:
@@ -196,7 +197,8 @@ class Flow:
             if children is None:
                 raise UsageError("executor 'processpool' needs the project's child processes")
             remote = partial(children.call, self._spec_for_children())
-        return Setup(threads, remote, node_hooks, request.progress, self.settings.nodes or {})
+        policies = self.settings.nodes or {}
+        return Setup(threads, remote, node_hooks, request.progress, policies, request.describe)
 
     async def _run_driver(self, plan: Plan, request: Request) -> Any:
         """Through Hamilton's own drivers, with the inputs that the plan found to be needed."""
@@ -210,7 +212,9 @@ class Flow:
         if not self._needs_driver(plan):
             bridge = Bridge(asyncio.get_running_loop(), request.progress)
             tell = bridge.deliver if request.progress else None
-            run = partial(drivers.run_async_driver, self.graph, *given, self._fail, tell)
+            run = partial(
+                drivers.run_async_driver, self.graph, *given, self._fail, tell, request.describe
+            )
             return await self._limited(run, request.timeout, lambda: ())
         if request.executor.type == "hamilton" or self._refuses_policies(plan):
             raise UsageError(
@@ -220,7 +224,9 @@ class Flow:
         blocking = self._blocking_graph(request)
         local = request.executor.type == "local"
         threads = None if local else executors.threads(request.executor.max_workers)
-        blocked = drivers.BlockingRun(blocking, self._fail, threads, request.progress)
+        blocked = drivers.BlockingRun(
+            blocking, self._fail, threads, request.progress, request.describe
+        )
         return await self._limited(
             partial(blocked.run, *given), request.timeout, lambda: blocked.running
         )

@@ -61,12 +61,17 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class NodeTiming(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is kept of a node of the latest attempt; `seconds` is the time it took."""
+    """What is kept of a node of the latest attempt; `seconds` is the time it took.
+
+    Of a tracked run also when it began (`at`, epoch seconds), and a `summaries.summary`.
+    """
 
     node: str
     status: str
     seconds: float = 0.0
     error: str = ""
+    at: float = 0.0
+    summary: str = ""
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -38,12 +38,15 @@ class NodeEvent(msgspec.Struct, frozen=True):
     """Something that happened to a node, for progress displays.
 
     `status` is started, succeeded, failed, cancelled or retrying; `seconds` since its start.
+    Where values are described: `at` is when it began (epoch seconds), `summary` its value's.
     """
 
     node: str
     status: str
     seconds: float = 0.0
     error: str = ""
+    at: float = 0.0
+    summary: str = ""
 
 
 class Hooks(msgspec.Struct, frozen=True):
@@ -66,7 +69,7 @@ class Setup(msgspec.Struct, frozen=True):
     """How to execute: where sync nodes run, and what watches.
 
     With `threads` None sync nodes run inline, on the loop. `remote`, where given, runs a sync
-    node elsewhere, from its name and kwargs.
+    node elsewhere, from its name and kwargs. `describe` gives events a text about values.
     """
 
     threads: Threads | None = None
@@ -74,6 +77,7 @@ class Setup(msgspec.Struct, frozen=True):
     hooks: Hooks | None = None
     progress: Callable[[NodeEvent], None] | None = None
     policies: Mapping[str, NodePolicy] = {}
+    describe: Callable[[Any], str] | None = None
 
 
 class Caller:
@@ -317,27 +321,42 @@ class _Watch:
 
     def before(self) -> None:
         if self._caller.watched:
-            self._caller.emit(NodeEvent(self.name, "started"))
+            at = time.time() if self._caller._setup.describe else 0.0
+            self._caller.emit(NodeEvent(self.name, "started", at=at))
         if self._hooks and self._hooks.before:
             try:
                 self._hooks.before(self.name, self.kwargs)
             except BaseException as error:
                 if self._caller.watched:
-                    self._caller.emit(self._ended(error))
+                    self._caller.emit(self._ended(None, error))
                 raise
 
     def after(self, value: Any, error: BaseException | None) -> None:
         if self._caller.watched:
-            self._caller.emit(self._ended(error))
+            self._caller.emit(self._ended(value, error))
         if self._hooks and self._hooks.after:
             self._hooks.after(self.name, self.kwargs, value, error)
 
-    def _ended(self, error: BaseException | None) -> NodeEvent:
-        status, text = "succeeded", ""
-        if error is not None:
-            cut = isinstance(error, asyncio.CancelledError)
-            status, text = ("cancelled", "") if cut else ("failed", describe(error))
-        return NodeEvent(self.name, status, self.seconds, text)
+    def _ended(self, value: Any, error: BaseException | None) -> NodeEvent:
+        return ended(self.name, self.seconds, value, error, self._caller._setup.describe)
+
+
+def ended(
+    name: str,
+    seconds: float,
+    value: Any,
+    error: BaseException | None,
+    describes: Callable[[Any], str] | None,
+) -> NodeEvent:
+    """The event for the end of a node."""
+    status, text = "succeeded", ""
+    if error is not None:
+        cut = isinstance(error, asyncio.CancelledError)
+        status, text = ("cancelled", "") if cut else ("failed", describe(error))
+    if describes is None:
+        return NodeEvent(name, status, seconds, text)
+    summary = describes(value) if error is None else ""
+    return NodeEvent(name, status, seconds, text, time.time() - seconds, summary)
 
 
 class _Rest:

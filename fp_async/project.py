@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fp_async.client import Client, JobOptions
     from fp_async.fleet import AgentInfo
     from fp_async.jobs import Job, Letter, Schedule
+    from fp_async.tracking import Place
     from fp_async.watching import JobEvent
 
 
@@ -111,30 +112,46 @@ class Project:
             adapters=adapters,
             materializers=materializers,
         )
+        place = None
         if flow.settings.with_tracker if with_tracker is None else with_tracker:
-            raise UsageError("with_tracker: tracking is not part of this version yet")
+            from fp_async import tracking
+
+            place = tracking.place(self.root, name)
         request = self.flows.request(
             flow, inputs, final_vars, overrides, executor, timeout, progress
         )
         try:
-            return await self._retried(flow, request)
+            return await self._retried(flow, request, place, environment)
         finally:
             if not flow.kept:
                 flow.namespace.unload()
 
-    async def _retried(self, flow: Flow, request: Request) -> Any:
-        """Run, and run again as the pipeline's `retry` says."""
+    async def _retried(
+        self, flow: Flow, request: Request, place: Place | None, environment: str
+    ) -> Any:
+        """Run, and run again as the pipeline's `retry` says; each attempt is tracked as a run."""
         retry = flow.settings.retry
         failures = 0
         while True:
             try:
-                return await self.flows.run(flow, request)
+                if place is None:
+                    return await self.flows.run(flow, request)
+                tags = {"environment": environment, "attempt": str(failures + 1)}
+                return await self._tracked(flow, request, place, tags)
             except (NodeError, TimeoutError) as error:
                 failures += 1
                 cause = error.__cause__ if isinstance(error, NodeError) else error
                 if retry is None or cause is None or not retry.wants(cause, failures):
                     raise
             await asyncio.sleep(retry.delay(failures, random.random()))
+
+    async def _tracked(
+        self, flow: Flow, request: Request, place: Place, tags: Mapping[str, str]
+    ) -> Any:
+        from fp_async.tracked import tracked
+
+        with tracked(place, flow, request, tags) as told:
+            return await self.flows.run(flow, told)
 
     # Jobs -----------------------------------------------------------------------------------
 

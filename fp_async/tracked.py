@@ -1,0 +1,85 @@
+"""A run in this process, told to the Hamilton UI as it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from msgspec.structs import replace
+
+from fp_async import drawing, summaries
+from fp_async.errors import NodeCrashedError, RunTimeoutError, describe
+from fp_async.flow import Flow, Progress, Request
+from fp_async.jobs import NodeTiming
+from fp_async.nodes import NodeEvent
+from fp_async.tracker import TrackedRun, tracker
+from fp_async.tracking import Outcome, Place, Run
+
+log = logging.getLogger("fp_async")
+
+
+@contextmanager
+def tracked(
+    place: Place, flow: Flow, request: Request, tags: Mapping[str, str]
+) -> Iterator[Request]:
+    """In this block the run of the request that it gives is told. Raises as `Flow.plan` does."""
+    plan = flow.plan(request)
+    run = tracker().begin(
+        Run(
+            place,
+            flow.name,
+            time.time(),
+            token=uuid.uuid4().hex,
+            inputs=briefs({**flow.configured, **request.inputs, **request.overrides}),
+            outputs=[name for name, _ in plan.finals],
+            tags=tags,
+        )
+    )
+    run.drawn(drawing.template(flow), plan.names[plan.given :])
+    try:
+        yield replace(request, progress=_told(run, request.progress), describe=summaries.summary)
+    except BaseException as error:
+        run.end(outcome(error), describe(error))
+        raise
+    run.end("succeeded")
+
+
+def briefs(values: Mapping[str, object]) -> dict[str, object]:
+    """What is shown of inputs."""
+    return {name: summaries.brief(value) for name, value in list(values.items())[:100]}
+
+
+def outcome(error: BaseException) -> Outcome:
+    """What to call the end of a run that raised this."""
+    if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | GeneratorExit):
+        return "cancelled"
+    if isinstance(error, RunTimeoutError):
+        return "timed out"
+    return "crashed" if isinstance(error, NodeCrashedError) else "failed"
+
+
+def timing(event: NodeEvent) -> NodeTiming:
+    """An event as it is told."""
+    return NodeTiming(event.node, event.status, event.seconds, event.error, event.at, event.summary)
+
+
+def _told(run: TrackedRun, progress: Progress | None) -> Progress:
+    """Tells the UI, then the user's own callback; one that fails is not called again."""
+    own = progress
+
+    def tell(event: NodeEvent) -> None:
+        nonlocal own
+        run.node(timing(event))
+        if own is None:
+            return
+        try:
+            own(event)
+        except Exception:
+            log.exception("the progress callback failed; the run goes on without events")
+            own = None
+
+    return tell
