@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -16,7 +16,10 @@ _NODES_KEPT = 1000
 
 
 class Order(msgspec.Struct, frozen=True, tag="order"):
-    """What a runner needs to know of a job. `spec` is JSON, `inputs` are `codec` bytes."""
+    """What a runner needs to know of a job. `spec` is JSON, `inputs` are `codec` bytes.
+
+    `draw` asks for the DAG to be told before the run and for starts of nodes, or for that only.
+    """
 
     id: str
     attempt: int
@@ -24,6 +27,27 @@ class Order(msgspec.Struct, frozen=True, tag="order"):
     spec: Spec
     inputs: bytes
     limit: int | None = None
+    draw: Literal["no", "yes", "only"] = "no"
+
+
+class Template(msgspec.Struct, frozen=True):
+    """A DAG as the Hamilton UI knows it. `nodes` has the dependencies of each, `body` is JSON."""
+
+    dag_hash: str
+    code_hash: str
+    nodes: dict[str, list[str]]
+    body: bytes
+
+
+class Drawn(msgspec.Struct, frozen=True, tag="drawn"):
+    """What a tracked run is going to do: its DAG, the nodes that will run, what is shown of its
+    inputs, and its final variables.
+    """
+
+    template: Template
+    planned: list[str] = []
+    inputs: dict[str, Any] = {}
+    outputs: list[str] = []
 
 
 class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
@@ -41,10 +65,18 @@ class Trail:
 
     def __init__(self, worker: str = "") -> None:
         self.changed = bool(worker)  # where it runs is news, too
+        self.watch: Tell | None = None
         self._worker = worker
         self._nodes: list[NodeTiming] = []
         self._log: list[str] = []
         self._size = 0
+
+    def tell(self, told: NodeTiming | Drawn) -> None:
+        """Something that the run tells: whoever watches hears all, ends of nodes are kept."""
+        if self.watch is not None:
+            self.watch(told)
+        if isinstance(told, NodeTiming) and told.status != "started":
+            self.node(told)
 
     def node(self, timing: NodeTiming) -> None:
         """A node has come to an end."""
@@ -78,7 +110,7 @@ class Trail:
 
 
 _to_json = msgspec.json.Encoder().encode
-Tell = Callable[[NodeTiming], None]
+Tell = Callable[[NodeTiming | Drawn], None]
 
 
 class CurrentJob(msgspec.Struct, frozen=True):
@@ -99,9 +131,10 @@ def current_job() -> CurrentJob | None:
     return current.get()
 
 
-def order(job: Job, limit: int | None) -> Order:
+def order(job: Job, limit: int | None, trail: Trail) -> Order:
     """What the runner of a claimed job is given."""
-    return Order(job.id, job.attempt, job.pipeline, job.rules, job.inputs, limit)
+    draw: Literal["no", "yes"] = "no" if trail.watch is None else "yes"
+    return Order(job.id, job.attempt, job.pipeline, job.rules, job.inputs, limit, draw)
 
 
 def storable(text: str, limit: int | None = None) -> str:

@@ -6,10 +6,12 @@ import traceback
 from collections.abc import Callable
 from typing import Any, get_args
 
-from fp_async import codec
-from fp_async.attempt import CurrentJob, Order, Outcome, Tell, current, storable
+from msgspec.structs import replace
+
+from fp_async import codec, summaries
+from fp_async.attempt import CurrentJob, Drawn, Order, Outcome, Tell, current, storable
 from fp_async.errors import FlowerPowerError, NodeError, RunTimeoutError, describe
-from fp_async.flow import Flow
+from fp_async.flow import Flow, Request
 from fp_async.flows import Flows
 from fp_async.jobs import Failure, NodeTiming
 from fp_async.nodes import NodeEvent
@@ -22,13 +24,14 @@ async def attempt(flows: Flows, order: Order, tell: Tell) -> Outcome:
     """Run the pipeline once. Cancelling cancels the run; it raises nothing else."""
 
     def progress(event: NodeEvent) -> None:
-        if event.status != "started":
-            error = event.error and storable(event.error, _MESSAGE_KEPT)
-            tell(NodeTiming(event.node, event.status, round(event.seconds, 6), error))
+        if event.status != "started" or order.draw == "yes":
+            error, seconds = event.error and storable(event.error, _MESSAGE_KEPT), event.seconds
+            told = (event.node, event.status, round(seconds, 6), error, event.at, event.summary)
+            tell(NodeTiming(*told))
 
     current.set(CurrentJob(order.id, order.attempt, order.pipeline))
     try:
-        result = await _run(flows, order, progress)
+        result = await _run(flows, order, tell, progress)
         return Outcome("succeeded", codec.encode_value(result, limit=order.limit))
     except RunTimeoutError as error:
         return Outcome("failed", failure=_failure(error), dirty=bool(error.running))
@@ -36,7 +39,9 @@ async def attempt(flows: Flows, order: Order, tell: Tell) -> Outcome:
         return Outcome("failed", failure=_failure(error))
 
 
-async def _run(flows: Flows, order: Order, progress: Callable[[NodeEvent], None]) -> Any:
+async def _run(
+    flows: Flows, order: Order, tell: Tell, progress: Callable[[NodeEvent], None]
+) -> Any:
     spec = order.spec
     flow = flows.flow(
         order.pipeline, environment=spec.environment, config=spec.config, params=spec.params
@@ -45,11 +50,21 @@ async def _run(flows: Flows, order: Order, progress: Callable[[NodeEvent], None]
     request = flows.request(
         flow, inputs, spec.final_vars, None, spec.executor, spec.timeout, progress
     )
+    if spec.with_tracker:
+        request = replace(request, describe=summaries.summary)
     try:
-        return await flows.run(flow, request)
+        if order.draw != "no":
+            tell(_drawn(flow, request))
+        return None if order.draw == "only" else await flows.run(flow, request)
     finally:
         if not flow.kept:
             flow.namespace.unload()
+
+
+def _drawn(flow: Flow, request: Request) -> Drawn:
+    from fp_async import drawing  # for tracked jobs only
+
+    return drawing.drawn(flow, request)
 
 
 def _known(flow: Flow) -> dict[str, type]:

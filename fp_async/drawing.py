@@ -11,24 +11,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fp_async import summaries
-from fp_async.tracking import Template, node_template
+from fp_async.attempt import Drawn, Template
+from fp_async.tracking import node_template
 
 if TYPE_CHECKING:
     from fp_async.dag import Graph
-    from fp_async.flow import Flow
+    from fp_async.flow import Flow, Request
 
 _LARGEST = 2**20  # characters of code that are shown
+_INPUTS = 100
 _made: weakref.WeakKeyDictionary[Flow, Template] = weakref.WeakKeyDictionary()
 
 
 def template(flow: Flow) -> Template:
     """The template of a pipeline, made once for each time that it is loaded."""
     if flow not in _made:
-        _made[flow] = _drawn(flow)
+        _made[flow] = _template(flow)
     return _made[flow]
 
 
-def _drawn(flow: Flow) -> Template:
+def drawn(flow: Flow, request: Request) -> Drawn:
+    """What a run is going to do. Raises as `Flow.plan` does."""
+    plan = flow.plan(request)
+    values = {**flow.configured, **request.inputs, **request.overrides}
+    inputs = {name: summaries.brief(value) for name, value in list(values.items())[:_INPUTS]}
+    outputs = [name for name, _ in plan.finals]
+    return Drawn(template(flow), list(plan.names[plan.given :]), inputs, outputs)
+
+
+def _template(flow: Flow) -> Template:
     graph, root = flow.graph, flow.folder.parent
     artifacts = _Artifacts(root, len(flow.namespace.package) + 1)
     nodes = [_node(graph, name, artifacts) for name in graph.nodes]

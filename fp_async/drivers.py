@@ -12,7 +12,6 @@ import asyncio
 import concurrent.futures
 import contextvars
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
@@ -41,7 +40,7 @@ from fp_async.bridge import Bridge, Describe, StopError, Tell, Teller, is_hamilt
 from fp_async.dag import Graph
 from fp_async.errors import FlowerPowerError, GraphError, UsageError, describe
 from fp_async.hooks import RunHooks, guard
-from fp_async.nodes import NodeEvent, awaitable
+from fp_async.nodes import awaitable
 from fp_async.threads import Threads, in_thread
 
 Fail = Callable[[str, dict[str, Any], BaseException], Exception]

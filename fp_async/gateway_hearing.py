@@ -224,6 +224,7 @@ class Hearing:
         for name, job in batch.adopted:
             batch.acknowledged[name].append(job.id)
             gateway.hub.publish(f"job:{job.id}")
+            gateway.tracking.ended(job.id, job)
         for name, report in batch.reports:
             if report.event not in ("accept", "start", "give_back"):
                 batch.acknowledged[name].append(report.id)
@@ -292,6 +293,7 @@ class Hearing:
         else:
             self._board.forget(report.id)
             gateway.count("outcomes")
+            gateway.tracking.ended(report.id, None if each is None else each.job)
         gateway.wake()
         if self.triggers is not None and each is not None:
             self.triggers.ended(each.job, report)

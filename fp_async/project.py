@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from fp_async import config as configs
 from fp_async import scaffold
-from fp_async.errors import NodeError, ProjectNotFoundError, UsageError
+from fp_async.errors import NodeError, ProjectNotFoundError
 from fp_async.flow import Flow, Progress, Request
 from fp_async.flows import Flows, Params
 

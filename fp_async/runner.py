@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from fp_async.attempt import Order, Outcome, Trail, captured
+from fp_async.attempt import Drawn, Order, Outcome, Trail, captured
 from fp_async.jobs import Failure, NodeTiming
 from fp_async.processes import how, kill
 
@@ -34,7 +34,7 @@ _MAIN = "from fp_async.runner_child import main; main()"
 
 
 class NodeDone(msgspec.Struct, frozen=True, tag="node"):
-    """A node has come to an end."""
+    """A node has come to an end; of a tracked job also that it has begun."""
 
     timing: NodeTiming
 
@@ -46,7 +46,7 @@ class Settings(msgspec.Struct, frozen=True, tag="settings"):
     memory_limit: int | None
 
 
-Answer = NodeDone | Outcome
+Answer = NodeDone | Drawn | Outcome
 Request = Settings | Order
 _encode = msgspec.msgpack.Encoder().encode
 _answers = msgspec.msgpack.Decoder(Answer)
@@ -74,7 +74,7 @@ class InlineRunner:
 
         self._flows.refresh(within=1.0)
         captured(trail)
-        return await attempt(self._flows, order, trail.node)
+        return await attempt(self._flows, order, trail.tell)
 
     async def close(self) -> None:
         """Let child processes of `executor: processpool` go."""
@@ -200,7 +200,7 @@ class _Child:
             answer = _answers.decode(await self._read_frame())
             if isinstance(answer, Outcome):
                 return answer
-            trail.node(answer.timing)
+            trail.tell(answer if isinstance(answer, Drawn) else answer.timing)
 
     async def _read_frame(self) -> bytes:
         head = await self._read(LENGTH.size)

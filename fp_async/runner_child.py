@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from fp_async.attempt import FORMAT, Order, cancelled_itself
+from fp_async.attempt import FORMAT, Drawn, Order, cancelled_itself
 from fp_async.attempting import attempt
 from fp_async.flows import Flows
 from fp_async.jobs import NodeTiming
@@ -51,7 +51,7 @@ async def _serve(connection: socket.socket) -> None:
         assert isinstance(order, Order)
         flows.refresh()
         # a task of its own: what the job sets in its context must not be the next one's
-        task = asyncio.create_task(attempt(flows, order, lambda timing: _tell(writer, timing)))
+        task = asyncio.create_task(attempt(flows, order, lambda told: _tell(writer, told)))
         await asyncio.wait([task])
         outcome = cancelled_itself() if task.cancelled() else task.result()
         if not before.restore():
@@ -83,8 +83,8 @@ class Surroundings:
             return False
 
 
-def _tell(writer: asyncio.StreamWriter, timing: NodeTiming) -> None:
-    _write(writer, NodeDone(timing))
+def _tell(writer: asyncio.StreamWriter, told: NodeTiming | Drawn) -> None:
+    _write(writer, told if isinstance(told, Drawn) else NodeDone(told))
 
 
 async def _read(reader: asyncio.StreamReader) -> Request:

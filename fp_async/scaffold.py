@@ -93,6 +93,20 @@ def delete_pipeline(root: Path, name: str) -> list[Path]:
     return [*texts, *([module] if name in names else [])]
 
 
+def edit_file(root: Path, file: str, change: Callable[[Any], None]) -> Path:
+    """Make a change to the mapping in `conf/<file>`, which need not exist yet; returns the path.
+
+    Raises ConfigError, FileAccessError.
+    """
+    path = root / "conf" / file
+    with _file_errors(root), _locked(root):
+        path.parent.mkdir(exist_ok=True)
+        text = _read(path) if path.exists() else ""
+        with _replaced({path: editing.edit(text, f"conf/{file}", change)}):
+            pass
+    return path
+
+
 def pipeline_names(root: Path) -> list[str]:
     """Modules and packages in `pipelines/`, but for those whose name begins with `_`."""
     folder = root / "pipelines"

@@ -59,6 +59,8 @@ def _shown(value: Any) -> Any:
     known = _KNOWN.get((_top(type(value)), type(value).__name__))
     if known is not None:
         return known(value)
+    if (_top(type(value)), type(value).__name__) in _TEXTS:
+        return str(value)[:_TEXT]
     try:
         return _plain(value, [_BUDGET])
     except _TooLargeError:
@@ -129,6 +131,14 @@ def _first(items: Iterable[Any], show: Callable[[Any], Any]) -> list[Any]:
 
 def _item(item: Any) -> Any:
     return item if isinstance(item, _SCALARS) else _name(type(item))
+
+
+_TEXTS = {
+    *(("datetime", name) for name in ("date", "datetime", "time", "timedelta")),
+    ("decimal", "Decimal"),
+    ("uuid", "UUID"),
+    ("pathlib", "PosixPath"),
+}
 
 
 # Types of libraries -------------------------------------------------------------------------

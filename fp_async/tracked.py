@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from msgspec.structs import replace
 
 from fp_async import drawing, summaries
-from fp_async.errors import NodeCrashedError, RunTimeoutError, describe
+from fp_async.errors import NodeCrashedError, NodeError, RunTimeoutError, describe
 from fp_async.flow import Flow, Progress, Request
 from fp_async.jobs import NodeTiming
 from fp_async.nodes import NodeEvent
@@ -27,30 +28,15 @@ def tracked(
     place: Place, flow: Flow, request: Request, tags: Mapping[str, str]
 ) -> Iterator[Request]:
     """In this block the run of the request that it gives is told. Raises as `Flow.plan` does."""
-    plan = flow.plan(request)
-    run = tracker().begin(
-        Run(
-            place,
-            flow.name,
-            time.time(),
-            token=uuid.uuid4().hex,
-            inputs=briefs({**flow.configured, **request.inputs, **request.overrides}),
-            outputs=[name for name, _ in plan.finals],
-            tags=tags,
-        )
-    )
-    run.drawn(drawing.template(flow), plan.names[plan.given :])
+    drawn = drawing.drawn(flow, request)
+    run = tracker().begin(Run(place, flow.name, time.time(), token=uuid.uuid4().hex, tags=tags))
+    run.drawn(drawn)
     try:
         yield replace(request, progress=_told(run, request.progress), describe=summaries.summary)
     except BaseException as error:
-        run.end(outcome(error), describe(error))
+        run.end(outcome(error), describe(error), _traceback(error))
         raise
     run.end("succeeded")
-
-
-def briefs(values: Mapping[str, object]) -> dict[str, object]:
-    """What is shown of inputs."""
-    return {name: summaries.brief(value) for name, value in list(values.items())[:100]}
 
 
 def outcome(error: BaseException) -> Outcome:
@@ -60,6 +46,12 @@ def outcome(error: BaseException) -> Outcome:
     if isinstance(error, RunTimeoutError):
         return "timed out"
     return "crashed" if isinstance(error, NodeCrashedError) else "failed"
+
+
+def _traceback(error: BaseException) -> str:
+    """The user's own, of a node's error."""
+    cause = error.__cause__ if isinstance(error, NodeError) else None
+    return "" if cause is None else "".join(traceback.format_exception(cause))
 
 
 def timing(event: NodeEvent) -> NodeTiming:

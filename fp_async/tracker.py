@@ -20,9 +20,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
+from fp_async.attempt import Drawn, Template
 from fp_async.errors import TrackerError
 from fp_async.jobs import NodeTiming
-from fp_async.tracking import Outcome, Place, Run, Template, bare, crash_ending
+from fp_async.tracking import Outcome, Place, Run, crash_ending
 
 if TYPE_CHECKING:
     from fp_async.tracking_server import Server
@@ -45,10 +48,18 @@ class TrackedRun:
         self._tracker = tracker
         self._run = run
 
-    def drawn(self, template: Template, planned: Sequence[str] = ()) -> None:
-        """Its DAG is known, and which nodes will run."""
+    def tell(self, told: NodeTiming | Drawn) -> None:
+        """What a run tells of itself."""
+        if isinstance(told, NodeTiming):
+            self.node(told)
+        else:
+            self.drawn(told)
+
+    def drawn(self, drawn: Drawn) -> None:
+        """What it is going to do is known."""
         with self._tracker.wake:
-            self._run.drawn(self._tracker.shared(template), planned)
+            template = self._tracker.shared(drawn.template)
+            self._run.drawn(replace(drawn, template=template))
 
     def node(self, timing: NodeTiming) -> None:
         """Something happened to a node."""
@@ -56,10 +67,12 @@ class TrackedRun:
             self._run.node(timing, time.time())
             self._tracker.heard(self._run, _LIVE)
 
-    def end(self, outcome: Outcome, error: str = "", at: float | None = None) -> None:
+    def end(
+        self, outcome: Outcome, error: str = "", traceback: str = "", *, at: float | None = None
+    ) -> None:
         """How it ended, and when (epoch seconds)."""
         with self._tracker.wake:
-            self._run.end(outcome, time.time() if at is None else at, error)
+            self._run.end(outcome, time.time() if at is None else at, error, traceback)
             self._tracker.heard(self._run, 0.0)
 
 
@@ -266,7 +279,7 @@ class Tracker:
             raise
 
     def _create(self, server: Server, run: Run) -> None:
-        template = run.template or bare(())
+        template = run.template
         key = (run.place, template.dag_hash, template.code_hash)
         template_id = self._template_ids.get(key)
         if template_id is None:
@@ -274,8 +287,8 @@ class Tracker:
             if len(self._template_ids) > _TEMPLATES:
                 self._template_ids.clear()
             self._template_ids[key] = template_id
-        if run.follows_crash is not None:
-            for crashed in server.unfinished(run.place, run.follows_crash):
+        if run.follows_crash and run.job is not None:
+            for crashed in server.unfinished(run.place, run.job):
                 server.end(crashed, crash_ending(run.at))
         run.id = server.create(template_id, run)
         address = run.place.address(run.id)

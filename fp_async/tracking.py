@@ -17,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from fp_async import config as configs
+from fp_async.attempt import Drawn, Template
 from fp_async.config import TrackedPipeline, TrackerFile
 from fp_async.errors import ConfigError
 from fp_async.jobs import NodeTiming
@@ -42,15 +43,6 @@ class Place(msgspec.Struct, frozen=True):
     def address(self, run_id: int) -> str:
         """The page of a run."""
         return f"{self.ui_url}/dashboard/project/{self.project_id}/runs/{run_id}"
-
-
-class Template(msgspec.Struct, frozen=True):
-    """A DAG as the UI knows it. `nodes` has the dependencies of each by name, `body` is JSON."""
-
-    dag_hash: str
-    code_hash: str
-    nodes: dict[str, list[str]]
-    body: bytes
 
 
 def place(root: Path, pipeline: str) -> Place:
@@ -149,8 +141,8 @@ class _Node:
 class Run:
     """One run as it is told: what has been heard of it, and what of that the UI knows.
 
-    `token` tells it from all others; `follows_crash` is the job whose earlier attempts have
-    crashed, unless none has.
+    `token` tells it from all others. `follows_crash`: earlier attempts of its `job` may have
+    died untold.
     """
 
     def __init__(
@@ -160,27 +152,26 @@ class Run:
         at: float,
         *,
         token: str,
-        inputs: Mapping[str, Any],
-        outputs: Sequence[str],
         tags: Mapping[str, str],
-        follows_crash: str | None = None,
+        job: str | None = None,
+        follows_crash: bool = False,
     ) -> None:
         self.place = place
         self.pipeline = pipeline
         self.at = at
         self.token = token
         self.id: int | None = None
-        self.template: Template | None = None
         self.outcome: Outcome | None = None
         self.closed = False  # its outcome has been told
         self.dropped = False  # it is not told any more
         self.tries = 0
         self.unclear = False  # it may have been created
+        self.job = job
         self.follows_crash = follows_crash
-        self._inputs = dict(inputs)
-        self._outputs = list(outputs)
-        self._tags = {**dict(place.tags), "pipeline": pipeline, **tags, "run": token}
-        self._planned: list[str] = []
+        self._tags = {"pipeline": pipeline, **tags, **dict(place.tags), "run": token}
+        if job is not None:
+            self._tags["job"] = job
+        self._drawn = Drawn(bare(()))
         self._nodes: dict[str, _Node] = {}
         self._error = ""
         self._end = 0.0
@@ -193,10 +184,14 @@ class Run:
         """How many nodes are known."""
         return len(self._nodes)
 
-    def drawn(self, template: Template, planned: Sequence[str] = ()) -> None:
-        """Its DAG, and the nodes of it that will run."""
-        self.template = template
-        self._planned = list(planned)
+    @property
+    def template(self) -> Template:
+        """Its DAG, as far as it is known."""
+        return self._drawn.template
+
+    def drawn(self, drawn: Drawn) -> None:
+        """What it is going to do is known."""
+        self._drawn = drawn
 
     def node(self, timing: NodeTiming, now: float) -> None:
         """Something happened to a node."""
@@ -208,15 +203,18 @@ class Run:
             known = self._nodes[timing.node] = _Node()
         known.hear(timing, now)
 
-    def end(self, outcome: Outcome, at: float, error: str = "") -> None:
-        """It is over; so are its nodes."""
+    def end(self, outcome: Outcome, at: float, error: str = "", traceback: str = "") -> None:
+        """It is over; so are its nodes. The traceback is that of the node that failed."""
         self.outcome, self._end, self._error = outcome, at, error
         for node in self._nodes.values():
             if node.status in ("started", "retrying"):
                 node.status, node.news, node.end = "cancelled", True, at
                 node.error = node.error or _unfinished(outcome)
+        failed = next((n for n in self._nodes.values() if n.status == "failed"), None)
+        if failed is not None and not failed.shown and traceback:
+            failed.error, failed.news = traceback[-_ERROR:], True
         if outcome != "succeeded":
-            for name in self._planned:
+            for name in self._drawn.planned:
                 if name not in self._nodes:
                     self.node(NodeTiming(name, "skipped", at=at), at)
 
@@ -242,14 +240,14 @@ class Run:
             "run_end_time": None,
             "run_status": "RUNNING",
             "tags": self._tags,
-            "inputs": self._inputs,
-            "outputs": self._outputs,
+            "inputs": self._drawn.inputs,
+            "outputs": self._drawn.outputs,
         }
 
     def ending(self) -> dict[str, Any]:
         """The body that tells its outcome."""
         assert self.outcome is not None
-        tags = {"outcome": self.outcome}
+        tags: dict[str, str] = {"outcome": self.outcome}
         if self._error:
             tags["error"] = self._error[:_TEXT]
         if self._left_out:
@@ -278,11 +276,10 @@ class Run:
 
     def _update(self, name: str) -> dict[str, Any]:
         node = self._nodes[name]
-        known = self.template.nodes if self.template is not None else {}
         return {
             "node_template_name": name,
             "node_name": name,
-            "realized_dependencies": known.get(name, []),
+            "realized_dependencies": self.template.nodes.get(name, []),
             "status": _STATUSES.get(node.status, "RUNNING"),
             "start_time": moment(node.at),
             "end_time": None if node.end is None else moment(node.end),

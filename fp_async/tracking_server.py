@@ -13,8 +13,9 @@ import socket
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+from fp_async.attempt import Template
 from fp_async.errors import TrackerError
-from fp_async.tracking import Place, Run, Template, template_body
+from fp_async.tracking import Place, Run, template_body
 
 _CONNECT = 1.0  # seconds
 _ANSWER = 3.0
@@ -140,7 +141,7 @@ class Server:
     def _meaning(self, status: int, content: bytes, asked: str) -> Any:
         if 200 <= status < 300:
             try:
-                return json.loads(content)
+                return json.loads(content) if content else None
             except ValueError as error:
                 text = f"{self.api_url} is not the Hamilton UI: its answer to {asked} is no JSON"
                 raise TrackerError(text, status=status) from error

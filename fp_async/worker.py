@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -24,16 +24,13 @@ from fp_async.attempt import Outcome, Trail, cancelled_itself, capture, order
 from fp_async.backend import Backend
 from fp_async.config import WorkerSettings
 from fp_async.errors import StoreError, StoreUnavailableError, describe
-from fp_async.held import Attempt, log_failure
+from fp_async.held import Attempt, Watch, log_failure
 from fp_async.jobs import LEASE, Failure, Job, Member, Report
 from fp_async.keeper import Keeper, KeeperThread, Why
 from fp_async.patience import Patience
 from fp_async.rescuing import rescue
-from fp_async.runner import InlineRunner, ProcessRunner, Runner
+from fp_async.runner import Runner
 from fp_async.stores import Store
-
-if TYPE_CHECKING:
-    from fp_async.flows import Flows
 
 log = logging.getLogger("fp_async")
 _NOTE = 1.0
@@ -48,7 +45,8 @@ class Worker:
 
     `connect` makes a store for the thread that keeps leases; None where no thread is needed.
     Without `seen` it does not show up among the members: nobody else looks into an agent's
-    store, and a write every few seconds wears a device's flash out.
+    store, and a write every few seconds wears a device's flash out. `watch` is told of every
+    attempt, and gives what wants to hear of its end.
     """
 
     def __init__(
@@ -59,6 +57,7 @@ class Worker:
         connect: Callable[[], Store] | None,
         *,
         seen: bool = True,
+        watch: Watch | None = None,
     ) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self.owner = processes.owner("worker")
@@ -69,7 +68,9 @@ class Worker:
         self._runner = runner
         self._connect = connect
         self._seen = seen
+        self._watch = watch
         self._limit = _limit(settings)
+        self._largest = settings.max_result_size
         self._attempts: dict[str, Attempt] = {}
         self._over = 0
         self._patience = Patience()
@@ -231,21 +232,23 @@ class Worker:
 
     async def _attempt(self, attempt: Attempt) -> None:
         try:
+            heard = self._watch(attempt) if self._watch else None
             report = await self._outcome(attempt)
+            if heard:
+                heard(report)
             attempt.over = True
             self._over += 1
             self._room.set()
-            if report is not None:
-                await self._report(attempt.job, report)
+            await self._report(attempt.job, report)
         finally:
             del self._attempts[attempt.job.id]
             self._over -= attempt.over
             self._room.set()
 
-    async def _outcome(self, attempt: Attempt) -> Report | None:
+    async def _outcome(self, attempt: Attempt) -> Report:
         job, trail = attempt.job, attempt.trail
         try:
-            outcome = await self._runner.run(order(job, self._settings.max_result_size), trail)
+            outcome = await self._runner.run(order(job, self._largest, trail), trail)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             assert task is not None
@@ -382,12 +385,3 @@ async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks)
-
-
-def make_worker(flows: Flows, backend: Backend, settings: WorkerSettings) -> Worker:
-    """A worker on this event loop, with the runner that its settings say."""
-    if settings.runner == "inline":
-        connect = backend.another_store if backend.store.shared else None
-        return Worker(backend, settings, InlineRunner(flows), connect)
-    runner = ProcessRunner(flows.root, settings.memory_limit, settings.idle_timeout)
-    return Worker(backend, settings, runner, None)

@@ -14,7 +14,7 @@ import click
 from fp_async.cli import base_dir
 from fp_async.cli.loop import run_until_signalled
 from fp_async.config import DEFAULT_ENVIRONMENT
-from fp_async.errors import NodeError, UnknownNameError, UsageError
+from fp_async.errors import FlowerPowerError, NodeError, UnknownNameError, UsageError
 from fp_async.typed import coerce, parse_assignments
 
 if TYPE_CHECKING:
@@ -107,14 +107,20 @@ def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options:
     The result goes to stdout, progress to stderr.
     """  # noqa: D301
     from fp_async.cli.output import check_output, show_result
+    from fp_async.cli.tracking import show_tracked
 
     check_output(output)
+
+    def finish(result: Any) -> None:
+        show_result(result, output)
+        show_tracked(quiet=quiet)
+
     try:
-        run_until_signalled(
-            _run(name, output=output, quiet=quiet, **options),
-            finish=lambda result: show_result(result, output),
-        )
-    except NodeError as error:
+        run_until_signalled(_run(name, output=output, quiet=quiet, **options), finish)
+    except FlowerPowerError as error:
+        show_tracked(quiet=quiet)
+        if not isinstance(error, NodeError):
+            raise
         if with_traceback and error.__cause__ is not None:
             click.echo("".join(traceback.format_exception(error.__cause__)), err=True)
         raise
