@@ -1,9 +1,9 @@
 """The Hamilton UI (extra `[ui]`), served by this process until it is interrupted.
 
-Its own command listens on every address with Django's debug mode on, where everybody who can reach
-the port is whoever they say they are, and may see what the server has in memory. This one listens on
-localhost unless another address is given, without debug mode and with a secret of its own. Its
-pages load scripts from other sites that report who uses it; browsers are told not to.
+Its own command listens on every address with Django's debug mode on, where everybody who can
+reach the port is whoever they say they are, and may see what the server has in memory. This one
+listens on localhost unless another address is given, without debug mode and with a secret of its
+own. Its pages load scripts from other sites that report who uses it; browsers are told not to.
 """
 
 from __future__ import annotations

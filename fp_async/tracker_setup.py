@@ -1,4 +1,4 @@
-"""Makes the project that the Hamilton UI shows a pipeline's runs in, and writes down which it is."""
+"""Makes the project in which the Hamilton UI shows a pipeline's runs, and writes its id down."""
 
 from __future__ import annotations
 

@@ -164,6 +164,8 @@ def ask(
 
     Raises before anything has started, or was stored, what a run would raise.
     """
+    from fp_async import tracking
+
     use_packages(project)
     params = _params(param, project.parameters(name, environment))
     config = {key: coerce(value, Any) for key, value in assigned(config_, "--config").items()}
@@ -178,6 +180,8 @@ def ask(
         "timeout": timeout,
     }
     nodes, finals = project.planned(flow, **wanted)
+    if flow.settings.with_tracker if with_tracker is None else with_tracker:
+        tracking.place(project.root, name)  # before anything is shown
     settings = {"environment": environment, "config": config, "params": params}
     return Asked({**wanted, **settings, "with_tracker": with_tracker}, nodes, finals)
 
