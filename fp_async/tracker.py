@@ -60,6 +60,7 @@ class TrackedRun:
         with self._tracker.wake:
             template = self._tracker.shared(drawn.template)
             self._run.drawn(replace(drawn, template=template))
+            self._tracker.heard(self._run, _LIVE)
 
     def node(self, timing: NodeTiming) -> None:
         """Something happened to a node."""
@@ -100,10 +101,9 @@ class Tracker:
     # For those who run ----------------------------------------------------------------------
 
     def begin(self, run: Run) -> TrackedRun:
-        """A run has begun."""
+        """A run has begun. It is not told before it is `drawn`, or at its end."""
         with self.wake:
             self._bound()
-            self.heard(run, _LIVE)
         return TrackedRun(self, run)
 
     def shared(self, template: Template) -> Template:
@@ -146,19 +146,24 @@ class Tracker:
 
     def flush(self, timeout: float = _FLUSH) -> int:
         """Wait until all that is over has been told, or its server does not answer, or so many
-        seconds have passed. How many runs are left that were not told to their end.
+        seconds have passed: for each run once. How many are left that were not told to their end.
         """
         deadline = time.monotonic() + timeout
         with self.wake:
             for run in self._due:
                 self._due[run] = min(self._due[run], time.monotonic())
             self.wake.notify_all()
-            while any(run.over and not self._paused(run) for run in self._due):
+            while any(run.over and not run.overdue and not self._paused(run) for run in self._due):
                 left = deadline - time.monotonic()
                 if left <= 0 or self._thread is None:
                     break
                 self.wake.wait(left)
-            return sum(run.over for run in self._due)
+            untold = [run for run in self._due if run.over]
+            for run in untold:
+                run.overdue = True
+                url = run.place.api_url
+                self._warn(url, f"tracking: {url} has not answered in time; not all runs are shown")
+            return len(untold)
 
     def _paused(self, run: Run) -> float:
         """Until when its server is left alone; 0 where it is not."""

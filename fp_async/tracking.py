@@ -164,6 +164,7 @@ class Run:
         self.outcome: Outcome | None = None
         self.closed = False  # its outcome has been told
         self.dropped = False  # it is not told any more
+        self.overdue = False  # somebody has waited for it to be told, in vain
         self.tries = 0
         self.unclear = False  # it may have been created
         self.job = job
