@@ -156,14 +156,17 @@ class Tracker:
             while any(run.over and not run.overdue and not self._paused(run) for run in self._due):
                 left = deadline - time.monotonic()
                 if left <= 0 or self._thread is None:
+                    self._give_up()
                     break
                 self.wake.wait(left)
-            untold = [run for run in self._due if run.over]
-            for run in untold:
+            return sum(run.over for run in self._due)
+
+    def _give_up(self) -> None:
+        for run in self._due:
+            if run.over:
                 run.overdue = True
                 url = run.place.api_url
                 self._warn(url, f"tracking: {url} has not answered in time; not all runs are shown")
-            return len(untold)
 
     def _paused(self, run: Run) -> float:
         """Until when its server is left alone; 0 where it is not."""

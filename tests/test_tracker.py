@@ -64,6 +64,7 @@ def blocking(seconds: float) -> int:
 
 
 def dying(total: int) -> int:
+    time.sleep(0.3)
     os.kill(os.getpid(), 9)
 '''
 SQLITE = "data_store:\n  type: sqlite\n  uri: sqlite:///jobs.db\n"
