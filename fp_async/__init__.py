@@ -66,6 +66,7 @@ if _TYPE_CHECKING:
     from fp_async.errors import SessionTakenError as SessionTakenError
     from fp_async.errors import StoreError as StoreError
     from fp_async.errors import StoreUnavailableError as StoreUnavailableError
+    from fp_async.errors import TrackerError as TrackerError
     from fp_async.errors import TransitionError as TransitionError
     from fp_async.errors import TriggerError as TriggerError
     from fp_async.errors import UnknownNameError as UnknownNameError
@@ -140,6 +141,7 @@ _HOMES = {
         "SessionTakenError",
         "StoreError",
         "StoreUnavailableError",
+        "TrackerError",
         "TransitionError",
         "TriggerError",
         "UnknownNameError",

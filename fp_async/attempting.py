@@ -14,7 +14,7 @@ from fp_async.errors import FlowerPowerError, NodeError, RunTimeoutError, descri
 from fp_async.flow import Flow, Request
 from fp_async.flows import Flows
 from fp_async.jobs import Failure, NodeTiming
-from fp_async.nodes import NodeEvent
+from fp_async.nodes import NodeEvent, Observer
 
 _TRACEBACK_KEPT = 16_384
 _MESSAGE_KEPT = 4_096
@@ -51,7 +51,7 @@ async def _run(
         flow, inputs, spec.final_vars, None, spec.executor, spec.timeout, progress
     )
     if spec.with_tracker:
-        request = replace(request, describe=summaries.summary)
+        request = replace(request, observer=Observer(summaries.summary))
     try:
         if order.draw != "no":
             tell(_drawn(flow, request))

@@ -15,11 +15,10 @@ from functools import partial
 from typing import Any
 
 from fp_async import nodes
-from fp_async.nodes import NodeEvent, awaitable, close
+from fp_async.nodes import NodeEvent, Observer, awaitable, close
 
 log = logging.getLogger("fp_async")
 Tell = Callable[[NodeEvent], None]
-Describe = Callable[[Any], str] | None
 _Future = concurrent.futures.Future[Any]
 
 
@@ -147,16 +146,15 @@ async def _await(value: Any) -> Any:
 
 
 class Teller:
-    """Tells of nodes what Hamilton's drivers do; `describe` gives the events a text of values."""
+    """Tells of nodes what Hamilton's drivers do: an observer at once, and `tell`."""
 
-    def __init__(self, tell: Tell, describe: Describe = None) -> None:
+    def __init__(self, tell: Tell | None, observer: Observer | None) -> None:
         self._tell = tell
-        self._describe = describe
+        self._observer = observer
 
     def started(self, name: str) -> float:
         """A node begins, at the time that is returned."""
-        at = time.time() if self._describe else 0.0
-        self._tell(NodeEvent(name, "started", at=at))
+        self._emit(NodeEvent(name, "started", at=time.time() if self._observer else 0.0))
         return time.perf_counter()
 
     def ended(self, name: str, since: float, value: Any, error: BaseException | None) -> None:
@@ -164,7 +162,13 @@ class Teller:
         if isinstance(error, StopError):
             error = error.carried
         seconds = time.perf_counter() - since
-        self._tell(nodes.ended(name, seconds, value, error, self._describe))
+        self._emit(nodes.ended(name, seconds, value, error, self._observer))
+
+    def _emit(self, event: NodeEvent) -> None:
+        if self._observer is not None and self._observer.tell is not None:
+            self._observer.tell(event)
+        if self._tell is not None:
+            self._tell(event)
 
 
 def watched(name: str, call: Callable[..., Any], teller: Teller | None) -> Callable[..., Any]:

@@ -36,11 +36,11 @@ from hamilton.lifecycle.base import (
 )
 from hamilton.node import NodeType
 
-from fp_async.bridge import Bridge, Describe, StopError, Tell, Teller, is_hamiltons, watched
+from fp_async.bridge import Bridge, StopError, Tell, Teller, is_hamiltons, watched
 from fp_async.dag import Graph
 from fp_async.errors import FlowerPowerError, GraphError, UsageError, describe
 from fp_async.hooks import RunHooks, guard
-from fp_async.nodes import awaitable
+from fp_async.nodes import Observer, awaitable
 from fp_async.threads import Threads, in_thread
 
 Fail = Callable[[str, dict[str, Any], BaseException], Exception]
@@ -113,7 +113,7 @@ async def run_async_driver(
     overrides: Mapping[str, Any],
     fail: Fail,
     tell: Tell | None = None,
-    describe: Describe = None,
+    observer: Observer | None = None,
 ) -> Any:
     """Run through Hamilton's `AsyncDriver`: sync functions block the loop, as they do there.
 
@@ -126,7 +126,7 @@ async def run_async_driver(
     if graph.allow_overrides:
         builder = builder.allow_module_overrides()
     driver = builder.with_adapters(*graph.adapters, witness).build_without_init()
-    teller = None if tell is None else Teller(tell, describe)
+    teller = Teller(tell, observer) if tell or observer else None
     for node in driver.graph.nodes.values():
         if not node.user_defined:
             node._callable = watched(node.name, node.callable, teller)
@@ -190,15 +190,15 @@ class BlockingRun:
         fail: Fail,
         threads: Threads | None,
         progress: Tell | None,
-        describe: Describe = None,
+        observer: Observer | None = None,
     ) -> None:
         self._graph = graph
         self._fail = fail
         self._bridge = Bridge(asyncio.get_running_loop(), progress)
         # The cache executes the nodes, so what it raises itself looks like a node's error.
         self._witness = Witness(self._bridge.raised) if graph.cache else Witness()
-        teller = Teller(self._bridge.tell, describe)
-        watching = (self._witness, *([_Teller(teller)] if progress else ()))
+        teller = Teller(self._bridge.tell if progress else None, observer)
+        watching = (self._witness, *([_Teller(teller)] if progress or observer else ()))
         self._view = graph.for_run(*watching, remember_hook=self._witness.remember_hook)
         self._executor = self._chosen(threads)
 

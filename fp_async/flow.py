@@ -28,7 +28,7 @@ from fp_async.errors import (
     UsageError,
 )
 from fp_async.execution import Execution
-from fp_async.nodes import AttemptTimeoutError, NodeEvent, Setup
+from fp_async.nodes import AttemptTimeoutError, NodeEvent, Observer, Setup
 from fp_async.params import entries_read
 from fp_async.threads import in_thread
 from fp_async.typed import coerce
@@ -53,7 +53,7 @@ class Request(msgspec.Struct, frozen=True):
     executor: ExecutorSettings
     timeout: float | None
     progress: Progress | None
-    describe: Callable[[Any], str] | None = None  # values, for the events
+    observer: Observer | None = None
 
 
 class Flow:
@@ -198,7 +198,7 @@ class Flow:
                 raise UsageError("executor 'processpool' needs the project's child processes")
             remote = partial(children.call, self._spec_for_children())
         policies = self.settings.nodes or {}
-        return Setup(threads, remote, node_hooks, request.progress, policies, request.describe)
+        return Setup(threads, remote, node_hooks, request.progress, policies, request.observer)
 
     async def _run_driver(self, plan: Plan, request: Request) -> Any:
         """Through Hamilton's own drivers, with the inputs that the plan found to be needed."""
@@ -213,7 +213,7 @@ class Flow:
             bridge = Bridge(asyncio.get_running_loop(), request.progress)
             tell = bridge.deliver if request.progress else None
             run = partial(
-                drivers.run_async_driver, self.graph, *given, self._fail, tell, request.describe
+                drivers.run_async_driver, self.graph, *given, self._fail, tell, request.observer
             )
             return await self._limited(run, request.timeout, lambda: ())
         if request.executor.type == "hamilton" or self._refuses_policies(plan):
@@ -225,7 +225,7 @@ class Flow:
         local = request.executor.type == "local"
         threads = None if local else executors.threads(request.executor.max_workers)
         blocked = drivers.BlockingRun(
-            blocking, self._fail, threads, request.progress, request.describe
+            blocking, self._fail, threads, request.progress, request.observer
         )
         return await self._limited(
             partial(blocked.run, *given), request.timeout, lambda: blocked.running

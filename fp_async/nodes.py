@@ -38,7 +38,7 @@ class NodeEvent(msgspec.Struct, frozen=True):
     """Something that happened to a node, for progress displays.
 
     `status` is started, succeeded, failed, cancelled or retrying; `seconds` since its start.
-    Where values are described: `at` is when it began (epoch seconds), `summary` its value's.
+    For an observer: `at` is when it began (epoch seconds), `summary` a text about its value.
     """
 
     node: str
@@ -65,11 +65,22 @@ class Hooks(msgspec.Struct, frozen=True):
     execute: Callable[[str, dict[str, Any]], Any] | None = None
 
 
+class Observer(msgspec.Struct, frozen=True):
+    """Has events say when nodes began, and something of their values (`describe`).
+
+    `tell` is called with each where it happens, in whatever thread that is, and must not raise:
+    waking the loop for each costs more than a small node.
+    """
+
+    describe: Callable[[Any], str]
+    tell: Callable[[NodeEvent], None] | None = None
+
+
 class Setup(msgspec.Struct, frozen=True):
     """How to execute: where sync nodes run, and what watches.
 
     With `threads` None sync nodes run inline, on the loop. `remote`, where given, runs a sync
-    node elsewhere, from its name and kwargs. `describe` gives events a text about values.
+    node elsewhere, from its name and kwargs.
     """
 
     threads: Threads | None = None
@@ -77,7 +88,7 @@ class Setup(msgspec.Struct, frozen=True):
     hooks: Hooks | None = None
     progress: Callable[[NodeEvent], None] | None = None
     policies: Mapping[str, NodePolicy] = {}
-    describe: Callable[[Any], str] | None = None
+    observer: Observer | None = None
 
 
 class Caller:
@@ -100,7 +111,9 @@ class Caller:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self.aside: dict[object, int] = {}  # the slots of what `_aside` has in threads
-        self.watched = setup.progress is not None
+        self._told = setup.observer.tell if setup.observer else None
+        self._progress = setup.progress
+        self.watched = self._progress is not None or self._told is not None
         self.straight = self.plain = self.all_to_thread = False
         self.to_thread = self._threaded()
 
@@ -273,7 +286,13 @@ class Caller:
     # Telling --------------------------------------------------------------------------------
 
     def emit(self, event: NodeEvent) -> None:
-        """Queue an event for the progress callback, which is always called on the loop."""
+        """Tell the observer; queue the event for the progress callback, which is always called
+        on the loop.
+        """
+        if self._told is not None:
+            self._told(event)
+        if self._progress is None:
+            return
         self._events.append(event)
         if not self._flushing:
             self._flushing = True
@@ -293,14 +312,15 @@ class Caller:
     def flush(self) -> None:
         """Deliver the events that are waiting."""
         self._flushing = False
-        while self._events and self._setup.progress is not None:
+        while self._events and self._progress is not None:
             event = self._events.popleft()
             try:
-                self._setup.progress(event)
+                self._progress(event)
             except Exception:
                 log.exception("the progress callback failed; the run goes on without events")
                 self._events.clear()
-                self.watched = False
+                self._progress = None
+                self.watched = self._told is not None
 
 
 class _Watch:
@@ -321,7 +341,7 @@ class _Watch:
 
     def before(self) -> None:
         if self._caller.watched:
-            at = time.time() if self._caller._setup.describe else 0.0
+            at = time.time() if self._caller._setup.observer else 0.0
             self._caller.emit(NodeEvent(self.name, "started", at=at))
         if self._hooks and self._hooks.before:
             try:
@@ -338,7 +358,7 @@ class _Watch:
             self._hooks.after(self.name, self.kwargs, value, error)
 
     def _ended(self, value: Any, error: BaseException | None) -> NodeEvent:
-        return ended(self.name, self.seconds, value, error, self._caller._setup.describe)
+        return ended(self.name, self.seconds, value, error, self._caller._setup.observer)
 
 
 def ended(
@@ -346,16 +366,16 @@ def ended(
     seconds: float,
     value: Any,
     error: BaseException | None,
-    describes: Callable[[Any], str] | None,
+    observer: Observer | None,
 ) -> NodeEvent:
     """The event for the end of a node."""
     status, text = "succeeded", ""
     if error is not None:
         cut = isinstance(error, asyncio.CancelledError)
         status, text = ("cancelled", "") if cut else ("failed", describe(error))
-    if describes is None:
+    if observer is None:
         return NodeEvent(name, status, seconds, text)
-    summary = describes(value) if error is None else ""
+    summary = observer.describe(value) if error is None else ""
     return NodeEvent(name, status, seconds, text, time.time() - seconds, summary)
 
 

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from msgspec.structs import replace
 
 from fp_async import drawing, summaries
 from fp_async.errors import NodeCrashedError, NodeError, RunTimeoutError, describe
-from fp_async.flow import Flow, Progress, Request
+from fp_async.flow import Flow, Request
 from fp_async.jobs import NodeTiming
-from fp_async.nodes import NodeEvent
+from fp_async.nodes import NodeEvent, Observer
 from fp_async.tracker import TrackedRun, tracker
 from fp_async.tracking import Outcome, Place, Run
-
-log = logging.getLogger("fp_async")
 
 
 @contextmanager
@@ -32,7 +29,7 @@ def tracked(
     run = tracker().begin(Run(place, flow.name, time.time(), token=uuid.uuid4().hex, tags=tags))
     run.drawn(drawn)
     try:
-        yield replace(request, progress=_told(run, request.progress), describe=summaries.summary)
+        yield replace(request, observer=Observer(summaries.summary, _teller(run)))
     except BaseException as error:
         run.end(outcome(error), describe(error), _traceback(error))
         raise
@@ -54,24 +51,9 @@ def _traceback(error: BaseException) -> str:
     return "" if cause is None else "".join(traceback.format_exception(cause))
 
 
-def timing(event: NodeEvent) -> NodeTiming:
-    """An event as it is told."""
-    return NodeTiming(event.node, event.status, event.seconds, event.error, event.at, event.summary)
-
-
-def _told(run: TrackedRun, progress: Progress | None) -> Progress:
-    """Tells the UI, then the user's own callback; one that fails is not called again."""
-    own = progress
-
+def _teller(run: TrackedRun) -> Callable[[NodeEvent], None]:
     def tell(event: NodeEvent) -> None:
-        nonlocal own
-        run.node(timing(event))
-        if own is None:
-            return
-        try:
-            own(event)
-        except Exception:
-            log.exception("the progress callback failed; the run goes on without events")
-            own = None
+        told = (event.node, event.status, event.seconds, event.error, event.at, event.summary)
+        run.node(NodeTiming(*told))
 
     return tell

@@ -65,8 +65,9 @@ class TrackedRun:
     def node(self, timing: NodeTiming) -> None:
         """Something happened to a node."""
         with self._tracker.wake:
-            self._run.node(timing, time.time())
-            self._tracker.heard(self._run, _LIVE)
+            if not self._run.over:  # what was abandoned in a thread may end later
+                self._run.node(timing, time.time())
+                self._tracker.heard(self._run, _LIVE)
 
     def end(
         self, outcome: Outcome, error: str = "", traceback: str = "", *, at: float | None = None
