@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import configparser
 import importlib
-import logging
 import os
 import secrets
 import socket
@@ -130,8 +129,7 @@ def _application(settings: str, host: str, *, migrate: bool) -> Any:
     ours.ALLOWED_HOSTS = _hosts(host, theirs["ALLOWED_HOSTS"])  # type: ignore[attr-defined]
     sys.modules[_OURS] = ours
     os.environ["DJANGO_SETTINGS_MODULE"] = _OURS
-    os.environ.setdefault("DJANGO_LOG_LEVEL", "WARNING")
-    _quieten(ours)
+    ours.LOGGING_CONFIG = None  # type: ignore[attr-defined]  # its loggers tell every statement
     import django
     from django.core.management import call_command
     from django.core.wsgi import get_wsgi_application
@@ -147,13 +145,6 @@ def _hosts(host: str, known: Iterable[str]) -> list[str]:
     if host in ("127.0.0.1", "::1", "localhost"):
         return ["localhost", "127.0.0.1", "[::1]"]
     return [*(name for name in known if name), host]
-
-
-def _quieten(settings: Any) -> None:
-    """Its loggers tell every statement; the terminal is for what went wrong."""
-    settings.LOGGING["root"]["level"] = "WARNING"
-    settings.LOGGING["loggers"]["django"]["level"] = "WARNING"
-    logging.captureWarnings(capture=True)
 
 
 def _guarded(application: Any) -> Callable[[dict[str, Any], Callable[..., Any]], Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import click
 
 from fp_async.cli import base_dir
 from fp_async.cli.loop import run_until_signalled
+
+log = logging.getLogger("fp_async")
 
 
 @click.command("hamilton-ui")
@@ -57,22 +61,26 @@ def hamilton_ui(
 
     from fp_async import hamilton_ui as ui
 
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    log.setLevel(logging.INFO)
+
     def ready(address: str) -> None:
-        click.echo(f"Hamilton UI: {address}")
+        log.info("Hamilton UI: %s", address)
         if not no_open:
             ui.open_browser(address)
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = Path(base_dir).absolute() if base_dir else Path.home() / ".hamilton" / "db"
-    ui.serve(
-        folder,
-        host=given["host"],
-        port=given["port"],
-        settings=given["settings_file"],
-        config_file=Path(config_file) if config_file else None,
-        migrate=not no_migration,
-        ready=ready,
-    )
+    with suppress(KeyboardInterrupt):
+        ui.serve(
+            folder,
+            host=given["host"],
+            port=given["port"],
+            settings=given["settings_file"],
+            config_file=Path(config_file) if config_file else None,
+            migrate=not no_migration,
+            ready=ready,
+        )
 
 
 @click.group()
