@@ -32,13 +32,14 @@ if _TYPE_CHECKING:
     from fp_async.api import show as show
     from fp_async.api import start_worker as start_worker
     from fp_async.api import watch as watch
-    from fp_async.attempt import CurrentJob as CurrentJob
-    from fp_async.attempt import current_job as current_job
+    from fp_async.callbacks import RunEvent as RunEvent
     from fp_async.codec_values import Record as Record
     from fp_async.config import ExecutorSettings as ExecutorSettings
     from fp_async.config import NodePolicy as NodePolicy
     from fp_async.config import Retry as Retry
     from fp_async.config import WorkerSettings as WorkerSettings
+    from fp_async.current import CurrentJob as CurrentJob
+    from fp_async.current import current_job as current_job
     from fp_async.errors import AlreadyExistsError as AlreadyExistsError
     from fp_async.errors import BrokerError as BrokerError
     from fp_async.errors import ConfigError as ConfigError
@@ -71,9 +72,10 @@ if _TYPE_CHECKING:
     from fp_async.errors import TriggerError as TriggerError
     from fp_async.errors import UnknownNameError as UnknownNameError
     from fp_async.errors import UsageError as UsageError
+    from fp_async.jobs import Failure as Failure
     from fp_async.jobs import Job as Job
     from fp_async.jobs import Schedule as Schedule
-    from fp_async.nodes import NodeEvent as NodeEvent
+    from fp_async.node_events import NodeEvent as NodeEvent
     from fp_async.params import load_params as load_params
     from fp_async.project import Project as Project
     from fp_async.watching import JobEvent as JobEvent
@@ -147,10 +149,11 @@ _HOMES = {
         "UnknownNameError",
         "UsageError",
     ),
-    "attempt": ("CurrentJob", "current_job"),
+    "current": ("CurrentJob", "current_job"),
+    "callbacks": ("RunEvent",),
     "codec_values": ("Record",),
-    "jobs": ("Job", "Schedule"),
-    "nodes": ("NodeEvent",),
+    "jobs": ("Failure", "Job", "Schedule"),
+    "node_events": ("NodeEvent",),
     "params": ("load_params",),
     "project": ("Project",),
     "watching": ("JobEvent",),

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from fp_async.callbacks import Kind
+from fp_async.current import CurrentJob
 from fp_async.jobs import Failure, Job, NodeTiming, Record, Spec
 
 LOG_KEPT = 65_536  # characters of a job's log, the end of it
@@ -27,7 +29,13 @@ class Order(msgspec.Struct, frozen=True, tag="order"):
     spec: Spec
     inputs: bytes
     limit: int | None = None
+    trace: str | None = None  # of the job's span, or what the job came with
     draw: Literal["no", "yes", "only"] = "no"
+
+    @property
+    def current(self) -> CurrentJob:
+        """As the job's own code sees it."""
+        return CurrentJob(self.id, self.attempt, self.pipeline)
 
 
 class Template(msgspec.Struct, frozen=True):
@@ -51,12 +59,36 @@ class Drawn(msgspec.Struct, frozen=True, tag="drawn"):
 
 
 class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
-    """How an attempt ended. `dirty`: something of it still runs in a thread of its process."""
+    """How an attempt ended. `dirty`: something of it still runs in a thread of its process.
+
+    `hears` is of what the pipeline's functions want to hear; None where that is not known.
+    `traced`: the spans of its nodes are exported by whoever ran it.
+    """
 
     status: Literal["succeeded", "failed", "crashed"]
     result: bytes | None = None
     failure: Failure | None = None
     reason: str | None = None
+    dirty: bool = False
+    hears: list[Kind] | None = None
+    traced: bool = False
+
+
+class Call(msgspec.Struct, frozen=True, tag="call"):
+    """What a runner needs to know to tell the pipeline's functions how an attempt went."""
+
+    order: Order
+    kind: Kind
+    seconds: float
+    result: bytes | None = None
+    failure: Failure | None = None
+    retry_in: float | None = None
+
+
+class Called(msgspec.Struct, frozen=True, tag="called"):
+    """They have been told; what went wrong. `dirty` as in `Outcome`."""
+
+    problems: list[str]
     dirty: bool = False
 
 
@@ -66,6 +98,7 @@ class Trail:
     def __init__(self, worker: str = "") -> None:
         self.changed = bool(worker)  # where it runs is news, too
         self.watch: Tell | None = None
+        self.traced = False
         self._worker = worker
         self._nodes: list[NodeTiming] = []
         self._log: list[str] = []
@@ -106,35 +139,21 @@ class Trail:
     def record(self) -> bytes:
         """All of it, as it is stored."""
         self.changed = False
-        return _to_json(Record(self._nodes, self.log, self._worker))
+        return _to_json(Record(self._nodes, self.log, self._worker, traced=self.traced))
 
 
 _to_json = msgspec.json.Encoder().encode
 Tell = Callable[[NodeTiming | Drawn], None]
 
 
-class CurrentJob(msgspec.Struct, frozen=True):
-    """The job that the calling code runs in; `id` and `attempt` make a key for what must happen
-    once elsewhere.
-    """
-
-    id: str
-    attempt: int
-    pipeline: str
-
-
-current: ContextVar[CurrentJob | None] = ContextVar("fp_current_job", default=None)
-
-
-def current_job() -> CurrentJob | None:
-    """The job that the calling node belongs to; None in a run that is no job."""
-    return current.get()
-
-
-def order(job: Job, limit: int | None, trail: Trail) -> Order:
-    """What the runner of a claimed job is given."""
-    draw: Literal["no", "yes"] = "no" if trail.watch is None else "yes"
-    return Order(job.id, job.attempt, job.pipeline, job.rules, job.inputs, limit, draw)
+def order(
+    job: Job, limit: int | None, trace: str | None = None, trail: Trail | None = None
+) -> Order:
+    """What the runner of a claimed job is given; the DAG is told where the trail is watched."""
+    rules = job.rules
+    draw: Literal["no", "yes"] = "yes" if trail and trail.watch else "no"
+    context = trace or rules.trace
+    return Order(job.id, job.attempt, job.pipeline, rules, job.inputs, limit, context, draw)
 
 
 def storable(text: str, limit: int | None = None) -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any, get_args
 
 from msgspec.structs import replace
 
-from fp_async import codec, summaries
-from fp_async.attempt import CurrentJob, Drawn, Order, Outcome, Tell, current, storable
+from fp_async import callbacks, codec, current, summaries, tracing
+from fp_async.attempt import Call, Drawn, Order, Outcome, Tell, storable
+from fp_async.callbacks import Callbacks, RunEvent
 from fp_async.errors import FlowerPowerError, NodeError, RunTimeoutError, describe
 from fp_async.flow import Flow, Request
 from fp_async.flows import Flows
 from fp_async.jobs import Failure, NodeTiming
-from fp_async.nodes import NodeEvent, Observer
+from fp_async.node_events import NodeEvent, NodeObserver
 
 _TRACEBACK_KEPT = 16_384
 _MESSAGE_KEPT = 4_096
@@ -22,21 +24,61 @@ _MESSAGE_KEPT = 4_096
 
 async def attempt(flows: Flows, order: Order, tell: Tell) -> Outcome:
     """Run the pipeline once. Cancelling cancels the run; it raises nothing else."""
+    dated = order.trace is not None or order.spec.with_tracker
 
     def progress(event: NodeEvent) -> None:
         if event.status != "started" or order.draw == "yes":
-            error, seconds = event.error and storable(event.error, _MESSAGE_KEPT), event.seconds
-            told = (event.node, event.status, round(seconds, 6), error, event.at, event.summary)
+            error = event.error and storable(event.error, _MESSAGE_KEPT)
+            seconds = round(event.seconds, 6)
+            at = (event.at or time.time() - seconds) if dated else 0.0
+            told = (event.node, event.status, seconds, error, round(at, 6), event.summary)
             tell(NodeTiming(*told))
 
-    current.set(CurrentJob(order.id, order.attempt, order.pipeline))
+    current.job.set(order.current)
+    about: dict[str, Any] = {
+        "hears": flows.hears(order.pipeline, order.spec.environment),
+        "traced": tracing.active() is not None,
+    }
     try:
-        result = await _run(flows, order, tell, progress)
-        return Outcome("succeeded", codec.encode_value(result, limit=order.limit))
+        with tracing.within(order.trace):
+            result = await _run(flows, order, tell, progress)
+        return Outcome("succeeded", codec.encode_value(result, limit=order.limit), **about)
     except RunTimeoutError as error:
-        return Outcome("failed", failure=_failure(error), dirty=bool(error.running))
+        dirty = bool(error.running)
+        return Outcome("failed", failure=failure(error), dirty=dirty, **about)
     except Exception as error:
-        return Outcome("failed", failure=_failure(error))
+        return Outcome("failed", failure=failure(error), **about)
+
+
+async def hear(flows: Flows, call: Call) -> list[str]:
+    """Tell the pipeline's own functions, and those of the project; what went wrong."""
+    try:
+        functions = flows.hearing(call.order.pipeline, call.order.spec.environment)
+    except FlowerPowerError as error:
+        return [str(error), *await hear_own(flows.callbacks, call)]
+    return await hear_own(flows.callbacks.then(functions), call)
+
+
+async def hear_own(functions: Callbacks, call: Call) -> list[str]:
+    """Tell those of these functions that want to hear of it; what went wrong."""
+    wanted = functions.of(call.kind)
+    return await callbacks.call(wanted, _event(call)) if wanted else []
+
+
+def _event(call: Call) -> RunEvent:
+    order = call.order
+    return RunEvent(
+        kind=call.kind,
+        pipeline=order.pipeline,
+        environment=order.spec.environment,
+        job_id=order.id,
+        attempt=order.attempt,
+        seconds=call.seconds,
+        inputs=codec.decode(order.inputs),
+        result=None if call.result is None else codec.decode_value(call.result),
+        error=call.failure,
+        retry_in=call.retry_in,
+    )
 
 
 async def _run(
@@ -51,7 +93,7 @@ async def _run(
         flow, inputs, spec.final_vars, None, spec.executor, spec.timeout, progress
     )
     if spec.with_tracker:
-        request = replace(request, observer=Observer(summaries.summary))
+        request = replace(request, observer=NodeObserver(summaries.summary))
     try:
         if order.draw != "no":
             tell(_drawn(flow, request))
@@ -79,7 +121,8 @@ def _known(flow: Flow) -> dict[str, type]:
     return found
 
 
-def _failure(error: BaseException) -> Failure:
+def failure(error: BaseException) -> Failure:
+    """What is told of an error: of the user's own, where a node raised it."""
     cause = error.__cause__ if isinstance(error, NodeError) else None
     raised = error if cause is None else cause
     kinds = [kind.__name__ for kind in type(raised).__mro__[:-1]]

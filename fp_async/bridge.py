@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from fp_async import nodes
-from fp_async.nodes import NodeEvent, Observer, awaitable, close
+from fp_async import node_events
+from fp_async.awaitables import awaitable, close
+from fp_async.node_events import NodeEvent, NodeObserver
 
 log = logging.getLogger("fp_async")
 Tell = Callable[[NodeEvent], None]
@@ -148,7 +149,7 @@ async def _await(value: Any) -> Any:
 class Teller:
     """Tells of nodes what Hamilton's drivers do: an observer at once, and `tell`."""
 
-    def __init__(self, tell: Tell | None, observer: Observer | None) -> None:
+    def __init__(self, tell: Tell | None, observer: NodeObserver | None) -> None:
         self._tell = tell
         self._observer = observer
 
@@ -162,7 +163,7 @@ class Teller:
         if isinstance(error, StopError):
             error = error.carried
         seconds = time.perf_counter() - since
-        self._emit(nodes.ended(name, seconds, value, error, self._observer))
+        self._emit(node_events.ended(name, seconds, value, error, self._observer))
 
     def _emit(self, event: NodeEvent) -> None:
         if self._observer is not None and self._observer.tell is not None:

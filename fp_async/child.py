@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from fp_async import frames
+from fp_async.awaitables import awaitable
 from fp_async.errors import FlowerPowerError, describe
-from fp_async.nodes import awaitable
 from fp_async.processes import die_with_parent, how, kill
 from fp_async.threads import Threads, in_thread
 

@@ -23,7 +23,7 @@ from fp_async.errors import (
 from fp_async.flow import Progress
 from fp_async.flows import Flows
 from fp_async.jobs import Find, Job, Schedule
-from fp_async.nodes import NodeEvent
+from fp_async.node_events import NodeEvent
 from fp_async.orders import JobOptions, ScheduleOptions
 from fp_async.patience import Patience
 from fp_async.watching import JobEvent

@@ -36,11 +36,12 @@ from hamilton.lifecycle.base import (
 )
 from hamilton.node import NodeType
 
+from fp_async.awaitables import awaitable
 from fp_async.bridge import Bridge, StopError, Tell, Teller, is_hamiltons, watched
 from fp_async.dag import Graph
 from fp_async.errors import FlowerPowerError, GraphError, UsageError, describe
 from fp_async.hooks import RunHooks, guard
-from fp_async.nodes import Observer, awaitable
+from fp_async.node_events import NodeObserver
 from fp_async.threads import Threads, in_thread
 
 Fail = Callable[[str, dict[str, Any], BaseException], Exception]
@@ -113,7 +114,7 @@ async def run_async_driver(
     overrides: Mapping[str, Any],
     fail: Fail,
     tell: Tell | None = None,
-    observer: Observer | None = None,
+    observer: NodeObserver | None = None,
 ) -> Any:
     """Run through Hamilton's `AsyncDriver`: sync functions block the loop, as they do there.
 
@@ -190,7 +191,7 @@ class BlockingRun:
         fail: Fail,
         threads: Threads | None,
         progress: Tell | None,
-        observer: Observer | None = None,
+        observer: NodeObserver | None = None,
     ) -> None:
         self._graph = graph
         self._fail = fail

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from fp_async import executors, frames
+from fp_async import executors, frames, tracing
 from fp_async.child import ChildDiedError, Children, GraphSpec, RemoteTracebackError
 from fp_async.config import ExecutorSettings, RunSettings, given
 from fp_async.errors import (
@@ -28,7 +28,8 @@ from fp_async.errors import (
     UsageError,
 )
 from fp_async.execution import Execution
-from fp_async.nodes import AttemptTimeoutError, NodeEvent, Observer, Setup
+from fp_async.node_events import NodeEvent, NodeObserver
+from fp_async.nodes import AttemptTimeoutError, Setup
 from fp_async.params import entries_read
 from fp_async.threads import in_thread
 from fp_async.typed import coerce
@@ -53,7 +54,7 @@ class Request(msgspec.Struct, frozen=True):
     executor: ExecutorSettings
     timeout: float | None
     progress: Progress | None
-    observer: Observer | None = None
+    observer: NodeObserver | None = None
 
 
 class Flow:
@@ -114,7 +115,10 @@ class Flow:
         UnknownNameError before anything has started, then NodeError and RunTimeoutError.
         """
         with self.graph.quietly():
-            return await self._run(request, children)
+            if tracing.active() is None:
+                return await self._run(request, children)
+            with tracing.run(self.name):
+                return await self._run(request, children)
 
     async def _run(self, request: Request, children: Children | None) -> Any:
         plan = self.plan(request)
@@ -197,14 +201,17 @@ class Flow:
             if children is None:
                 raise UsageError("executor 'processpool' needs the project's child processes")
             remote = partial(children.call, self._spec_for_children())
-        policies = self.settings.nodes or {}
-        return Setup(threads, remote, node_hooks, request.progress, policies, request.observer)
+        policies, spans = self.settings.nodes or {}, tracing.spans()
+        progress, observer = request.progress, request.observer
+        return Setup(threads, remote, node_hooks, progress, policies, spans, observer)
 
     async def _run_driver(self, plan: Plan, request: Request) -> Any:
         """Through Hamilton's own drivers, with the inputs that the plan found to be needed."""
         from fp_async import drivers
         from fp_async.bridge import Bridge
 
+        if (spans := tracing.spans()) is not None:
+            request = msgspec.structs.replace(request, progress=spans.told(request.progress))
         known = {**self.configured, **request.inputs}
         inputs = {name: known[name] for name in plan.names[: plan.given] if name in known}
         finals = [name for name, _ in plan.finals]

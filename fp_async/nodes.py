@@ -15,13 +15,16 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import msgspec
 
+from fp_async import current
+from fp_async.awaitables import awaitable, close
 from fp_async.config import NodePolicy
 from fp_async.errors import describe
+from fp_async.node_events import NodeEvent, NodeObserver, ended
 from fp_async.plan import Plan
 from fp_async.threads import Threads, in_thread
 
@@ -32,21 +35,6 @@ log = logging.getLogger("fp_async")
 
 class AttemptTimeoutError(TimeoutError):
     """A node took longer than its own timeout."""
-
-
-class NodeEvent(msgspec.Struct, frozen=True):
-    """Something that happened to a node, for progress displays.
-
-    `status` is started, succeeded, failed, cancelled or retrying; `seconds` since its start.
-    For an observer: `at` is when it began (epoch seconds), `summary` a text about its value.
-    """
-
-    node: str
-    status: str
-    seconds: float = 0.0
-    error: str = ""
-    at: float = 0.0
-    summary: str = ""
 
 
 class Hooks(msgspec.Struct, frozen=True):
@@ -65,17 +53,6 @@ class Hooks(msgspec.Struct, frozen=True):
     execute: Callable[[str, dict[str, Any]], Any] | None = None
 
 
-class Observer(msgspec.Struct, frozen=True):
-    """Has events say when nodes began, and something of their values (`describe`).
-
-    `tell` is called with each where it happens, in whatever thread that is, and must not raise:
-    waking the loop for each costs more than a small node.
-    """
-
-    describe: Callable[[Any], str]
-    tell: Callable[[NodeEvent], None] | None = None
-
-
 class Setup(msgspec.Struct, frozen=True):
     """How to execute: where sync nodes run, and what watches.
 
@@ -88,7 +65,21 @@ class Setup(msgspec.Struct, frozen=True):
     hooks: Hooks | None = None
     progress: Callable[[NodeEvent], None] | None = None
     policies: Mapping[str, NodePolicy] = {}
-    observer: Observer | None = None
+    spans: Spans | None = None
+    observer: NodeObserver | None = None
+
+
+class Spans(Protocol):
+    """What makes a trace's span of a node; `begin` and `enter` are called where its code runs."""
+
+    def begin(self, name: str) -> Any:
+        """The span, begun and entered."""
+
+    def enter(self, span: Any) -> None:
+        """The calling context belongs to it from now on."""
+
+    def end(self, span: Any, error: BaseException | None) -> None:
+        """It has come to an end."""
 
 
 class Caller:
@@ -155,7 +146,8 @@ class Caller:
         setup, call = self._setup, self._plain()
         if self._awaits_hooks:
             return self._supervise
-        begin = self._observe if setup.hooks or self.watched else call
+        observed = setup.hooks or self.watched or setup.spans
+        begin = self._observe if observed else call
         if setup.remote is not None or not setup.policies.keys().isdisjoint(self._plan.names):
             return partial(self._begin_special, begin)
         self.plain = begin is call
@@ -209,9 +201,11 @@ class Caller:
     async def _supervise(self, slot: int) -> Any:
         """Call a node with everything around it: async hooks, timeout, retry, another place."""
         watch = _Watch(self, slot)
+        current.node.set(watch.name)
         hooks = self._setup.hooks or Hooks()
         if hooks.before:
             await self._aside(slot, watch.before)
+            watch.enter()
         else:
             watch.before()
         if hooks.before_async:
@@ -326,7 +320,7 @@ class Caller:
 class _Watch:
     """What is told about one node: sync hooks and events, before and after."""
 
-    __slots__ = ("_caller", "_hooks", "_started", "kwargs", "name")
+    __slots__ = ("_caller", "_hooks", "_span", "_started", "kwargs", "name")
 
     def __init__(self, caller: Caller, slot: int) -> None:
         self.name = caller._plan.names[slot]
@@ -339,7 +333,16 @@ class _Watch:
     def seconds(self) -> float:
         return time.perf_counter() - self._started
 
+    def enter(self) -> None:
+        """The calling context is another one than that of `before`."""
+        spans = self._caller._setup.spans
+        if spans is not None:
+            spans.enter(self._span)
+
     def before(self) -> None:
+        current.node.set(self.name)
+        spans = self._caller._setup.spans
+        self._span = None if spans is None else spans.begin(self.name)
         if self._caller.watched:
             at = time.time() if self._caller._setup.observer else 0.0
             self._caller.emit(NodeEvent(self.name, "started", at=at))
@@ -352,6 +355,10 @@ class _Watch:
                 raise
 
     def after(self, value: Any, error: BaseException | None) -> None:
+        current.node.set(None)
+        spans = self._caller._setup.spans
+        if spans is not None:
+            spans.end(self._span, error)
         if self._caller.watched:
             self._caller.emit(self._ended(value, error))
         if self._hooks and self._hooks.after:
@@ -359,24 +366,6 @@ class _Watch:
 
     def _ended(self, value: Any, error: BaseException | None) -> NodeEvent:
         return ended(self.name, self.seconds, value, error, self._caller._setup.observer)
-
-
-def ended(
-    name: str,
-    seconds: float,
-    value: Any,
-    error: BaseException | None,
-    observer: Observer | None,
-) -> NodeEvent:
-    """The event for the end of a node."""
-    status, text = "succeeded", ""
-    if error is not None:
-        cut = isinstance(error, asyncio.CancelledError)
-        status, text = ("cancelled", "") if cut else ("failed", describe(error))
-    if observer is None:
-        return NodeEvent(name, status, seconds, text)
-    summary = observer.describe(value) if error is None else ""
-    return NodeEvent(name, status, seconds, text, time.time() - seconds, summary)
 
 
 class _Rest:
@@ -399,19 +388,3 @@ class _Rest:
 
     def close(self) -> None:
         close(self._value)
-
-
-# Values of these types are not awaitable: seen at once, without a look-up that fails.
-PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple, set})
-
-
-def awaitable(value: Any) -> bool:
-    """Whether a node's value has to be awaited."""
-    kind = type(value)
-    return kind not in PLAIN and hasattr(kind, "__await__")
-
-
-def close(value: Any) -> None:
-    """A coroutine that nobody will await says so to itself, not to the user."""
-    if hasattr(value, "close"):
-        value.close()

@@ -15,7 +15,7 @@ from fp_async import drawing, summaries
 from fp_async.errors import NodeCrashedError, NodeError, RunTimeoutError, describe
 from fp_async.flow import Flow, Request
 from fp_async.jobs import NodeTiming
-from fp_async.nodes import NodeEvent, Observer
+from fp_async.node_events import NodeEvent, NodeObserver
 from fp_async.tracker import TrackedRun, tracker
 from fp_async.tracking import Outcome, Place, Run
 
@@ -29,7 +29,7 @@ def tracked(
     run = tracker().begin(Run(place, flow.name, time.time(), token=uuid.uuid4().hex, tags=tags))
     run.drawn(drawn)
     try:
-        yield replace(request, observer=Observer(summaries.summary, _teller(run)))
+        yield replace(request, observer=NodeObserver(summaries.summary, _teller(run)))
     except BaseException as error:
         run.end(outcome(error), describe(error), _traceback(error))
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fp_async import json_logs
 from fp_async.backend import Backend
 from fp_async.config import WorkerSettings
 from fp_async.flows import Flows
@@ -16,5 +17,11 @@ def make_worker(flows: Flows, backend: Backend, settings: WorkerSettings) -> Wor
     if settings.runner == "inline":
         connect = backend.another_store if backend.store.shared else None
         return Worker(backend, settings, InlineRunner(flows), connect, watch=watch)
-    runner = ProcessRunner(flows.root, settings.memory_limit, settings.idle_timeout)
+    runner = ProcessRunner(
+        flows.root,
+        settings.memory_limit,
+        settings.idle_timeout,
+        flows.callbacks,
+        json_logs.installed(),
+    )
     return Worker(backend, settings, runner, None, watch=watch)
