@@ -92,13 +92,14 @@ def _prepare(base_dir: Path, settings: str, config_file: Path | None) -> None:
     if spec is None or not spec.submodule_search_locations or find_spec("django") is None:
         raise MissingExtraError("the Hamilton UI", "ui")
     sys.path.insert(0, spec.submodule_search_locations[0])
+    os.environ["HAMILTON_BASE_DIR"] = str(base_dir)
+    if settings == "deploy":
+        os.environ.update(_deployment(config_file))
+        return
     try:
         (base_dir / "blobs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileAccessError(f"cannot write to {base_dir}: {error.strerror}") from error
-    os.environ["HAMILTON_BASE_DIR"] = str(base_dir)
-    if settings == "deploy":
-        os.environ.update(_deployment(config_file))
 
 
 def _deployment(path: Path | None) -> Mapping[str, str]:

@@ -210,10 +210,11 @@ class Tracker:
     def _tell(self, run: Run) -> None:
         from fp_async.tracking_server import Server
 
+        server = Server.of(run.place)
         try:
-            self._report(Server.of(run.place), run)
+            self._report(server, run)
         except TrackerError as error:
-            self._failed(run, error)
+            self._failed(run, error, progress=server.answers > 0)
         except Exception:
             log.exception("tracking: a run of '%s' cannot be told", run.pipeline)
             self._forget(run)
@@ -237,7 +238,7 @@ class Tracker:
             run.dropped = True
             self._due.pop(run, None)
 
-    def _failed(self, run: Run, error: TrackerError) -> None:
+    def _failed(self, run: Run, error: TrackerError, *, progress: bool) -> None:
         url = run.place.api_url
         run.tries += error.status > 0
         if error.refused or run.tries >= _TRIES:
@@ -245,7 +246,7 @@ class Tracker:
             self._warn(str(error), f"tracking: {error}; a run of '{run.pipeline}' is not shown")
             return
         with self.wake:
-            _, before = self._pauses.get(url, (0.0, 0.0))
+            before = 0.0 if progress else self._pauses.get(url, (0.0, 0.0))[1]
             pause = min(max(2 * before, _FIRST_PAUSE), _LONGEST_PAUSE)
             self._pauses[url] = time.monotonic() + pause, pause
         self._warn(url, f"tracking: {error}; runs go on, and are told when it answers again")

@@ -291,7 +291,7 @@ class Run:
         if node.shown or node.status in ("started", "retrying", "skipped"):
             return None
         if node.status != "succeeded":
-            text = node.error or _unfinished(self.outcome or "cancelled")
+            text = node.error or node.status
             found = ("stack_trace", "error", 1, {"stack_trace": text.splitlines()}, "error")
         elif node.summary:
             kind, version, value = _shown(node.summary)

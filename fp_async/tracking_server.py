@@ -29,6 +29,7 @@ class Server:
 
     def __init__(self, api_url: str, username: str, api_key: str = "") -> None:
         self.api_url = api_url
+        self.answers = 0  # how many there were
         self._url = urlsplit(api_url)
         self._headers = {"Content-Type": "application/json", "x-api-user": username}
         if api_key:
@@ -124,6 +125,7 @@ class Server:
             raise TrackerError(text, unclear=True) from error
         finally:
             connection.close()
+        self.answers += 1
         return self._meaning(answer.status, content, f"{method} {path}")
 
     def _connected(self) -> http.client.HTTPConnection:

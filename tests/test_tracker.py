@@ -17,7 +17,7 @@ import psutil
 import pytest
 import services
 from fleet import COMMAND, fleet
-from ui_kit import USER, HamiltonUI
+from ui_kit import USER, HamiltonUI, forgetful
 
 from fp_async import Project, tracker_setup
 from fp_async.errors import ConfigError, JobError, NodeError, UsageError
@@ -489,6 +489,25 @@ async def test_a_ui_that_is_killed_hears_of_it_when_it_is_back(tmp_path, caplog)
         first, second = (ui.run(run["id"]) for run in ui.runs(project.id))
         assert first.nodes == {**ENDED, "waiting": "SUCCESS"}
         assert second.nodes == ENDED
+
+
+async def test_a_lost_answer_makes_nothing_twice(ui, project, monkeypatch):
+    monkeypatch.setattr("fp_async.tracker._FIRST_PAUSE", 0.1)
+    with forgetful(ui) as (address, lost):
+        text = (project.root / "conf" / "tracker.yml").read_text().replace(ui.uri, address)
+        (project.root / "conf" / "tracker.yml").write_text(text)
+        with pytest.raises(NodeError):
+            await project.run("flow", {"count": 4}, ["failing", "report"], with_tracker=True)
+        deadline = time.monotonic() + 40
+        while await asyncio.to_thread(tracker().flush, 1):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+    assert {method for method, _ in lost} == {"GET", "POST", "PUT"}
+    (run,) = ui.runs(project.id)
+    shown = ui.run(run["id"])
+    assert (shown.status, shown.outcome) == ("FAILURE", "failed")
+    assert {**ENDED, "failing": "FAILURE"}.items() <= shown.nodes.items()
+    assert 'raise KeyError("no such thing")' in shown.error("failing")
 
 
 @pytest.mark.parametrize("server", ["dead", "hanging", "babbling"])

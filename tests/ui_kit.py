@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import http.server
 import importlib.util
 import json
+import re
+import threading
 import time
 import urllib.request
 
@@ -83,3 +88,42 @@ class Shown:
     def times(self, node: str) -> tuple[str, str]:
         (found,) = [run for run in self.found["node_runs"] if run["node_name"] == node]
         return found["start_time"], found["end_time"]
+
+
+@contextlib.contextmanager
+def forgetful(ui: HamiltonUI):
+    """The address of a proxy that does what it is asked for, and loses the first answer to each
+    kind of request.
+    """
+    answered = set()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            connection = http.client.HTTPConnection("127.0.0.1", ui.port, timeout=10)
+            connection.request(self.command, self.path, body, dict(self.headers))
+            answer = connection.getresponse()
+            content = answer.read()
+            connection.close()
+            kind = (self.command, re.sub(r"\d+", "", self.path.partition("?")[0]))
+            if kind not in answered:
+                answered.add(kind)
+                return
+            self.send_response(answer.status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_PUT = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", answered
+        finally:
+            server.shutdown()
+            thread.join()
