@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from fp_async import summaries
 from fp_async.attempt import Drawn, Template
@@ -56,12 +57,12 @@ def _template(flow: Flow) -> Template:
         dag_hash=_digest((shape, config)),
         code_hash=_digest(files),
         nodes={node["name"]: node["dependencies"] for node in nodes},
-        body=json.dumps(body).encode(),
+        body=msgspec.json.encode(body),
     )
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
 
 
 def _node(graph: Graph, name: str, artifacts: _Artifacts) -> dict[str, Any]:

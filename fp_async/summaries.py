@@ -6,10 +6,11 @@ distributed library would compute it.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
+
+import msgspec
 
 _TEXT = 200  # characters of one text
 _BUDGET = 600  # characters of all that is shown of a value
@@ -32,15 +33,19 @@ def summary(value: Any) -> str:
         shown = _shown(value)
         if shown is not _NOTHING:
             told["value"] = shown
-        text = json.dumps(told)
+        text = _json(told)
     except Exception:  # a value may do anything when it is looked at
-        return json.dumps({"type": told["type"]})
-    return text if len(text) <= 4 * _BUDGET else json.dumps({"type": told["type"]})
+        return _json({"type": told["type"]})
+    return text if len(text) <= 4 * _BUDGET else _json({"type": told["type"]})
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def brief(value: Any) -> Any:
     """As `summary`, as plain data without the type where the value itself is shown."""
-    told = json.loads(summary(value))
+    told = msgspec.json.decode(summary(value))
     return told["value"] if "value" in told else told["type"]
 
 
@@ -87,8 +92,8 @@ def _scalar(value: Any, left: list[int]) -> Any:
         return str(shown)
     if isinstance(value, float) and not math.isfinite(value):  # JSON has no word for it
         return str(value)
-    if isinstance(value, int) and value.bit_length() > 200:
-        return "a large integer"
+    if isinstance(value, int) and value.bit_length() > 63:
+        return str(value) if value.bit_length() < 200 else "a large integer"
     _spend(left, 8)
     return value
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from msgspec.structs import replace
@@ -14,9 +14,8 @@ from msgspec.structs import replace
 from fp_async import drawing, summaries
 from fp_async.errors import NodeCrashedError, NodeError, RunTimeoutError, describe
 from fp_async.flow import Flow, Request
-from fp_async.jobs import NodeTiming
-from fp_async.node_events import NodeEvent, NodeObserver
-from fp_async.tracker import TrackedRun, tracker
+from fp_async.node_events import NodeObserver
+from fp_async.tracker import tracker
 from fp_async.tracking import Outcome, Place, Run
 
 
@@ -29,7 +28,7 @@ def tracked(
     run = tracker().begin(Run(place, flow.name, time.time(), token=uuid.uuid4().hex, tags=tags))
     run.drawn(drawn)
     try:
-        yield replace(request, observer=NodeObserver(summaries.summary, _teller(run)))
+        yield replace(request, observer=NodeObserver(summaries.summary, run.node))
     except BaseException as error:
         run.end(outcome(error), describe(error), _traceback(error))
         raise
@@ -49,11 +48,3 @@ def _traceback(error: BaseException) -> str:
     """The user's own, of a node's error."""
     cause = error.__cause__ if isinstance(error, NodeError) else None
     return "" if cause is None else "".join(traceback.format_exception(cause))
-
-
-def _teller(run: TrackedRun) -> Callable[[NodeEvent], None]:
-    def tell(event: NodeEvent) -> None:
-        told = (event.node, event.status, event.seconds, event.error, event.at, event.summary)
-        run.node(NodeTiming(*told))
-
-    return tell

@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from fp_async.attempt import Drawn, Template
 from fp_async.errors import TrackerError
 from fp_async.jobs import NodeTiming
+from fp_async.node_events import NodeEvent
 from fp_async.tracking import Outcome, Place, Run, crash_ending
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fp_async")
 _LIVE = 0.5  # seconds until news of a run that goes on are told
+_ENDED = 0.03  # of one that is over: whoever waits for it goes on first, unhindered by this thread
 _FLUSH = 2.0  # seconds that a process which ends waits for the rest to be told
 _IDLE = 10.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds that a server is left alone
@@ -50,10 +52,10 @@ class TrackedRun:
 
     def tell(self, told: NodeTiming | Drawn) -> None:
         """What a run tells of itself."""
-        if isinstance(told, NodeTiming):
-            self.node(told)
-        else:
+        if isinstance(told, Drawn):
             self.drawn(told)
+        else:
+            self.node(told)
 
     def drawn(self, drawn: Drawn) -> None:
         """What it is going to do is known."""
@@ -62,7 +64,7 @@ class TrackedRun:
             self._run.drawn(replace(drawn, template=template))
             self._tracker.heard(self._run, _LIVE)
 
-    def node(self, timing: NodeTiming) -> None:
+    def node(self, timing: NodeTiming | NodeEvent) -> None:
         """Something happened to a node."""
         with self._tracker.wake:
             if not self._run.over:  # what was abandoned in a thread may end later
@@ -75,7 +77,7 @@ class TrackedRun:
         """How it ended, and when (epoch seconds)."""
         with self._tracker.wake:
             self._run.end(outcome, time.time() if at is None else at, error, traceback)
-            self._tracker.heard(self._run, 0.0)
+            self._tracker.heard(self._run, _ENDED)
 
 
 class Tracker:

@@ -8,7 +8,6 @@ and say so in the tag `outcome`; a node that was cancelled with its run says it 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +16,11 @@ from typing import Any, Literal
 import msgspec
 
 from fp_async import config as configs
-from fp_async.attempt import Drawn, Template
+from fp_async.attempt import Drawn, Template, storable
 from fp_async.config import TrackedPipeline, TrackerFile
 from fp_async.errors import ConfigError
 from fp_async.jobs import NodeTiming
+from fp_async.node_events import NodeEvent
 
 API_URL = "http://localhost:8241"
 NODES_KEPT = 1000  # of one run
@@ -91,7 +91,7 @@ def problems(file: TrackerFile) -> list[tuple[tuple[str, ...], str]]:
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     return str(text)[:_TEXT]
 
 
@@ -125,7 +125,7 @@ class _Node:
         self.news = True
         self.shown = False  # an attribute can be told once only
 
-    def hear(self, timing: NodeTiming, now: float) -> None:
+    def hear(self, timing: NodeTiming | NodeEvent, now: float) -> None:
         """A node that runs several times (Parallelizable) is one that takes all their time."""
         began = timing.at or now - timing.seconds
         self.at = min(self.at or began, began)
@@ -134,7 +134,7 @@ class _Node:
             self.end = max(self.end or 0.0, began + timing.seconds)
         if self.status not in ("failed", "cancelled"):
             self.status = timing.status
-            self.error = timing.error[:_ERROR] or self.error
+            self.error = storable(timing.error[:_ERROR]) or self.error
             self.summary = timing.summary or self.summary
 
 
@@ -194,7 +194,7 @@ class Run:
         """What it is going to do is known."""
         self._drawn = drawn
 
-    def node(self, timing: NodeTiming, now: float) -> None:
+    def node(self, timing: NodeTiming | NodeEvent, now: float) -> None:
         """Something happened to a node."""
         known = self._nodes.get(timing.node)
         if known is None:
@@ -206,14 +206,14 @@ class Run:
 
     def end(self, outcome: Outcome, at: float, error: str = "", traceback: str = "") -> None:
         """It is over; so are its nodes. The traceback is that of the node that failed."""
-        self.outcome, self._end, self._error = outcome, at, error
+        self.outcome, self._end, self._error = outcome, at, storable(error[:_TEXT])
         for node in self._nodes.values():
             if node.status in ("started", "retrying"):
                 node.status, node.news, node.end = "cancelled", True, at
                 node.error = node.error or _unfinished(outcome)
         failed = next((n for n in self._nodes.values() if n.status == "failed"), None)
         if failed is not None and not failed.shown and traceback:
-            failed.error, failed.news = traceback[-_ERROR:], True
+            failed.error, failed.news = storable(traceback[-_ERROR:]), True
         if outcome != "succeeded":
             for name in self._drawn.planned:
                 if name not in self._nodes:
@@ -250,7 +250,7 @@ class Run:
         assert self.outcome is not None
         tags: dict[str, str] = {"outcome": self.outcome}
         if self._error:
-            tags["error"] = self._error[:_TEXT]
+            tags["error"] = self._error
         if self._left_out:
             tags["nodes left out"] = str(self._left_out)
         return {
@@ -318,7 +318,7 @@ _WORDS = {
 
 def _shown(summary: str) -> tuple[str, int, dict[str, Any]]:
     """(type, version, value) of an attribute that shows a `summaries.summary`."""
-    told = json.loads(summary)
+    told = msgspec.json.decode(summary)
     if "value" not in told:
         return "unsupported", 1, {"unsupported_type": told["type"], "action": "only its type"}
     value = told["value"]
@@ -350,7 +350,7 @@ def template_body(place: Place, template: Template) -> bytes:
         },
         "code_version_info_schema": 1,
     }
-    return json.dumps(head)[:-1].encode() + b", " + template.body[1:]
+    return msgspec.json.encode(head)[:-1] + b"," + template.body[1:]
 
 
 def bare(names: Sequence[str]) -> Template:
@@ -360,7 +360,7 @@ def bare(names: Sequence[str]) -> Template:
     digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
     nodes = [node_template(name, [], "", "") for name in names]
     files = {"nodes": nodes, "code_artifacts": [], "code_log": {"files": []}, "config": {}}
-    return Template(digest, digest, {name: [] for name in names}, json.dumps(files).encode())
+    return Template(digest, digest, {name: [] for name in names}, msgspec.json.encode(files))
 
 
 def node_template(

@@ -8,10 +8,11 @@ has its time.
 from __future__ import annotations
 
 import http.client
-import json
 import socket
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
+
+import msgspec
 
 from fp_async.attempt import Template
 from fp_async.errors import TrackerError
@@ -111,7 +112,7 @@ class Server:
 
     def ask(self, method: str, path: str, query: dict[str, Any], body: Any = None) -> Any:
         """One request; the decoded answer."""
-        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        data = body if isinstance(body, bytes | None) else msgspec.json.encode(body)
         target = f"{self._url.path.rstrip('/')}/api/v1/{quote(path)}"
         if query:
             target += f"?{urlencode(query)}"
@@ -143,8 +144,8 @@ class Server:
     def _meaning(self, status: int, content: bytes, asked: str) -> Any:
         if 200 <= status < 300:
             try:
-                return json.loads(content) if content else None
-            except ValueError as error:
+                return msgspec.json.decode(content) if content else None
+            except msgspec.DecodeError as error:
                 text = f"{self.api_url} is not the Hamilton UI: its answer to {asked} is no JSON"
                 raise TrackerError(text, status=status) from error
         detail = " ".join(content.decode(errors="replace").split())[:_SHOWN]

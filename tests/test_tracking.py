@@ -6,6 +6,7 @@ import datetime
 import decimal
 import json
 
+import msgspec
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -161,6 +162,14 @@ def test_the_traceback_is_that_of_the_node_that_failed():
     _, attributes = told(run)
     assert attributes["a"]["value"]["stack_trace"] == ["cancelled"]
     assert attributes["b"]["value"]["stack_trace"] == ["Traceback ...", "ValueError: no"]
+
+
+def test_errors_may_have_characters_that_no_encoding_has():
+    run = make_run()
+    run.node(NodeTiming("a", "failed", 1.0, "no file '\udce4'", at=1.0), 2.0)
+    run.end("failed", 3.0, "no file '\udce4'", "no file '\udce4'")
+    msgspec.json.encode(run.batch()[1])
+    assert run.ending()["upsert_tags"]["error"] == "no file '\\udce4'"
 
 
 def test_of_a_run_with_many_nodes_the_first_are_told():
