@@ -37,25 +37,14 @@ _TIMEOUTS = ("RunTimeoutError", "NodeTimeoutError")
 
 
 class Places:
-    """Where the runs of each pipeline are shown; `conf/tracker.yml` is read when it changes."""
+    """Where the runs of each pipeline are shown."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._known: dict[str, Place | None] = {}
-        self._stamp: object = None
         self._warned: set[str] = set()
 
     def of(self, pipeline: str) -> Place | None:
-        """None, with a warning once, where the file does not say it."""
-        stamp = _stamp(self._root / "conf" / "tracker.yml")
-        if stamp != self._stamp:
-            self._stamp = stamp
-            self._known.clear()
-        if pipeline not in self._known:
-            self._known[pipeline] = self._read(pipeline)
-        return self._known[pipeline]
-
-    def _read(self, pipeline: str) -> Place | None:
+        """None, with a warning once, where `conf/tracker.yml` does not say it."""
         try:
             return tracking.place(self._root, pipeline)
         except FlowerPowerError as error:
@@ -63,14 +52,6 @@ class Places:
                 self._warned.add(str(error))
                 log.warning("jobs of '%s' are not tracked: %s", pipeline, error)
             return None
-
-
-def _stamp(path: Path) -> object:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_size
 
 
 # On a worker --------------------------------------------------------------------------------

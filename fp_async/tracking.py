@@ -47,7 +47,7 @@ class Place(msgspec.Struct, frozen=True):
 
 def place(root: Path, pipeline: str) -> Place:
     """Where `conf/tracker.yml` has the runs of a pipeline shown. Raises ConfigError."""
-    file: TrackerFile = configs.read(root, "tracker.yml")
+    file = _read(root)
     if (text := missing(file, pipeline)) is not None:
         raise ConfigError(f"conf/tracker.yml: {text}")
     own = (file.pipeline or {}).get(pipeline) or TrackedPipeline()
@@ -61,6 +61,22 @@ def place(root: Path, pipeline: str) -> Place:
         dag_name=own.dag_name or pipeline,
         tags=tuple((key, _text(value)) for key, value in (own.tags or {}).items()),
     )
+
+
+def _read(root: Path) -> TrackerFile:
+    """The file, read again when it was changed: each run asks."""
+    try:
+        stat = (root / "conf" / "tracker.yml").stat()
+        stamp = (stat.st_mtime_ns, stat.st_size)
+    except OSError:
+        stamp = (0, 0)
+    known = _files.get(root)
+    if known is None or known[0] != stamp:
+        known = _files[root] = stamp, configs.read(root, "tracker.yml")
+    return known[1]
+
+
+_files: dict[Path, tuple[tuple[int, int], TrackerFile]] = {}
 
 
 def missing(file: TrackerFile, pipeline: str) -> str | None:
