@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from fp_async import config, executors, orders, tracking
+from fp_async import config, executors, orders, tracked_places
 from fp_async.annotations import fits, type_name
 from fp_async.errors import FlowerPowerError, InputError, suggestion
 from fp_async.flow import Request
@@ -111,7 +111,7 @@ def _check_tracker(project: Project, names: list[str]) -> Iterator[Problem]:
         file = config.read(project.root, "tracker.yml")
     except FlowerPowerError:
         return  # told with the other files
-    for place, text in tracking.problems(file):
+    for place, text in tracked_places.problems(file):
         yield Problem("error", where, str(config.mistake(project.root, "tracker.yml", place, text)))
     for name in file.pipeline or {}:
         if name not in names:
@@ -120,7 +120,7 @@ def _check_tracker(project: Project, names: list[str]) -> Iterator[Problem]:
     for name in names:
         environments = (project.configuration.run or {}).get(name) or {}
         wanted = any(settings and settings.with_tracker for settings in environments.values())
-        if wanted and (lack := tracking.missing(file, name)) is not None:
+        if wanted and (lack := tracked_places.missing(file, name)) is not None:
             yield Problem("error", where, lack)
 
 

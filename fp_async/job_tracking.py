@@ -17,15 +17,16 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from fp_async import summaries, tracking, versions
+from fp_async import summaries, tracked_places, tracking, versions
 from fp_async.attempt import Drawn, Order, Trail
 from fp_async.errors import FlowerPowerError
 from fp_async.held import Attempt, Heard
 from fp_async.jobs import Failure, Job, NodeTiming, Report
 from fp_async.runner import ProcessRunner
 from fp_async.stores import Store
+from fp_async.tracked_places import Place
 from fp_async.tracker import TrackedRun, tracker
-from fp_async.tracking import Outcome, Place, Run
+from fp_async.tracking import Outcome, Run
 
 log = logging.getLogger("fp_async")
 _WAITING = 1000  # outcomes that wait to be told
@@ -46,7 +47,7 @@ class Places:
     def of(self, pipeline: str) -> Place | None:
         """None, with a warning once, where `conf/tracker.yml` does not say it."""
         try:
-            return tracking.place(self._root, pipeline)
+            return tracked_places.place(self._root, pipeline)
         except FlowerPowerError as error:
             if str(error) not in self._warned:
                 self._warned.add(str(error))

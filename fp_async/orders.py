@@ -10,7 +10,7 @@ from typing import Any, TypedDict, get_args
 
 import msgspec
 
-from fp_async import codec, documents, executors, jobs, targets, tracing, tracking, triggers
+from fp_async import codec, documents, executors, jobs, targets, tracing, tracked_places, triggers
 from fp_async import config as configs
 from fp_async.config import Retry, RunSettings, ScheduleEntry
 from fp_async.errors import ConfigError, UnknownNameError, UsageError
@@ -132,7 +132,7 @@ def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
     environment = given.get("environment", configs.DEFAULT_ENVIRONMENT)
     settings = flows.settings(name, environment)
     if _either(given, settings, "with_tracker", False):
-        tracking.place(flows.root, name)
+        tracked_places.place(flows.root, name)
     target = None if "on" not in given else targets.targeted(given)
     if given.get("executor") is not None:
         executors.resolve(given["executor"])

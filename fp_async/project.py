@@ -123,9 +123,9 @@ class Project:
         )
         place = None
         if flow.settings.with_tracker if with_tracker is None else with_tracker:
-            from fp_async import tracking
+            from fp_async import tracked_places
 
-            place = tracking.place(self.root, name)
+            place = tracked_places.place(self.root, name)
         request = self.flows.request(
             flow, inputs, final_vars, overrides, executor, timeout, progress
         )

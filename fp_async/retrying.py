@@ -18,7 +18,7 @@ from fp_async.flow import Flow, Request
 from fp_async.flows import Flows
 
 if TYPE_CHECKING:
-    from fp_async.tracking import Place
+    from fp_async.tracked_places import Place
 
 
 async def run(

@@ -15,8 +15,9 @@ from fp_async import drawing, summaries
 from fp_async.errors import NodeCrashedError, NodeError, RunTimeoutError, describe
 from fp_async.flow import Flow, Request
 from fp_async.node_events import NodeObserver
+from fp_async.tracked_places import Place
 from fp_async.tracker import tracker
-from fp_async.tracking import Outcome, Place, Run
+from fp_async.tracking import Outcome, Run
 
 
 @contextmanager

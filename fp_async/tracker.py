@@ -26,7 +26,8 @@ from fp_async.attempt import Drawn, Template
 from fp_async.errors import TrackerError
 from fp_async.jobs import NodeTiming
 from fp_async.node_events import NodeEvent
-from fp_async.tracking import Outcome, Place, Run, crash_ending
+from fp_async.tracked_places import Place
+from fp_async.tracking import Outcome, Run, crash_ending
 
 if TYPE_CHECKING:
     from fp_async.tracking_server import Server

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fp_async import config as configs
-from fp_async import scaffold, tracking
+from fp_async import scaffold, tracked_places
 from fp_async.config import TrackerFile
 from fp_async.errors import UnknownNameError, UsageError
 
@@ -46,7 +46,7 @@ def setup(
             "set `username` in conf/tracker.yml"
         )
     given = {"username": username, "api_url": api_url, "ui_url": ui_url}
-    url = (api_url or file.api_url or tracking.API_URL).rstrip("/")
+    url = (api_url or file.api_url or tracked_places.API_URL).rstrip("/")
     server = Server(url, user, file.api_key or "")
     known = ((file.pipeline or {}).get(pipeline) or configs.TrackedPipeline()).project_id
     found, made = _project(server, pipeline, known, user)

@@ -16,7 +16,8 @@ import msgspec
 
 from fp_async.attempt import Template
 from fp_async.errors import TrackerError
-from fp_async.tracking import Place, Run, template_body
+from fp_async.tracked_places import Place
+from fp_async.tracking import Run, template_body
 
 _CONNECT = 1.0  # seconds
 _ANSWER = 3.0

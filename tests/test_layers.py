@@ -48,7 +48,7 @@ LAYERS = [
     {"drivers", "flow"},
     {"flows"},
     {"targets"},
-    {"attempt", "drawing", "tracking"},
+    {"attempt", "drawing", "tracked_places", "tracking"},
     {"tracking_server"},
     {"tracker"},
     {"tracked"},

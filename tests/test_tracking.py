@@ -20,8 +20,9 @@ from fp_async import tracker as trackers
 from fp_async.attempt import Drawn, Template
 from fp_async.jobs import NodeTiming
 from fp_async.summaries import brief, summary
+from fp_async.tracked_places import Place
 from fp_async.tracker import Tracker
-from fp_async.tracking import NODES_KEPT, Place, Run, bare
+from fp_async.tracking import NODES_KEPT, Run, bare
 
 PLACE = Place("http://127.0.0.1:1", "http://127.0.0.1:2", "me", "", 1, "flow", (("v", "1"),))
 

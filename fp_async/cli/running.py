@@ -171,7 +171,7 @@ def ask(
 
     Raises before anything has started, or was stored, what a run would raise.
     """
-    from fp_async import tracking
+    from fp_async import tracked_places
 
     use_packages(project)
     params = _params(param, project.parameters(name, environment))
@@ -188,7 +188,7 @@ def ask(
     }
     nodes, finals = project.planned(flow, **wanted)
     if flow.settings.with_tracker if with_tracker is None else with_tracker:
-        tracking.place(project.root, name)  # before anything is shown
+        tracked_places.place(project.root, name)  # before anything is shown
     settings = {"environment": environment, "config": config, "params": params}
     return Asked({**wanted, **settings, "with_tracker": with_tracker}, nodes, finals)
 
