@@ -25,7 +25,7 @@ from fp_async.jobs import Failure, Job, NodeTiming, Report
 from fp_async.runner import ProcessRunner
 from fp_async.stores import Store
 from fp_async.tracked_places import Place
-from fp_async.tracker import TrackedRun, tracker
+from fp_async.tracker import TrackedRun, Tracker, tracker
 from fp_async.tracking import Outcome, Run
 
 log = logging.getLogger("fp_async")
@@ -159,7 +159,7 @@ class AgentTracking:
         if place is None:
             return
         drawn = await self._drawn(runner, job)
-        tell(place, job, drawn)
+        tell(place, job, drawn, tracker())
 
     async def _drawn(self, runner: ProcessRunner, job: Job) -> Drawn:
         """The DAG of the pipeline as it is here; its nodes alone where it is not."""
@@ -197,22 +197,27 @@ async def draw(runner: ProcessRunner, job: Job) -> Drawn | None:
     return told[0] if told else None
 
 
-def tell(place: Place, job: Job, drawn: Drawn) -> None:
+def tell(place: Place, job: Job, drawn: Drawn, teller: Tracker) -> None:
     """A job that has ended, with its nodes. Its times are the center's, theirs the device's."""
     assert job.started_at is not None
     record = job.trace
     tags = _tags(job) | {"agent": job.agent or "", "attempt": str(job.errors + 1)}
-    run = tracker().begin(
+    run = teller.begin(
         Run(place, job.pipeline, job.started_at, token=job.id, tags=tags, job=job.id)
     )
     run.drawn(drawn)
-    times = [timing.at for timing in record.nodes if timing.at]
-    shift = job.started_at - min(times, default=0.0)
+    ended = job.ended_at or time.time()
     for timing in record.nodes:
-        at = timing.at + shift if timing.at else job.started_at
-        run.node(replace(timing, at=at))
+        run.node(_within(timing, job.started_at, ended))
     outcome: Outcome = _STATES.get(job.state, "failed")
-    run.end(*_told(outcome, job.failure, job.reason), at=job.ended_at)
+    run.end(*_told(outcome, job.failure, job.reason), at=ended)
+
+
+def _within(timing: NodeTiming, began: float, ended: float) -> NodeTiming:
+    """Times that the device may have got wrong, within those of the job."""
+    at = timing.at if began <= timing.at <= ended else began
+    seconds = timing.seconds if 0 <= timing.seconds <= ended - at else 0.0
+    return replace(timing, at=at, seconds=seconds)
 
 
 _STATES: dict[str, Outcome] = {"succeeded": "succeeded", "cancelled": "cancelled"}

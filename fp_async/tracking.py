@@ -246,15 +246,25 @@ _WORDS = {
 }
 
 
+class _Summary(msgspec.Struct):
+    type: str
+    value: Any | msgspec.UnsetType = msgspec.UNSET
+
+
+_summaries = msgspec.json.Decoder(_Summary)
+
+
 def _shown(summary: str) -> tuple[str, int, dict[str, Any]]:
     """(type, version, value) of an attribute that shows a `summaries.summary`."""
-    told = msgspec.json.decode(summary)
-    if "value" not in told:
-        return "unsupported", 1, {"unsupported_type": told["type"], "action": "only its type"}
-    value = told["value"]
-    if isinstance(value, dict | list):
-        return "dict", 2, told
-    return "primitive", 1, {"type": told["type"], "value": str(value)}
+    try:
+        told = _summaries.decode(summary)
+    except (msgspec.MsgspecError, RecursionError):  # an agent may tell anything
+        told = _Summary("unknown")
+    if told.value is msgspec.UNSET:
+        return "unsupported", 1, {"unsupported_type": told.type, "action": "only its type"}
+    if isinstance(told.value, dict | list):
+        return "dict", 2, {"type": told.type, "value": told.value}
+    return "primitive", 1, {"type": told.type, "value": str(told.value)}
 
 
 def crash_ending(at: float) -> dict[str, Any]:

@@ -16,9 +16,10 @@ import services
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fp_async import job_tracking
 from fp_async import tracker as trackers
 from fp_async.attempt import Drawn, Template
-from fp_async.jobs import NodeTiming
+from fp_async.jobs import Job, NodeTiming, Record
 from fp_async.summaries import brief, summary
 from fp_async.tracked_places import Place
 from fp_async.tracker import Tracker
@@ -153,6 +154,48 @@ def test_what_may_have_arrived_is_told_again_without_attributes(unclear):
     _, again = run.batch()
     assert again["task_updates"] == first["task_updates"]
     assert again["attributes"] == ([] if unclear else first["attributes"])
+
+
+@pytest.mark.parametrize(
+    "odd", ["", "x", "[]", "{}", '{"type": 3}', "[" * 10_000, '{"type": "a", "value": "\\ud800"}']
+)
+def test_a_summary_that_is_none_does_no_harm(odd):
+    run = make_run()
+    run.node(NodeTiming("a", "succeeded", 1.0, at=1.0, summary=odd), 2.0)
+    msgspec.json.encode(run.batch()[1])
+
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False) | st.just(1.0)  # as JSON has them
+TIMINGS = st.builds(
+    NodeTiming, st.text(min_size=1), st.text(), NUMBERS, st.text(), NUMBERS, st.text()
+)
+
+
+@given(st.lists(TIMINGS, max_size=5), st.floats(1, 1e10), st.floats(0, 1e6))
+def test_whatever_an_agent_tells_can_be_told(timings, began, took):
+    record = msgspec.json.encode(Record(nodes=timings))
+    job = Job(
+        id="j",
+        pipeline="flow",
+        state="succeeded",
+        started_at=began,
+        ended_at=began + took,
+        record=record,
+    )
+    noted = []
+
+    class Noting(Tracker):
+        def begin(self, run):
+            noted.append(run)
+            return super().begin(run)
+
+        def heard(self, run, within):
+            """Told by nobody."""
+
+    job_tracking.tell(PLACE, job, Drawn(bare(())), Noting())
+    (run,) = noted
+    for body in (run.creation(), run.batch()[1], run.ending()):
+        msgspec.json.encode(body)
 
 
 def test_the_traceback_is_that_of_the_node_that_failed():
