@@ -139,6 +139,26 @@ class StoreUnavailableError(StoreError):
     """The data store cannot be reached now; the same call may succeed later."""
 
 
+class TrackerError(FlowerPowerError):
+    """The Hamilton UI does not answer, or refuses what it is told.
+
+    `status` is that of its answer, 0 without one; `unclear` says that it may have done what it
+    was asked for all the same.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, status: int = 0, unclear: bool = False) -> None:
+        self.status = status
+        self.unclear = unclear
+        super().__init__(message)
+
+    @property
+    def refused(self) -> bool:
+        """Whether asking again would not help."""
+        return 200 <= self.status < 500
+
+
 class BrokerError(FlowerPowerError):
     """The event broker cannot be reached or refused. Jobs still run: polling finds them."""
 

@@ -29,6 +29,7 @@ from fp_async.gateway_hearing import Hearing
 from fp_async.gateway_offering import Offering
 from fp_async.gateway_schedules import Kept
 from fp_async.gateway_triggers import Triggers
+from fp_async.job_tracking import AgentTracking
 from fp_async.jobs import LEASE, Find, Member, Report
 from fp_async.link import Connection, Link, Will
 from fp_async.messages import GatewayState
@@ -66,6 +67,7 @@ class Gateway:
         self.board = Board()
         self.kept = Kept(self.store)
         self.patience = Patience()
+        self.tracking = AgentTracking(flows.root, backend.store)
         self.active = False
         self.counts: dict[str, int] = {}
         self.address = address
@@ -212,6 +214,7 @@ class Gateway:
             offering.cancels,
             offering.schedules,
             self._look_after,
+            self.tracking.run,
         )
         try:
             async with asyncio.TaskGroup() as group:
@@ -347,8 +350,10 @@ class Gateway:
             return
         await self.store.finish(reports)
         for report in reports:
+            each = self.board.open.get(report.id)
             self.board.release(report.id)
             self.hub.publish(f"job:{report.id}")
+            self.tracking.ended(report.id, None if each is None else each.job)
         self.wake()
 
 

@@ -64,7 +64,8 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 class NodeTiming(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is kept of a node of the latest attempt; `seconds` is the time it took.
 
-    Of a traced job also when it began (`at`, epoch seconds).
+    Of a traced or tracked job also when it began (`at`, epoch seconds); of a tracked one a
+    `summaries.summary`.
     """
 
     node: str
@@ -72,6 +73,7 @@ class NodeTiming(msgspec.Struct, frozen=True, omit_defaults=True):
     seconds: float = 0.0
     error: str = ""
     at: float = 0.0
+    summary: str = ""
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):

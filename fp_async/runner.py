@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from fp_async import tracing
-from fp_async.attempt import Call, Called, Order, Outcome, Trail, captured
+from fp_async.attempt import Call, Called, Drawn, Order, Outcome, Trail, captured
 from fp_async.callbacks import LIMIT, NONE, Callbacks
 from fp_async.jobs import Failure, NodeTiming
 from fp_async.processes import how, kill
@@ -45,7 +45,7 @@ _MAIN = "from fp_async.runner_child import main; main()"
 
 
 class NodeDone(msgspec.Struct, frozen=True, tag="node"):
-    """A node has come to an end."""
+    """A node has come to an end; of a tracked job also that it has begun."""
 
     timing: NodeTiming
 
@@ -60,7 +60,7 @@ class Settings(msgspec.Struct, frozen=True, tag="settings"):
 
 Write = Callable[[str], None]
 _LONGEST_LINE = 65_536
-Answer = NodeDone | Outcome | Called
+Answer = NodeDone | Drawn | Outcome | Called
 Request = Settings | Order | Call
 _encode = msgspec.msgpack.Encoder().encode
 _answers = msgspec.msgpack.Decoder(Answer)
@@ -94,7 +94,7 @@ class InlineRunner:
 
         self._flows.refresh(within=1.0)
         captured(trail)
-        return await attempt(self._flows, order, trail.node)
+        return await attempt(self._flows, order, trail.tell)
 
     async def hear(self, call: Call) -> list[str]:
         """On the worker's loop, sync functions in threads."""
@@ -336,8 +336,8 @@ class _Child:
             answer = _answers.decode(await self._read_frame())
             if isinstance(answer, Outcome):
                 return answer
-            assert isinstance(answer, NodeDone)
-            trail.node(answer.timing)
+            assert isinstance(answer, NodeDone | Drawn)
+            trail.tell(answer if isinstance(answer, Drawn) else answer.timing)
 
     async def _read_frame(self) -> bytes:
         head = await self._read(LENGTH.size)

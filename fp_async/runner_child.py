@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from fp_async import tracing
-from fp_async.attempt import FORMAT, Call, Called, Order, Outcome, cancelled_itself
+from fp_async.attempt import FORMAT, Call, Called, Drawn, Order, Outcome, cancelled_itself
 from fp_async.attempting import attempt, hear
 from fp_async.flows import Flows
 from fp_async.jobs import NodeTiming
@@ -75,7 +75,7 @@ async def _serve(connection: socket.socket) -> None:
 
 async def _attempt(flows: Flows, order: Order, writer: asyncio.StreamWriter) -> Outcome:
     # a task of its own: what the job sets in its context must not be the next one's
-    task = asyncio.create_task(attempt(flows, order, lambda timing: _tell(writer, timing)))
+    task = asyncio.create_task(attempt(flows, order, lambda told: _tell(writer, told)))
     await asyncio.wait([task])
     return cancelled_itself() if task.cancelled() else task.result()
 
@@ -103,8 +103,8 @@ class Surroundings:
             return False
 
 
-def _tell(writer: asyncio.StreamWriter, timing: NodeTiming) -> None:
-    _write(writer, NodeDone(timing))
+def _tell(writer: asyncio.StreamWriter, told: NodeTiming | Drawn) -> None:
+    _write(writer, told if isinstance(told, Drawn) else NodeDone(told))
 
 
 async def _read(reader: asyncio.StreamReader) -> Request:

@@ -1,0 +1,55 @@
+"""What is told of nodes: to progress displays, to traces, and to the Hamilton UI."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from fp_async.errors import describe
+
+
+class NodeEvent(msgspec.Struct, frozen=True):
+    """Something that happened to a node, for progress displays.
+
+    `status` is started, succeeded, failed, cancelled or retrying; `seconds` since its start, which
+    was `at` (epoch seconds; 0 where that is not known). For an observer, `summary` is a text about
+    its value.
+    """
+
+    node: str
+    status: str
+    seconds: float = 0.0
+    error: str = ""
+    at: float = 0.0
+    summary: str = ""
+
+
+class NodeObserver(msgspec.Struct, frozen=True):
+    """Has events say when nodes began, and something of their values (`describe`).
+
+    `tell` is called with each where it happens, in whatever thread that is, and must not raise:
+    waking the loop for each costs more than a small node.
+    """
+
+    describe: Callable[[Any], str]
+    tell: Callable[[NodeEvent], None] | None = None
+
+
+def ended(
+    name: str,
+    seconds: float,
+    value: Any,
+    error: BaseException | None,
+    observer: NodeObserver | None,
+) -> NodeEvent:
+    """The event for the end of a node."""
+    status, text = "succeeded", ""
+    if error is not None:
+        cut = isinstance(error, asyncio.CancelledError)
+        status, text = ("cancelled", "") if cut else ("failed", describe(error))
+    summary = observer.describe(value) if observer and error is None else ""
+    return NodeEvent(name, status, seconds, text, time.time() - seconds, summary)
