@@ -15,7 +15,7 @@ import anyio
 import msgspec
 
 from fp_async import executors, frames
-from fp_async.child import ChildDiedError, Children, GraphSpec, RemoteTracebackError
+from fp_async.child import ChildDiedError, Children
 from fp_async.config import ExecutorSettings, RunSettings, given
 from fp_async.errors import (
     FileAccessError,
@@ -30,6 +30,7 @@ from fp_async.errors import (
 from fp_async.execution import Execution
 from fp_async.nodes import AttemptTimeoutError, NodeEvent, Setup
 from fp_async.params import entries_read
+from fp_async.remote import GraphSpec, RemoteTracebackError
 from fp_async.threads import in_thread
 from fp_async.typed import coerce
 

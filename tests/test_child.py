@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from fp_async import ExecutorSettings, NodeCrashedError, NodeError, Project, RunTimeoutError
-from fp_async.child import ChildDiedError, RemoteTracebackError
+from fp_async.child import ChildDiedError
+from fp_async.remote import RemoteTracebackError
 
 SOURCE = """
     import os, signal, sys, time

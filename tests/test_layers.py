@@ -20,6 +20,7 @@ LAYERS = [
     {"frontier", "lifecycle", "crontab", "topics", "versions"},
     {"codec", "codec_arrays", "codec_pandas", "codec_reading", "codec_values"},
     {"config"},
+    {"remote"},
     {"editing", "nodes", "child", "params", "jobs"},
     {"link", "link_packets", "link_session", "link_socket", "link_values", "link_websocket"},
     {"broker", "broker_certificates", "broker_files"},
@@ -47,7 +48,10 @@ LAYERS = [
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 # Child processes and PARAMS reach up, lazily, to what their own importers have loaded already.
-UPWARD = {("params", "dag"), ("child", "dag"), ("child", "modules"), ("flow", "dag")}
+UPWARD = {
+    *(("params", "dag"), ("flow", "dag")),
+    *(("remote", "dag"), ("remote", "modules"), ("remote", "params")),
+}
 
 IMPORTERS = {
     "hamilton": {"dag", "drivers"},
