@@ -41,6 +41,7 @@ if _TYPE_CHECKING:
     from fp_async.config import WorkerSettings as WorkerSettings
     from fp_async.errors import AlreadyExistsError as AlreadyExistsError
     from fp_async.errors import BrokerError as BrokerError
+    from fp_async.errors import ClusterError as ClusterError
     from fp_async.errors import ConfigError as ConfigError
     from fp_async.errors import EncodingError as EncodingError
     from fp_async.errors import FileAccessError as FileAccessError
@@ -115,6 +116,7 @@ _HOMES = {
     "errors": (
         "AlreadyExistsError",
         "BrokerError",
+        "ClusterError",
         "ConfigError",
         "EncodingError",
         "FileAccessError",

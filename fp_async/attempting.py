@@ -24,7 +24,8 @@ async def attempt(flows: Flows, order: Order, tell: Tell) -> Outcome:
     def progress(event: NodeEvent) -> None:
         if event.status != "started":
             error = event.error and storable(event.error, _MESSAGE_KEPT)
-            tell(NodeTiming(event.node, event.status, round(event.seconds, 6), error))
+            seconds = round(event.seconds, 6)
+            tell(NodeTiming(event.node, event.status, seconds, error, event.place))
 
     current.set(CurrentJob(order.id, order.attempt, order.pipeline))
     try:

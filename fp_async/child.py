@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from fp_async import remote
-from fp_async.errors import FlowerPowerError
 from fp_async.nodes import awaitable
 from fp_async.processes import die_with_parent, how, kill
 from fp_async.threads import Threads, in_thread
@@ -37,10 +36,6 @@ _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
     "from fp_async.child import main; main()"
 )
-
-
-class ChildDiedError(FlowerPowerError):
-    """The process that ran a node ended without an answer; says how."""
 
 
 class Children:
@@ -59,7 +54,7 @@ class Children:
     async def call(self, spec: remote.GraphSpec, node: str, kwargs: dict[str, Any]) -> Any:
         """Run one node in a child and return its value, or raise what it raised.
 
-        Cancelling kills the child. Raises ChildDiedError if it dies by itself.
+        Cancelling kills the child. Raises ProcessDiedError if it dies by itself.
         """
         problem = "its inputs cannot be sent to a process"
         arguments = await in_thread(_pipes, partial(_dump, kwargs, problem))
@@ -111,7 +106,7 @@ def _ask(child: Child, spec: remote.GraphSpec, node: str, arguments: Message) ->
     except BrokenPipeError:
         answer = None
     if answer is None:
-        raise ChildDiedError(f"its process died ({how(child.wait())})")
+        raise remote.ProcessDiedError(f"its process died ({how(child.wait())})")
     outcome: tuple[Any, Any] = _load(answer)
     return outcome
 

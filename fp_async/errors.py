@@ -138,6 +138,12 @@ class StoreUnavailableError(StoreError):
     """The data store cannot be reached now; the same call may succeed later."""
 
 
+class ClusterError(FlowerPowerError):
+    """Ray or Dask cannot be started or reached, or has gone in the middle of a run."""
+
+    exit_code = 3
+
+
 class BrokerError(FlowerPowerError):
     """The event broker cannot be reached or refused. Jobs still run: polling finds them."""
 

@@ -67,6 +67,7 @@ class NodeTiming(msgspec.Struct, frozen=True, omit_defaults=True):
     status: str
     seconds: float = 0.0
     error: str = ""
+    place: str = ""  # worker of a cluster
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -122,18 +122,21 @@ class Namespace:
         """The source at `path`, which lies in the folder."""
         if self._sources is None:
             return path.read_bytes()
-        return self._sources[path.relative_to(self.folder).as_posix()]
+        return self._sources[self._name(path)]
 
     def _is_file(self, path: Path) -> bool:
         if self._sources is None:
             return path.is_file()
-        return path.relative_to(self.folder).as_posix() in self._sources
+        return self._name(path) in self._sources
 
     def _is_folder(self, path: Path) -> bool:
         if self._sources is None:
             return path.is_dir()
-        inside = f"{path.relative_to(self.folder).as_posix()}/"
+        inside = f"{self._name(path)}/"
         return path == self.folder or any(name.startswith(inside) for name in self._sources)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix() if self.folder in path.parents else ""
 
     def _import(
         self,

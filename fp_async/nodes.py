@@ -37,13 +37,15 @@ class AttemptTimeoutError(TimeoutError):
 class NodeEvent(msgspec.Struct, frozen=True):
     """Something that happened to a node, for progress displays.
 
-    `status` is started, succeeded, failed, cancelled or retrying; `seconds` since its start.
+    `status` is started, succeeded, failed, cancelled or retrying; `seconds` since its start;
+    `place` where it ran, if that was a cluster.
     """
 
     node: str
     status: str
     seconds: float = 0.0
     error: str = ""
+    place: str = ""
 
 
 class Hooks(msgspec.Struct, frozen=True):
@@ -66,7 +68,8 @@ class Setup(msgspec.Struct, frozen=True):
     """How to execute: where sync nodes run, and what watches.
 
     With `threads` None sync nodes run inline, on the loop. `remote`, where given, runs a sync
-    node elsewhere, from its name and kwargs.
+    node elsewhere, from its name and kwargs. Those in `plainly` are called without hooks and
+    events: what is no node of the user's.
     """
 
     threads: Threads | None = None
@@ -74,6 +77,7 @@ class Setup(msgspec.Struct, frozen=True):
     hooks: Hooks | None = None
     progress: Callable[[NodeEvent], None] | None = None
     policies: Mapping[str, NodePolicy] = {}
+    plainly: frozenset[str] = frozenset()
 
 
 class Caller:
@@ -136,6 +140,15 @@ class Caller:
         To be called once, before `plain` and `straight` are read.
         """
         setup, call = self._setup, self._plain()
+        if setup.plainly:
+            return partial(self._begin_or_call, self._chosen(call), call)
+        return self._chosen(call)
+
+    def _begin_or_call(self, begin: Callable[[int], Any], call: Any, slot: int) -> Any:
+        return (call if self._plan.names[slot] in self._setup.plainly else begin)(slot)
+
+    def _chosen(self, call: Callable[[int], Any]) -> Callable[[int], Any]:
+        setup = self._setup
         if self._awaits_hooks:
             return self._supervise
         begin = self._observe if setup.hooks or self.watched else call

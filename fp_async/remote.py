@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fp_async import frames
-from fp_async.errors import describe
+from fp_async.errors import FlowerPowerError, describe
 
 _KEPT = 16
 _lock = threading.RLock()
@@ -49,6 +49,10 @@ class Failure(NamedTuple):
     pickled: bytes
     text: str
     line: str
+
+
+class ProcessDiedError(FlowerPowerError):
+    """The process that ran a node ended without an answer; says how."""
 
 
 class RemoteTracebackError(Exception):

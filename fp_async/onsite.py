@@ -1,0 +1,404 @@
+"""What a worker of a cluster does with a stage: runs its nodes, and reports how it went.
+
+Nothing raises past `perform`: an error of a node is part of the report, with its traceback, so
+that engines retry only what they themselves have lost. What nodes print and log is collected by
+thread, and travels back with the report.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fp_async import remote
+from fp_async.config import NodePolicy
+from fp_async.errors import FlowerPowerError, describe
+from fp_async.nodes import AttemptTimeoutError, awaitable
+from fp_async.parcels import Parcel
+from fp_async.stages import Stage
+
+MOST_CHUNKS = 1000  # tasks of one Parallelizable; of more items, several go together
+_GRACE = 1.0  # seconds that an interrupted node gets to end
+_LOG_KEPT = 65_536  # characters
+_STUCK = 124
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """A stage, and how to run it.
+
+    `token` names it for `interrupt`, `chunk` says which items are its own. With a `folder` it has
+    its process for itself, which goes there. `ends_stuck`: a node that nothing else ends takes its
+    process with it.
+    """
+
+    stage: Stage
+    policies: Mapping[str, NodePolicy]
+    token: str
+    chunk: int = 0
+    level: int = logging.WARNING
+    folder: str = ""
+    ends_stuck: bool = False
+
+
+class NodeReport(NamedTuple):
+    """Something that happened to a node: see `NodeEvent`."""
+
+    node: str
+    status: str
+    seconds: float = 0.0
+    error: str = ""
+
+
+class Broken(NamedTuple):
+    """Which node failed, with which inputs (names and types), and how."""
+
+    node: str
+    inputs: dict[str, str]
+    failure: remote.Failure
+
+
+class Report(NamedTuple):
+    """How a stage went. `chunks`: into how many parts its items were cut; `stuck`: a node of it
+    still runs.
+    """
+
+    nodes: list[NodeReport]
+    log: list[tuple[str, int, str]]  # (logger's name or stream, level or 0, text)
+    chunks: int = 0
+    broken: Broken | None = None
+    stuck: bool = False
+    place: str = ""
+
+
+class InterruptedNodeError(BaseException):
+    """Raised in a node's thread when its run was cancelled."""
+
+
+def perform(errand: Errand, spec: Parcel, *inputs: Parcel) -> tuple[Any, ...]:
+    """Run a stage; the report, then a parcel for each of its outputs (None if it failed).
+
+    `inputs`: the items of a Parallelizable, the stage's sources, then the parts that it gathers,
+    as far as it has them.
+    """
+    log = _Log()
+    work = _Work(errand)
+    outputs: list[Parcel | None] = [None] * len(errand.stage.outputs)
+    with _Running(errand), _Listening(log, errand.level):
+        try:
+            outputs = work.run(spec, inputs)
+        except _FailedError:
+            pass
+        except BaseException as error:
+            work.broke(errand.stage.name, {}, error)
+    return (Report(work.nodes, log.lines, work.chunks, work.broken, work.stuck), *outputs)
+
+
+def cut(items: Iterable[Any]) -> list[Parcel]:
+    """Items in at most `MOST_CHUNKS` lists, each of which is opened by itself."""
+    all_items = list(items)
+    size = -(-len(all_items) // MOST_CHUNKS) or 1
+    return [Parcel(all_items[at : at + size]) for at in range(0, len(all_items), size)]
+
+
+class _FailedError(Exception):
+    """A node has failed, and that is written down."""
+
+
+class _Work:
+    """One stage being run."""
+
+    def __init__(self, errand: Errand) -> None:
+        self.nodes: list[NodeReport] = []
+        self.chunks = 0
+        self.broken: Broken | None = None
+        self.stuck = False
+        self._errand = errand
+        self._stage = errand.stage
+        self._folder = Path()
+
+    def broke(self, node: str, inputs: dict[str, str], error: BaseException) -> None:
+        """The error being handled is the node's."""
+        self.broken = Broken(node, inputs, remote.failure(error, self._folder))
+
+    def run(self, spec: Parcel, inputs: Sequence[Parcel]) -> list[Parcel | None]:
+        if self._errand.folder:
+            with suppress(OSError):  # of another machine
+                os.chdir(self._errand.folder)
+        opened: remote.GraphSpec = spec.open()
+        self._folder = opened.folder
+        graph = remote.graph(opened)
+        self._calls = {name: graph.nodes[name].call for name, _ in self._stage.nodes}
+        stage, given = self._stage, list(inputs)
+        items = given.pop(0).open()[self._errand.chunk].open() if stage.item else None
+        values = {source: given.pop(0).open() for source in stage.sources}
+        if stage.gathers:
+            values[stage.gathers[1]] = [value for part in given for value in part.open()]
+        del given, inputs
+        if items is not None:
+            return [*map(Parcel, self._for_each(items, values))]
+        self._nodes(values)
+        value = values[stage.outputs[0]]
+        if stage.expands:
+            value = cut(value)
+            self.chunks = len(value)
+        return [Parcel(value)]
+
+    def _for_each(self, items: Sequence[Any], shared: Mapping[str, Any]) -> list[list[Any]]:
+        collected: list[list[Any]] = [[] for _ in self._stage.outputs]
+        for item in items:
+            values = {**shared, self._stage.item: item}
+            self._nodes(values)
+            for output, into in zip(self._stage.outputs, collected, strict=True):
+                into.append(values[output])
+        return collected
+
+    def _nodes(self, values: dict[str, Any]) -> None:
+        for name, arguments in self._stage.nodes:
+            kwargs = {argument: values[source] for argument, source in arguments}
+            values[name] = self._node(name, kwargs)
+
+    def _node(self, name: str, kwargs: dict[str, Any]) -> Any:
+        policy = self._errand.policies.get(name) or NodePolicy()
+        failures, since = 0, time.perf_counter()
+        while True:
+            try:
+                value = self._attempt(name, kwargs, policy.timeout)
+            except BaseException as error:
+                failures += 1
+                again = isinstance(error, Exception) and policy.retry is not None
+                if not again or not policy.retry.wants(error, failures):  # type: ignore[union-attr]
+                    self._fail(name, kwargs, since, error)
+                self._tell(name, "retrying", since, describe(error))
+            else:
+                self._tell(name, "succeeded", since)
+                return value
+            assert policy.retry is not None
+            time.sleep(policy.retry.delay(failures, random.random()))
+
+    def _fail(self, name: str, kwargs: dict[str, Any], since: float, error: BaseException) -> None:
+        self._tell(name, "failed", since, describe(error))
+        self.broke(name, {key: type(value).__name__ for key, value in kwargs.items()}, error)
+        self.stuck = isinstance(error, _StuckError)
+        if self.stuck and self._errand.ends_stuck:
+            os._exit(_STUCK)
+        raise _FailedError
+
+    def _tell(self, name: str, status: str, since: float, error: str = "") -> None:
+        self.nodes.append(NodeReport(name, status, time.perf_counter() - since, error))
+
+    def _attempt(self, name: str, kwargs: dict[str, Any], timeout: float | None) -> Any:
+        call = partial(self._calls[name], **kwargs)
+        expands = self._stage.expands and name == self._stage.outputs[0]
+        work = partial(_called, call, listed=expands)
+        return work() if timeout is None else _within(work, timeout, self._errand.token)
+
+
+def _called(call: Callable[[], Any], *, listed: bool) -> Any:
+    """A node's value; its items now, if it is a generator: they are part of its work."""
+    value = call()
+    if awaitable(value):
+        value = _awaited(value)
+    return list(value) if listed else value
+
+
+def _awaited(value: Any) -> Any:
+    """Awaited in the event loop of this thread, which is kept for what is bound to it."""
+    loop: asyncio.AbstractEventLoop | None = getattr(_here, "loop", None)
+    if loop is None:
+        loop = _here.loop = asyncio.new_event_loop()
+    _loops[threading.get_ident()] = loop
+    task = loop.create_task(_await(value))
+    try:
+        return loop.run_until_complete(task)
+    except BaseException:
+        task.cancel()
+        loop.run_until_complete(asyncio.wait([task]))
+        raise
+    finally:
+        del _loops[threading.get_ident()]
+
+
+async def _await(value: Any) -> Any:
+    return await value
+
+
+# Ending what takes too long -------------------------------------------------------------------
+
+_here = threading.local()
+_threads: dict[str, int] = {}  # which thread the nodes of an errand run in, by its token
+_loops: dict[int, asyncio.AbstractEventLoop] = {}  # those that run now, by thread
+_lock = threading.Lock()
+
+
+class _StuckError(AttemptTimeoutError):
+    """A node took longer than its timeout and did not hear of it."""
+
+
+class _Running:
+    """In this block the errand can be interrupted; nothing of that is left afterwards."""
+
+    def __init__(self, errand: Errand) -> None:
+        self._token = errand.token
+
+    def __enter__(self) -> None:
+        with _lock:
+            _threads[self._token] = threading.get_ident()
+
+    def __exit__(self, *_: object) -> None:
+        with _lock:
+            del _threads[self._token]
+        _raise_in(threading.get_ident(), None)
+
+
+async def interrupt(token: str) -> bool:
+    """Raise InterruptedNodeError in an errand's node, if it runs here; whether it runs on.
+
+    Reaches a node when it gets back to Python code.
+    """
+    with _lock:
+        if token not in _threads:
+            return False
+        _raise_in(_threads[token], InterruptedNodeError)
+    deadline = time.monotonic() + _GRACE
+    while token in _threads and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    return token in _threads
+
+
+def _within(work: Callable[[], Any], timeout: float, token: str) -> Any:
+    """In a thread of its own, which is interrupted after `timeout` seconds."""
+    outcome: list[tuple[Any, BaseException | None]] = []
+    listener = getattr(_here, "log", None)
+
+    def run() -> None:
+        _here.log = listener
+        try:
+            outcome.append((work(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+        finally:
+            if hasattr(_here, "loop"):
+                _here.loop.close()
+
+    thread = threading.Thread(target=run, name="fp-node", daemon=True)
+    thread.start()
+    outer = threading.get_ident()
+    with _lock:
+        _threads[token] = thread.ident or outer
+    try:
+        thread.join(timeout)
+    finally:
+        with _lock:
+            _threads[token] = outer
+    if not outcome:
+        _raise_in(thread.ident or 0, AttemptTimeoutError)
+        thread.join(_GRACE)
+        kind = _StuckError if thread.is_alive() else AttemptTimeoutError
+        raise kind(f"took longer than its timeout of {timeout:g} s")
+    value, error = outcome[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def _raise_in(thread: int, kind: type[BaseException] | None) -> None:
+    error = None if kind is None else ctypes.py_object(kind)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error)
+    if kind is not None and thread in _loops:
+        with suppress(RuntimeError):
+            _loops[thread].call_soon_threadsafe(bool)  # it sleeps until something happens
+
+
+# What nodes print and log ---------------------------------------------------------------------
+
+
+class _Log:
+    """What one errand has written, up to a bound."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, int, str]] = []
+        self._left = _LOG_KEPT
+
+    def write(self, name: str, level: int, text: str) -> None:
+        if self._left > 0:
+            self.lines.append((name, level, text[: self._left]))
+            self._left -= len(text)
+
+
+class _Listening:
+    """In this block what this thread prints and logs goes into `log`."""
+
+    def __init__(self, log: _Log, level: int) -> None:
+        self._log = log
+        self._level = level
+
+    def __enter__(self) -> None:
+        _listen(self._level)
+        _here.log = self._log
+
+    def __exit__(self, *_: object) -> None:
+        _here.log = None
+
+
+class _Stream:
+    """A standard stream that knows whose thread writes."""
+
+    def __init__(self, name: str, stream: Any) -> None:
+        self._name = name
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        log: _Log | None = getattr(_here, "log", None)
+        if log is None:
+            self._stream.write(text)
+        else:
+            log.write(self._name, 0, text)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        log: _Log | None = getattr(_here, "log", None)
+        if log is not None:
+            log.write(record.name, record.levelno, self.format(record))
+
+
+_handler = _Handler()
+
+
+def _listen(level: int) -> None:
+    root = logging.getLogger()
+    if _handler not in root.handlers:
+        root.addHandler(_handler)
+    if level < root.level:
+        root.setLevel(level)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, _Stream):
+            setattr(sys, name, _Stream(name, stream))
+
+
+def missing_code(error: BaseException) -> FlowerPowerError | None:
+    """What to say of a worker that does not have this package."""
+    if "No module named 'fp_async" not in str(error):
+        return None
+    return FlowerPowerError(
+        "a worker of the cluster has no fp_async: install the same version there, with the same "
+        "Python, as here"
+    )
