@@ -12,8 +12,6 @@ import functools
 from importlib.util import find_spec
 from typing import Any
 
-import msgspec
-
 from fp_async.config import ExecutorSettings
 from fp_async.errors import MissingExtraError, UnknownNameError, UsageError
 from fp_async.threads import Threads

@@ -7,13 +7,9 @@ thread, and travels back with the report.
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
 import logging
 import os
 import random
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -25,13 +21,12 @@ from typing import Any, NamedTuple
 from fp_async import remote
 from fp_async.config import NodePolicy
 from fp_async.errors import FlowerPowerError, describe
-from fp_async.nodes import AttemptTimeoutError, awaitable
+from fp_async.nodes import awaitable
+from fp_async.onsite_threads import Interruptible, Listening, Log, StuckError, awaited, within
 from fp_async.parcels import Parcel
 from fp_async.stages import Stage
 
 MOST_CHUNKS = 1000  # tasks of one Parallelizable; of more items, several go together
-_GRACE = 1.0  # seconds that an interrupted node gets to end
-_LOG_KEPT = 65_536  # characters
 _STUCK = 124
 
 
@@ -83,20 +78,16 @@ class Report(NamedTuple):
     place: str = ""
 
 
-class InterruptedNodeError(BaseException):
-    """Raised in a node's thread when its run was cancelled."""
-
-
 def perform(errand: Errand, spec: Parcel, *inputs: Parcel) -> tuple[Any, ...]:
     """Run a stage; the report, then a parcel for each of its outputs (None if it failed).
 
     `inputs`: the items of a Parallelizable, the stage's sources, then the parts that it gathers,
     as far as it has them.
     """
-    log = _Log()
+    log = Log()
     work = _Work(errand)
     outputs: list[Parcel | None] = [None] * len(errand.stage.outputs)
-    with _Running(errand), _Listening(log, errand.level):
+    with Interruptible(errand.token), Listening(log, errand.level):
         try:
             outputs = work.run(spec, inputs)
         except _FailedError:
@@ -191,7 +182,7 @@ class _Work:
     def _fail(self, name: str, kwargs: dict[str, Any], since: float, error: BaseException) -> None:
         self._tell(name, "failed", since, describe(error))
         self.broke(name, {key: type(value).__name__ for key, value in kwargs.items()}, error)
-        self.stuck = isinstance(error, _StuckError)
+        self.stuck = isinstance(error, StuckError)
         if self.stuck and self._errand.ends_stuck:
             os._exit(_STUCK)
         raise _FailedError
@@ -203,195 +194,15 @@ class _Work:
         call = partial(self._calls[name], **kwargs)
         expands = self._stage.expands and name == self._stage.outputs[0]
         work = partial(_called, call, listed=expands)
-        return work() if timeout is None else _within(work, timeout, self._errand.token)
+        return work() if timeout is None else within(work, timeout, self._errand.token)
 
 
 def _called(call: Callable[[], Any], *, listed: bool) -> Any:
     """A node's value; its items now, if it is a generator: they are part of its work."""
     value = call()
     if awaitable(value):
-        value = _awaited(value)
+        value = awaited(value)
     return list(value) if listed else value
-
-
-def _awaited(value: Any) -> Any:
-    """Awaited in the event loop of this thread, which is kept for what is bound to it."""
-    loop: asyncio.AbstractEventLoop | None = getattr(_here, "loop", None)
-    if loop is None:
-        loop = _here.loop = asyncio.new_event_loop()
-    _loops[threading.get_ident()] = loop
-    task = loop.create_task(_await(value))
-    try:
-        return loop.run_until_complete(task)
-    except BaseException:
-        task.cancel()
-        loop.run_until_complete(asyncio.wait([task]))
-        raise
-    finally:
-        del _loops[threading.get_ident()]
-
-
-async def _await(value: Any) -> Any:
-    return await value
-
-
-# Ending what takes too long -------------------------------------------------------------------
-
-_here = threading.local()
-_threads: dict[str, int] = {}  # which thread the nodes of an errand run in, by its token
-_loops: dict[int, asyncio.AbstractEventLoop] = {}  # those that run now, by thread
-_lock = threading.Lock()
-
-
-class _StuckError(AttemptTimeoutError):
-    """A node took longer than its timeout and did not hear of it."""
-
-
-class _Running:
-    """In this block the errand can be interrupted; nothing of that is left afterwards."""
-
-    def __init__(self, errand: Errand) -> None:
-        self._token = errand.token
-
-    def __enter__(self) -> None:
-        with _lock:
-            _threads[self._token] = threading.get_ident()
-
-    def __exit__(self, *_: object) -> None:
-        with _lock:
-            del _threads[self._token]
-        _raise_in(threading.get_ident(), None)
-
-
-async def interrupt(token: str) -> bool:
-    """Raise InterruptedNodeError in an errand's node, if it runs here; whether it runs on.
-
-    Reaches a node when it gets back to Python code.
-    """
-    with _lock:
-        if token not in _threads:
-            return False
-        _raise_in(_threads[token], InterruptedNodeError)
-    deadline = time.monotonic() + _GRACE
-    while token in _threads and time.monotonic() < deadline:
-        await asyncio.sleep(0.02)
-    return token in _threads
-
-
-def _within(work: Callable[[], Any], timeout: float, token: str) -> Any:
-    """In a thread of its own, which is interrupted after `timeout` seconds."""
-    outcome: list[tuple[Any, BaseException | None]] = []
-    listener = getattr(_here, "log", None)
-
-    def run() -> None:
-        _here.log = listener
-        try:
-            outcome.append((work(), None))
-        except BaseException as error:
-            outcome.append((None, error))
-        finally:
-            if hasattr(_here, "loop"):
-                _here.loop.close()
-
-    thread = threading.Thread(target=run, name="fp-node", daemon=True)
-    thread.start()
-    outer = threading.get_ident()
-    with _lock:
-        _threads[token] = thread.ident or outer
-    try:
-        thread.join(timeout)
-    finally:
-        with _lock:
-            _threads[token] = outer
-    if not outcome:
-        _raise_in(thread.ident or 0, AttemptTimeoutError)
-        thread.join(_GRACE)
-        kind = _StuckError if thread.is_alive() else AttemptTimeoutError
-        raise kind(f"took longer than its timeout of {timeout:g} s")
-    value, error = outcome[0]
-    if error is not None:
-        raise error
-    return value
-
-
-def _raise_in(thread: int, kind: type[BaseException] | None) -> None:
-    error = None if kind is None else ctypes.py_object(kind)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), error)
-    if kind is not None and thread in _loops:
-        with suppress(RuntimeError):
-            _loops[thread].call_soon_threadsafe(bool)  # it sleeps until something happens
-
-
-# What nodes print and log ---------------------------------------------------------------------
-
-
-class _Log:
-    """What one errand has written, up to a bound."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[str, int, str]] = []
-        self._left = _LOG_KEPT
-
-    def write(self, name: str, level: int, text: str) -> None:
-        if self._left > 0:
-            self.lines.append((name, level, text[: self._left]))
-            self._left -= len(text)
-
-
-class _Listening:
-    """In this block what this thread prints and logs goes into `log`."""
-
-    def __init__(self, log: _Log, level: int) -> None:
-        self._log = log
-        self._level = level
-
-    def __enter__(self) -> None:
-        _listen(self._level)
-        _here.log = self._log
-
-    def __exit__(self, *_: object) -> None:
-        _here.log = None
-
-
-class _Stream:
-    """A standard stream that knows whose thread writes."""
-
-    def __init__(self, name: str, stream: Any) -> None:
-        self._name = name
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        log: _Log | None = getattr(_here, "log", None)
-        if log is None:
-            self._stream.write(text)
-        else:
-            log.write(self._name, 0, text)
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-class _Handler(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        log: _Log | None = getattr(_here, "log", None)
-        if log is not None:
-            log.write(record.name, record.levelno, self.format(record))
-
-
-_handler = _Handler()
-
-
-def _listen(level: int) -> None:
-    root = logging.getLogger()
-    if _handler not in root.handlers:
-        root.addHandler(_handler)
-    if level < root.level:
-        root.setLevel(level)
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if not isinstance(stream, _Stream):
-            setattr(sys, name, _Stream(name, stream))
 
 
 def missing_code(error: BaseException) -> FlowerPowerError | None:

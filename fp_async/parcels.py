@@ -49,10 +49,9 @@ class Parcel:
         return _closed(*_pack(self._value, _dumps[-1:]))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._data is None:
+        data, buffers = self._data, self._buffers
+        if data is None:
             data, buffers = _pack(self._value, _dumps)
-        else:
-            data, buffers = self._data, self._buffers
         return _closed, (data, [pickle.PickleBuffer(buffer) for buffer in buffers])
 
 
@@ -65,14 +64,13 @@ def _closed(data: bytes, buffers: Sequence[Any]) -> Parcel:
 
 def _pack(value: Any, picklers: Sequence[Dumps]) -> tuple[bytes, list[Any]]:
     """With the first pickler that can, else the error of the last."""
-    for dumps in picklers[:-1]:
-        buffers: list[Any] = []
-        try:
-            return dumps(value, protocol=5, buffer_callback=buffers.append), buffers
-        except Exception:
-            continue
-    buffers = []
-    return picklers[-1](value, protocol=5, buffer_callback=buffers.append), buffers
+    buffers: list[Any] = []
+    try:
+        return picklers[0](value, protocol=5, buffer_callback=buffers.append), buffers
+    except Exception:
+        if len(picklers) == 1:
+            raise
+        return _pack(value, picklers[1:])
 
 
 def _writable(buffer: Any) -> Any:

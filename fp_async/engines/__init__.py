@@ -29,7 +29,9 @@ log = logging.getLogger("fp_async")
 class Task(Protocol):
     """A stage on a cluster. `outputs` are references to what its nodes leave there."""
 
-    outputs: Sequence[Any]
+    @property
+    def outputs(self) -> Sequence[Any]:
+        """As many as the stage has outputs."""
 
     async def report(self) -> Report:
         """How it went. Raises ProcessDiedError where that got lost, ClusterError."""
@@ -143,12 +145,9 @@ def _key(settings: ExecutorSettings) -> str:
     """A process has one Ray, and one of each cluster of Dask."""
     if settings.type == "dask":
         return f"dask {settings.address} {settings.max_workers} {settings.options}"
-    for key in _connections:
-        if (
-            key.startswith("ray ")
-            and _connections[key].usable()
-            and key != f"ray {settings.address}"
-        ):
+    for key, connection in _connections.items():
+        other = key.startswith("ray ") and key != f"ray {settings.address}"
+        if other and connection.usable():
             raise UsageError(
                 f"this process is connected to Ray ({key.removeprefix('ray ')}) already; it can "
                 f"have one cluster only, not {settings.address} beside it"

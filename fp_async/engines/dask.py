@@ -18,7 +18,7 @@ import distributed
 from dask.sizeof import sizeof
 from distributed.scheduler import KilledWorker
 
-from fp_async import onsite, parcels
+from fp_async import onsite, onsite_threads, parcels
 from fp_async.config import ExecutorSettings
 from fp_async.engines import SMALL, dask_host
 from fp_async.errors import ClusterError, UsageError, describe
@@ -205,7 +205,7 @@ class DaskEngine:
         with suppress(Exception):  # a cluster that is gone runs nothing any more
             await self._on_loop(self.client._cancel(list(futures), force=True))
             answers = await self._on_loop(
-                self.client._run(onsite.interrupt, token, on_error="ignore")
+                self.client._run(onsite_threads.interrupt, token, on_error="ignore")
             )
             await self.restart([worker for worker, stuck in answers.items() if stuck is True])
 

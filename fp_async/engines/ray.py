@@ -70,7 +70,8 @@ class RayTask:
         self._report, *self.outputs = references
 
     async def report(self) -> Report:
-        return await _awaited(self._report)
+        report: Report = await _awaited(self._report)
+        return report
 
     async def cancel(self) -> None:
         """Interrupt it, then kill its process."""
@@ -101,7 +102,7 @@ def _first_line(error: Exception) -> str:
 
 
 class RayEngine:
-    """This process's connection to Ray."""
+    """The connection of this process to Ray."""
 
     name = "ray"
     private = True
