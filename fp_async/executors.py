@@ -42,6 +42,13 @@ def resolve(executor: Any, settings: str | ExecutorSettings | None = None) -> Ex
     return _checked(found)
 
 
+def check_name(executor: Any) -> None:
+    """Raises UnknownNameError for what is no executor; the machine that runs it may have more."""
+    name = _named(executor).type
+    if name not in NAMES and name not in CLUSTERS:
+        raise UnknownNameError("executor", name, (*NAMES, *CLUSTERS))
+
+
 def _named(executor: Any) -> ExecutorSettings:
     if isinstance(executor, ExecutorSettings):
         return executor
@@ -52,9 +59,8 @@ def _named(executor: Any) -> ExecutorSettings:
 
 
 def _checked(settings: ExecutorSettings) -> ExecutorSettings:
+    check_name(settings)
     name = settings.type
-    if name not in NAMES and name not in CLUSTERS:
-        raise UnknownNameError("executor", name, (*NAMES, *CLUSTERS))
     if name in CLUSTERS:
         if find_spec(CLUSTERS[name]) is None:
             raise MissingExtraError(f"executor '{name}'", name)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fp_async.flows import Flows
 
 LENGTH = struct.Struct(">I")
+_ENDING = 5.0  # seconds that a child gets to end its work on a cluster
 _STRICTLY = 2.0  # seconds after its timeout that a run may take to say so by itself
 _START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
 _MAIN = "from fp_async.runner_child import main; main()"
@@ -39,6 +40,10 @@ class NodeDone(msgspec.Struct, frozen=True, tag="node"):
     timing: NodeTiming
 
 
+class Connected(msgspec.Struct, frozen=True, tag="connected"):
+    """The child has work on a cluster, which it ends when it gets SIGTERM."""
+
+
 class Settings(msgspec.Struct, frozen=True, tag="settings"):
     """What a child is told first."""
 
@@ -46,7 +51,7 @@ class Settings(msgspec.Struct, frozen=True, tag="settings"):
     memory_limit: int | None
 
 
-Answer = NodeDone | Outcome
+Answer = NodeDone | Connected | Outcome
 Request = Settings | Order
 _encode = msgspec.msgpack.Encoder().encode
 _answers = msgspec.msgpack.Decoder(Answer)
@@ -89,6 +94,7 @@ class ProcessRunner:
         self._idle_timeout = idle_timeout
         self._idle: deque[_Child] = deque()
         self._closed = False
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def run(self, order: Order, trail: Trail) -> Outcome:
         """Run in a child. Cancelling kills it, with all that it has started."""
@@ -97,11 +103,11 @@ class ProcessRunner:
         try:
             outcome = await child.ask(order, trail)
         except BaseException:
-            child.kill()
+            await self._end(child)
             raise
         child.trail = None
         if outcome.status == "crashed" or outcome.dirty or self._closed:
-            child.kill()
+            await self._end(child)
         else:
             self._keep(child)
         return outcome
@@ -117,12 +123,26 @@ class ProcessRunner:
 
     def _keep(self, child: _Child) -> None:
         loop = asyncio.get_running_loop()
-        child.retire = loop.call_later(self._idle_timeout, self._end, child)
+        child.retire = loop.call_later(self._idle_timeout, self._retire, child)
         self._idle.append(child)
 
-    def _end(self, child: _Child) -> None:
+    def _retire(self, child: _Child) -> None:
         self._idle.remove(child)
-        child.kill()
+        self._begin_end(child)
+
+    def _begin_end(self, child: _Child) -> asyncio.Task[None] | None:
+        """Kill it now, or, if it has work on a cluster, as soon as it has ended that."""
+        if not child.connected:
+            child.kill()
+            return None
+        task = asyncio.get_running_loop().create_task(child.end())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
+
+    async def _end(self, child: _Child) -> None:
+        if task := self._begin_end(child):
+            await asyncio.wait([task])
 
     async def close(self) -> None:
         """Kill the children that wait; the others as soon as they have answered."""
@@ -130,7 +150,9 @@ class ProcessRunner:
         while self._idle:
             child = self._idle.pop()
             child.retire.cancel()
-            child.kill()
+            self._begin_end(child)
+        if self._ending:
+            await asyncio.wait(self._ending)
 
 
 class _Child:
@@ -142,6 +164,7 @@ class _Child:
         import json
 
         self.trail: Trail | None = None
+        self.connected = False  # to a cluster
         self._loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         self._log, log = os.pipe()
@@ -200,7 +223,10 @@ class _Child:
             answer = _answers.decode(await self._read_frame())
             if isinstance(answer, Outcome):
                 return answer
-            trail.node(answer.timing)
+            if isinstance(answer, Connected):
+                self.connected = True
+            else:
+                trail.node(answer.timing)
 
     async def _read_frame(self) -> bytes:
         head = await self._read(LENGTH.size)
@@ -238,6 +264,14 @@ class _Child:
             return
         except OSError:
             self._loop.remove_reader(self._log)
+
+    async def end(self) -> None:
+        """Have it end what it has on a cluster; kill it when it has, or takes too long."""
+        self._process.terminate()
+        deadline = self._loop.time() + _ENDING
+        while self.alive() and self._loop.time() < deadline:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.02)
+        self.kill()
 
     def kill(self) -> None:
         self._loop.remove_reader(self._log)

@@ -189,6 +189,8 @@ def _settle_streams() -> None:
 
 def _leave(code: int) -> NoReturn:
     """Exit at once: an abandoned node in a thread must not hold the process up."""
+    if "fp_async.engines" in sys.modules:
+        sys.modules["fp_async.engines"].shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -106,6 +106,7 @@ class _Connection:
 
 
 _connections: dict[str, _Connection] = {}
+on_connect: list[Callable[[], None]] = []  # called in the loop's thread before the first one
 _lock = threading.Lock()
 
 
@@ -137,6 +138,8 @@ def _connection(settings: ExecutorSettings) -> _Connection:
         return found
     if not _connections:
         atexit.register(shutdown)
+        for told in on_connect:
+            told()
     _connections[key] = connection = _Connection(_starter(settings), settings.type)
     return connection
 

@@ -34,9 +34,11 @@ _RESTART = 10.0
 parcels.use(cloudpickle.dumps)
 
 
-@sizeof.register(Parcel)
 def _size(parcel: Parcel) -> int:
     return parcel.size or int(sizeof(parcel.open()))
+
+
+sizeof.register(Parcel, _size)
 
 
 def start(settings: ExecutorSettings) -> DaskEngine:
