@@ -32,13 +32,13 @@ if _TYPE_CHECKING:
     from fp_async.api import show as show
     from fp_async.api import start_worker as start_worker
     from fp_async.api import watch as watch
-    from fp_async.attempt import CurrentJob as CurrentJob
-    from fp_async.attempt import current_job as current_job
     from fp_async.codec_values import Record as Record
     from fp_async.config import ExecutorSettings as ExecutorSettings
     from fp_async.config import NodePolicy as NodePolicy
     from fp_async.config import Retry as Retry
     from fp_async.config import WorkerSettings as WorkerSettings
+    from fp_async.current import CurrentJob as CurrentJob
+    from fp_async.current import current_job as current_job
     from fp_async.errors import AlreadyExistsError as AlreadyExistsError
     from fp_async.errors import BrokerError as BrokerError
     from fp_async.errors import ClusterError as ClusterError
@@ -147,7 +147,7 @@ _HOMES = {
         "UnknownNameError",
         "UsageError",
     ),
-    "attempt": ("CurrentJob", "current_job"),
+    "current": ("CurrentJob", "current_job"),
     "codec_values": ("Record",),
     "jobs": ("Job", "Schedule"),
     "nodes": ("NodeEvent",),

@@ -81,24 +81,6 @@ _to_json = msgspec.json.Encoder().encode
 Tell = Callable[[NodeTiming], None]
 
 
-class CurrentJob(msgspec.Struct, frozen=True):
-    """The job that the calling code runs in; `id` and `attempt` make a key for what must happen
-    once elsewhere.
-    """
-
-    id: str
-    attempt: int
-    pipeline: str
-
-
-current: ContextVar[CurrentJob | None] = ContextVar("fp_current_job", default=None)
-
-
-def current_job() -> CurrentJob | None:
-    """The job that the calling node belongs to; None in a run that is no job."""
-    return current.get()
-
-
 def order(job: Job, limit: int | None) -> Order:
     """What the runner of a claimed job is given."""
     return Order(job.id, job.attempt, job.pipeline, job.rules, job.inputs, limit)

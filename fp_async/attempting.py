@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from fp_async import codec
-from fp_async.attempt import CurrentJob, Order, Outcome, Tell, current, storable
+from fp_async.attempt import Order, Outcome, Tell, storable
+from fp_async.current import CurrentJob, current
 from fp_async.errors import FlowerPowerError, NodeError, RunTimeoutError, describe
 from fp_async.flow import Flow
 from fp_async.flows import Flows

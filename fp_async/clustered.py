@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from fp_async import executors, remote
 from fp_async.bridge import Bridge
 from fp_async.config import ExecutorSettings, NodePolicy
+from fp_async.current import current_job
 from fp_async.engines import Engine
 from fp_async.errors import FlowerPowerError, describe
 from fp_async.execution import Execution
@@ -254,6 +255,7 @@ class ClusterRun:
             level=self._level,
             folder=self._folder,
             ends_stuck=self._engine.ends_stuck,
+            job=current_job(),
         )
 
     async def _watched(

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from fp_async import remote
 from fp_async.config import NodePolicy
+from fp_async.current import CurrentJob, current
 from fp_async.errors import FlowerPowerError, describe
 from fp_async.nodes import awaitable
 from fp_async.onsite_threads import Interruptible, Listening, Log, StuckError, awaited, within
@@ -46,6 +47,7 @@ class Errand:
     level: int = logging.WARNING
     folder: str = ""
     ends_stuck: bool = False
+    job: CurrentJob | None = None
 
 
 class NodeReport(NamedTuple):
@@ -87,6 +89,7 @@ def perform(errand: Errand, spec: Parcel, *inputs: Parcel) -> tuple[Any, ...]:
     log = Log()
     work = _Work(errand)
     outputs: list[Parcel | None] = [None] * len(errand.stage.outputs)
+    current.set(errand.job)
     with Interruptible(errand.token), Listening(log, errand.level):
         try:
             outputs = work.run(spec, inputs)

@@ -7,6 +7,7 @@ code: a node that sleeps or computes in C goes on until then.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import ctypes
 import logging
 import sys
@@ -81,7 +82,8 @@ def within(work: Callable[[], Any], timeout: float, token: str) -> Any:
             if hasattr(_here, "loop"):
                 _here.loop.close()
 
-    thread = threading.Thread(target=run, name="fp-node", daemon=True)
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="fp-node", daemon=True)
     thread.start()
     _wait(thread, timeout, token)
     if not outcome:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "fp_async"
 
 # A module may import modules of its own layer and of lower ones.
 LAYERS = [
-    {"errors", "processes"},
+    {"errors", "processes", "current"},
     {"ensemble"},
     {"annotations", "build_errors", "documents", "frames", "plan", "threads", "typed", "wrappers"},
     {"frontier", "lifecycle", "crontab", "topics", "versions"},

@@ -8,9 +8,12 @@ and `multiprocessing` would import a caller's script once more in each worker.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -25,11 +28,14 @@ from fp_async.errors import ClusterError, UsageError, describe
 from fp_async.onsite import Errand, Report, missing_code
 from fp_async.parcels import Parcel
 from fp_async.remote import ProcessDiedError
+from fp_async.threads import Threads, in_thread
 
 _LARGE = 8 * 2**20  # bytes from which an input does not go through the scheduler
 _CONNECTING = 30.0  # seconds for a scheduler to answer and to have a worker
 _EMPTY = 30.0  # seconds that a cluster may be without any worker
-_RESTART = 10.0
+_ANSWER = 2 * onsite_threads.GRACE  # seconds in which a worker says whether a node runs on
+
+_threads = Threads()  # what waits for a cluster keeps no node from running here
 
 parcels.use(cloudpickle.dumps)
 
@@ -45,7 +51,7 @@ def start(settings: ExecutorSettings) -> DaskEngine:
     """Connect, or start workers on this machine. Blocks for seconds; raises what Dask raises."""
     options = dict(settings.options or {})
     host = None
-    if settings.address is None:
+    if not settings.address:
         host = dask_host.start(settings.max_workers, settings.retries, options)
         client = distributed.Client(host.address, set_as_default=False, timeout=_CONNECTING)
     else:
@@ -80,6 +86,10 @@ def _perform(errand: Errand, picks: tuple[int, ...], spec: Parcel, *inputs: Any)
     parcels_ = [value[pick] if pick else value for pick, value in zip(picks, inputs, strict=True)]
     report, *outputs = onsite.perform(errand, spec, *parcels_)
     return (report._replace(place=distributed.get_worker().address), *outputs)
+
+
+def _kill_worker(dask_worker: Any) -> None:
+    os.kill(dask_worker.pid, signal.SIGKILL)
 
 
 def _report(results: tuple[Any, ...]) -> Report:
@@ -117,14 +127,14 @@ class DaskTask:
         await asyncio.wait([self._waiting])  # not cancelled: Dask would complain
         report: Report = self._waiting.result()
         if report.stuck:
-            await self._engine.restart([report.place])
+            await self._engine.kill([report.place])
         return report
 
     async def cancel(self) -> None:
         """Interrupt its node; on workers of our own, restart what does not hear of it."""
-        await self._engine.cancel([self._report, self._future], self._token)
+        await self._engine.cancel(self._future, self._report, self._token)
         if self._waiting is not None:
-            await asyncio.wait([self._waiting], timeout=_RESTART)
+            await asyncio.wait([self._waiting], timeout=_ANSWER)
             self._waiting.cancel()
 
 
@@ -182,7 +192,9 @@ class DaskEngine:
     async def gathered(self, future: Any) -> Any:
         """What a future holds, when it has it."""
         direct = self._host is not None
-        waiting = asyncio.ensure_future(self._on_loop(self.client._gather([future], direct=direct)))
+        waiting = asyncio.ensure_future(
+            self._on_loop(self.client.gather([future], direct=direct, asynchronous=True))
+        )
         try:
             while not (await asyncio.wait([waiting], timeout=_EMPTY))[0]:
                 await self._check_workers()
@@ -199,24 +211,43 @@ class DaskEngine:
         return value
 
     async def _check_workers(self) -> None:
-        known = await self._on_loop(self.client.scheduler.identity())
+        known = await self._call(self.client.scheduler_info)
         if not known["workers"]:
             raise ClusterError("the Dask cluster has no workers left")
 
-    async def cancel(self, futures: Sequence[Any], token: str) -> None:
+    async def cancel(self, task: Any, report: Any, token: str) -> None:
+        """Drop a task; where its node runs, interrupt it."""
         with suppress(Exception):  # a cluster that is gone runs nothing any more
-            await self._on_loop(self.client._cancel(list(futures), force=True))
-            answers = await self._on_loop(
-                self.client._run(onsite_threads.interrupt, token, on_error="ignore")
-            )
-            await self.restart([worker for worker, stuck in answers.items() if stuck is True])
+            processing = await self._call(self.client.processing)
+            workers = [worker for worker, keys in processing.items() if task.key in keys]
+            await self._call(self.client.cancel, [report, task], force=True)
+            if workers:
+                await self.kill([w for w in workers if await self._interrupt(w, token)])
 
-    async def restart(self, workers: list[str]) -> None:
-        """End what does not end by itself; only on workers that are ours and do one thing."""
-        if not workers or not self.private:
-            return
-        with suppress(Exception):
-            await self._on_loop(self.client._restart_workers(workers, timeout=_RESTART))
+    async def _interrupt(self, worker: str, token: str) -> bool:
+        """Whether a node runs on regardless."""
+        interrupt = partial(self.client.run, onsite_threads.interrupt, token, workers=[worker])
+        try:
+            async with asyncio.timeout(_ANSWER):
+                answers = await self._call(interrupt, on_error="ignore")
+        except TimeoutError:
+            return True  # not even its event loop hears: the node does not let go of the GIL
+        return answers.get(worker) is True
+
+    async def kill(self, workers: list[str]) -> None:
+        """End what does not end by itself; only on workers that are ours and do one thing.
+
+        Their nannies, which do it, start others at once.
+        """
+        if self.private:
+            with suppress(Exception):
+                await self._call(self.client.run, _kill_worker, workers=workers, nanny=True)
+
+    async def _call(self, method: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Call a method of the client's that waits, on its loop or in a thread."""
+        if self.client.asynchronous:
+            return await self._on_loop(method(*args, **options))
+        return await in_thread(_threads, partial(method, *args, **options))
 
     async def _on_loop(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Await something on the client's loop. Raises ClusterError where a future is lost."""

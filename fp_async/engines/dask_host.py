@@ -59,7 +59,8 @@ def start(workers: int | None, retries: int, options: dict[str, Any]) -> Host:
         env={"DASK_LOGGING__DISTRIBUTED": "error", **os.environ},
     )
     assert process.stdout is not None
-    address = process.stdout.readline().decode().strip()
+    with process.stdout as answers:
+        address = answers.readline().decode().strip()
     if not address:
         raise ClusterError(f"Dask did not start ({how(process.wait())}); see above")
     return Host(process, address, private=wanted["threads_per_worker"] == 1)
