@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import services
 from hamilton.lifecycle import base as lifecycle_base
 
 from fp_async import (
+    ClusterError,
     ExecutorSettings,
     GraphError,
     NodeCrashedError,
@@ -26,7 +26,6 @@ from fp_async import (
     Project,
     RunTimeoutError,
     UsageError,
-    WorkerSettings,
     engines,
 )
 from fp_async.remote import RemoteTracebackError
@@ -34,9 +33,9 @@ from fp_async.remote import RemoteTracebackError
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SETTINGS = {
     "ray": ExecutorSettings(
-        type="ray", max_workers=2, options={"object_store_memory": 200_000_000}
+        type="ray", max_workers=2, retries=1, options={"object_store_memory": 200_000_000}
     ),
-    "dask": ExecutorSettings(type="dask", max_workers=2),
+    "dask": ExecutorSettings(type="dask", max_workers=2, retries=1),
 }
 SOURCE = """
     import logging
@@ -110,7 +109,7 @@ SOURCE = """
         os.kill(os.getpid(), signal.SIGKILL)
         return 0
     def napping() -> int:
-        time.sleep(1.5)
+        time.sleep(0.8)
         return 1
 """
 HELPER = "def double(x):\n    return 2 * x\n"
@@ -120,8 +119,24 @@ HELPER = "def double(x):\n    return 2 * x\n"
 def executor(request):
     if find_spec({"ray": "ray", "dask": "distributed"}[request.param]) is None:
         services.missing(f"fp-async[{request.param}] is not installed")
+    before = processes()
     yield SETTINGS[request.param]
     engines.shutdown()
+    assert not left(before)
+
+
+def processes():
+    """Those that this one has started, and theirs; Ray's workers have another parent."""
+    found = psutil.Process().children(recursive=True)
+    return {p.pid for p in found if "resource_tracker" not in " ".join(p.cmdline())}
+
+
+def left(before, seconds=5.0):
+    """What is left of the processes of a cluster."""
+    deadline = time.monotonic() + seconds
+    while (found := processes() - before) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
 
 
 @pytest.fixture
@@ -310,7 +325,7 @@ async def test_a_timeout_ends_what_sleeps(executor, project, tmp_path):
     file = tmp_path / "pid"
     await project.run("flow", {"x": 1}, "first", executor=executor)
     with pytest.raises(RunTimeoutError):
-        await project.run("flow", {"file": str(file)}, "stuck", executor=executor, timeout=1.0)
+        await project.run("flow", {"file": str(file)}, "stuck", executor=executor, timeout=0.6)
     await until(lambda: not psutil.pid_exists(int(file.read_text())))
     assert (await project.run("flow", {"x": 1}, "first", executor=executor)) == {"first": 2}
 
@@ -361,6 +376,76 @@ async def test_what_kills_every_worker_is_an_error(executor, project, tmp_path):
             await project.run("flow", inputs, "killer", executor=executor)
     assert len(file.read_text()) == 1 + executor.retries
     assert (await project.run("flow", {"x": 1}, "first", executor=executor)) == {"first": 2}
+
+
+# Clusters that are there already --------------------------------------------------------------
+
+
+async def address_of(executor):
+    engine = await engines.connected(executor)
+    if executor.type == "dask":
+        return engine.client.scheduler.address
+    import ray
+
+    return ray.get_runtime_context().gcs_address
+
+
+async def test_a_command_uses_a_cluster_by_its_address(executor, project):
+    address = await address_of(executor)
+    command = [sys.executable, "-m", "fp_async", "run", "flow", "--quiet"]
+    command += ["--inputs", "n=3,x=0", "--final-vars", "squares,first"]
+    command += ["--executor", executor.type, "--executor-option", f"address={address}"]
+    command += ["--executor-option", "resources.num_cpus=0.5"] if executor.type == "ray" else []
+    done = await asyncio.to_thread(
+        subprocess.run, command, cwd=project.root, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "printed there\nsquares  [0, 1, 4]\nfirst    1\n"
+    assert done.stderr == "logged there\n"
+    assert await project.run("flow", {"x": 1}, "first", executor=executor) == {"first": 2}
+
+
+async def test_a_process_has_one_ray(executor, project):
+    if executor.type != "ray":
+        pytest.skip("of Dask it may have several")
+    with pytest.raises(UsageError, match="connected to Ray .* already"):
+        await project.run("flow", {"x": 1}, "first", executor="ray:192.0.2.1:6379")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_client_of_the_users(executor, project, tmp_path, asynchronous):
+    if executor.type != "dask":
+        pytest.skip("a process has one Ray, which is used if it is there")
+    import distributed
+
+    address = await address_of(executor)
+    if asynchronous:
+        client = await distributed.Client(address, asynchronous=True, set_as_default=False)
+    else:
+        client = distributed.Client(address, set_as_default=False)
+    inputs = {"n": 3, "x": 0}
+    result = await project.run("flow", inputs, ["squares", "first"], executor=client)
+    assert result == {"squares": [0, 1, 4], "first": 1}
+    file = tmp_path / "tick"
+    with pytest.raises(RunTimeoutError):
+        await project.run("flow", {"file": str(file)}, "ticking", executor=client, timeout=0.5)
+    ended = file.read_text()
+    await asyncio.sleep(0.2)
+    assert file.read_text() == ended
+    assert client.status == "running"
+    if asynchronous:
+        await client.close()
+    else:
+        client.close()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
+async def test_a_cluster_that_is_not_there(executor, project, monkeypatch, address):
+    if executor.type == "ray":
+        pytest.skip("this process has one")
+    monkeypatch.setattr("fp_async.engines.dask._CONNECTING", 0.5)
+    with pytest.raises(ClusterError, match=f"no connection to dask at {address}: "):
+        await project.run("flow", {"x": 1}, "first", executor=f"dask:{address}")
 
 
 async def test_within_each_other_is_refused(executor, make_project):

@@ -73,9 +73,12 @@ class Engine(Protocol):
 class _Connection:
     """An engine and the thread that it belongs to: Linux ends what a thread has started with it."""
 
-    def __init__(self, start: Callable[[], Engine], name: str) -> None:
+    def __init__(
+        self, start: Callable[[], Engine], name: str, before: _Connection | None = None
+    ) -> None:
         self.engine: concurrent.futures.Future[Engine] = concurrent.futures.Future()
         self._start = start
+        self._before = before  # what it takes the place of
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"fp-{name}", daemon=True)
         self._thread.start()
@@ -83,6 +86,9 @@ class _Connection:
     def _keep(self) -> None:
         self.engine.set_running_or_notify_cancel()
         try:
+            if self._before is not None:
+                self._before.close()
+                self._before = None
             engine = self._start()
         except BaseException as error:
             self.engine.set_exception(error)
@@ -140,7 +146,7 @@ def _connection(settings: ExecutorSettings) -> _Connection:
         atexit.register(shutdown)
         for told in on_connect:
             told()
-    _connections[key] = connection = _Connection(_starter(settings), settings.type)
+    _connections[key] = connection = _Connection(_starter(settings), settings.type, found)
     return connection
 
 

@@ -31,7 +31,7 @@ from fp_async.remote import ProcessDiedError
 from fp_async.threads import Threads, in_thread
 
 _LARGE = 8 * 2**20  # bytes from which an input does not go through the scheduler
-_CONNECTING = 30.0  # seconds for a scheduler to answer and to have a worker
+_CONNECTING = 10.0  # seconds for a scheduler to answer and to have a worker
 _EMPTY = 30.0  # seconds that a cluster may be without any worker
 _ANSWER = 2 * onsite_threads.GRACE  # seconds in which a worker says whether a node runs on
 

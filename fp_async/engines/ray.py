@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -21,6 +22,7 @@ from fp_async.onsite import Errand, Report, missing_code, perform
 from fp_async.parcels import Parcel
 from fp_async.remote import ProcessDiedError
 
+_CONNECTING = 10.0  # seconds for the port of a cluster to answer
 _GRACE = 1.0  # seconds that a cancelled node gets to end by itself
 _KILLED = 5.0  # seconds after which a killed one is given up
 _OWN = ("num_cpus", "num_gpus", "memory")  # resources that are options of their own
@@ -29,7 +31,6 @@ _DIED = (
     exceptions.NodeDiedError,
     exceptions.OutOfMemoryError,
     exceptions.ObjectLostError,
-    exceptions.LocalRayletDiedError,
 )
 _LOCAL = {
     "address": "local",
@@ -47,11 +48,25 @@ def start(settings: ExecutorSettings) -> RayEngine:
         return RayEngine(ours=False)
     options = dict(settings.options or {})
     if settings.address:
+        _knock(settings.address)
         options = {"address": settings.address, "log_to_driver": False, **options}
     else:
         options = {**_LOCAL, "num_cpus": settings.max_workers, **options}
-    ray.init(**options)
+    told = logging.getLogger("ray._private.worker")
+    level = told.level
+    told.setLevel(logging.ERROR)  # it warns that this thread has no signal handlers: it must not
+    try:
+        ray.init(**options)
+    finally:
+        told.setLevel(level)
     return RayEngine(ours=True)
+
+
+def _knock(address: str) -> None:
+    """Ray itself tries for minutes. Raises OSError."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_CONNECTING).close()
 
 
 def _perform(errand: Errand, spec: Parcel, *inputs: Parcel) -> tuple[Any, ...]:
@@ -66,11 +81,12 @@ def _address() -> str:
 class RayTask:
     """A stage as a task of Ray's; the first of its results is the report."""
 
-    def __init__(self, references: Sequence[Any]) -> None:
+    def __init__(self, engine: RayEngine, references: Sequence[Any]) -> None:
+        self._engine = engine
         self._report, *self.outputs = references
 
     async def report(self) -> Report:
-        report: Report = await _awaited(self._report)
+        report: Report = await self._engine.awaited(self._report)
         return report
 
     async def cancel(self) -> None:
@@ -88,15 +104,6 @@ class RayTask:
             return
 
 
-async def _awaited(reference: Any) -> Any:
-    try:
-        return await asyncio.wrap_future(reference.future())
-    except _DIED as error:
-        raise ProcessDiedError(f"its worker died ({_first_line(error)})") from error
-    except exceptions.RayError as error:
-        raise missing_code(error) or ClusterError(f"Ray failed: {describe(error)}") from error
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -110,10 +117,11 @@ class RayEngine:
 
     def __init__(self, *, ours: bool) -> None:
         self._ours = ours
+        self._broken = False
         self._remote = ray.remote(_perform)
 
     def alive(self) -> bool:
-        return bool(ray.is_initialized())
+        return not self._broken and bool(ray.is_initialized())
 
     def send(self, parcel: Parcel) -> Any:
         return parcel if parcel.size <= SMALL else ray.put(parcel)
@@ -121,8 +129,18 @@ class RayEngine:
     async def fetch(self, reference: Any) -> Parcel:
         if isinstance(reference, Parcel):
             return reference
-        parcel: Parcel = await _awaited(reference)
+        parcel: Parcel = await self.awaited(reference)
         return parcel
+
+    async def awaited(self, reference: Any) -> Any:
+        """What is behind a reference. Raises ProcessDiedError, ClusterError."""
+        try:
+            return await asyncio.wrap_future(reference.future())
+        except _DIED as error:
+            raise ProcessDiedError(f"its worker died ({_first_line(error)})") from error
+        except exceptions.RayError as error:
+            self._broken = isinstance(error, exceptions.LocalRayletDiedError)
+            raise missing_code(error) or ClusterError(f"Ray failed: {describe(error)}") from error
 
     def submit(
         self,
@@ -135,7 +153,7 @@ class RayEngine:
         options = self._options(errand, resources or {})
         count = 1 + len(errand.stage.outputs)
         task = self._remote.options(num_returns=count, max_retries=retries, **options)
-        return RayTask(task.remote(errand, *inputs))
+        return RayTask(self, task.remote(errand, *inputs))
 
     @staticmethod
     def _options(errand: Errand, resources: dict[str, float]) -> dict[str, Any]:
