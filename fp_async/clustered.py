@@ -24,7 +24,7 @@ from fp_async.bridge import Bridge
 from fp_async.config import ExecutorSettings, NodePolicy
 from fp_async.current import current_job
 from fp_async.engines import Engine
-from fp_async.errors import FlowerPowerError, describe
+from fp_async.errors import FlowerPowerError, UsageError, describe
 from fp_async.execution import Execution
 from fp_async.nodes import AttemptTimeoutError, Hooks, NodeEvent, Setup
 from fp_async.onsite import Errand, Report, cut
@@ -87,6 +87,8 @@ class ClusterRun:
         self.stages = divide(plan, roles, alone)
         self._on_cluster = {s.name for s in self.stages if not s.local}
         self._running: set[str] = set()
+        for stage in self.stages:
+            self._check(self._resources(stage))
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -220,13 +222,11 @@ class ClusterRun:
         """Submit a stage and await its end. Cancelling ends it there."""
         errand, inputs = self._errand(stage, chunk), [self._sent_spec, *sources]
         limits = [p.timeout for n, p in errand.policies.items() if p.timeout is not None]
-        last = stage.nodes[-1][0] if stage.nodes else stage.name
-        own = self._policies.get(last, NodePolicy()).resources if stage.nodes else None
         retries = 0 if limits and self._engine.ends_stuck else self._settings.retries
         since = time.monotonic()
         self._begun(stage)
         task = self._engine.submit(
-            errand, inputs, resources=own or self._settings.resources, retries=retries
+            errand, inputs, resources=self._resources(stage), retries=retries
         )
         self._running.add(errand.token)
         try:
@@ -244,6 +244,22 @@ class ClusterRun:
             self._running.discard(errand.token)
         self._hear(stage, report)
         return report, task.outputs
+
+    def _resources(self, stage: Stage) -> dict[str, float] | None:
+        """What its nodes ask for, the most of each; else what the executor asks for."""
+        policies = [self._policies[name] for name, _ in stage.nodes if name in self._policies]
+        asked = [policy.resources for policy in policies if policy.resources is not None]
+        if not asked:
+            return self._settings.resources
+        return {name: max(of.get(name, 0.0) for of in asked) for of in asked for name in of}
+
+    def _check(self, resources: dict[str, float] | None) -> None:
+        for name, number in (resources or {}).items():
+            if self._engine.has is not None and number > self._engine.has.get(name, 0.0):
+                raise UsageError(
+                    f"no task of executor '{self._engine.name}' can ever get {name} {number:g}: "
+                    f"there is {self._engine.has.get(name, 0.0):g}"
+                )
 
     def _errand(self, stage: Stage, chunk: int) -> Errand:
         names = {name for name, _ in stage.nodes}

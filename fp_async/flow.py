@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import logging
 import pickle
+import sys
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -317,8 +318,9 @@ class Flow:
         from fp_async.modules import sources
 
         if self._cluster_spec is None:
-            found = tuple(sources(self.folder).items())
-            self._cluster_spec = dataclasses.replace(self._spec_for_children(), sources=found)
+            spec, found = self._spec_for_children(), tuple(sources(self.folder).items())
+            path = tuple(entry for entry in sys.path if entry)
+            self._cluster_spec = dataclasses.replace(spec, sources=found, path=path)
         return self._cluster_spec
 
     def _spec_for_children(self) -> GraphSpec:

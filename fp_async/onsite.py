@@ -100,10 +100,10 @@ def perform(errand: Errand, spec: Parcel, *inputs: Parcel) -> tuple[Any, ...]:
     return (Report(work.nodes, log.lines, work.chunks, work.broken, work.stuck), *outputs)
 
 
-def cut(items: Iterable[Any]) -> list[Parcel]:
-    """Items in at most `MOST_CHUNKS` lists, each of which is opened by itself."""
+def cut(items: Iterable[Any], most: int = MOST_CHUNKS) -> list[Parcel]:
+    """Items in at most so many lists, each of which is opened by itself."""
     all_items = list(items)
-    size = -(-len(all_items) // MOST_CHUNKS) or 1
+    size = -(-len(all_items) // most) or 1
     return [Parcel(all_items[at : at + size]) for at in range(0, len(all_items), size)]
 
 

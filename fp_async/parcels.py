@@ -36,10 +36,11 @@ class Parcel:
 
     def open(self) -> Any:
         """The value. Arrays can be written to, wherever they come from."""
-        if self._data is not None:
+        data = self._data  # another thread of the process may open it, too
+        if data is not None:
             buffers = [_writable(buffer) for buffer in self._buffers]
-            self._value = pickle.loads(self._data, buffers=buffers)  # noqa: S301 - our own tasks'
-            self._data, self._buffers = None, ()
+            self._value = pickle.loads(data, buffers=buffers)  # noqa: S301 - our own tasks'
+            self._data = None
         return self._value
 
     def packed(self) -> Parcel:

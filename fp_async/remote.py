@@ -8,6 +8,7 @@ user: nothing from outside is ever unpickled.
 from __future__ import annotations
 
 import pickle
+import sys
 import threading
 import traceback
 from collections import OrderedDict
@@ -28,7 +29,8 @@ _graphs: OrderedDict[GraphSpec, tuple[Any, Any]] = OrderedDict()
 class GraphSpec:
     """All that another process needs to build the same DAG. `params` and `config` are pickled.
 
-    `sources` are the files of `folder` by relative path, for where the folder is not there.
+    `sources` are the files of `folder` by relative path, for where the folder is not there;
+    `path` is where modules are looked for, as far as that exists there.
     """
 
     folder: Path
@@ -41,6 +43,7 @@ class GraphSpec:
     allow_overrides: bool
     libraries: tuple[str, ...]  # whose Hamilton extensions the modules need
     sources: tuple[tuple[str, bytes], ...] | None = None
+    path: tuple[str, ...] = ()
 
 
 class Failure(NamedTuple):
@@ -110,6 +113,7 @@ def _forget_older(spec: GraphSpec) -> None:
 def _built(spec: GraphSpec) -> tuple[Any, Any]:
     from fp_async import dag, modules, params
 
+    sys.path += [p for p in spec.path if p not in sys.path and Path(p).is_dir()]
     dag.load_extensions(spec.libraries)
     values = params.Params(spec.flow, pickle.loads(spec.params))  # noqa: S301
     sources: Mapping[str, bytes] | None = None if spec.sources is None else dict(spec.sources)

@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 import services
@@ -28,6 +30,7 @@ from fp_async import (
     UsageError,
     engines,
 )
+from fp_async.onsite import cut
 from fp_async.remote import RemoteTracebackError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -188,8 +191,8 @@ async def test_fan_out(executor, project):
 
 
 async def test_more_items_than_tasks(executor, project, monkeypatch):
-    monkeypatch.setattr("fp_async.onsite.MOST_CHUNKS", 3)
-    overrides = {"items": list(range(10))}  # cut here, where the constant is small
+    monkeypatch.setattr("fp_async.clustered.cut", partial(cut, most=3))
+    overrides = {"items": list(range(10))}  # cut here, not on the cluster
     result = await project.run(
         "flow", {"x": 0}, ["squares"], overrides=overrides, executor=executor
     )
@@ -446,6 +449,33 @@ async def test_a_cluster_that_is_not_there(executor, project, monkeypatch, addre
     monkeypatch.setattr("fp_async.engines.dask._CONNECTING", 0.5)
     with pytest.raises(ClusterError, match=f"no connection to dask at {address}: "):
         await project.run("flow", {"x": 1}, "first", executor=f"dask:{address}")
+
+
+async def test_what_no_worker_has_is_said_at_once(executor, project):
+    settings = msgspec.structs.replace(executor, resources={"num_gpus": 1})
+    with pytest.raises(UsageError, match="can ever get num_gpus 1: there is 0"):
+        await project.run("flow", {"x": 1}, "first", executor=settings)
+
+
+async def test_resources_of_a_node(executor, make_project, tmp_path):
+    if executor.type != "ray":
+        pytest.skip("the workers of LocalCluster have none by themselves")
+    config = "run: {flow: {dev: {nodes: {tick: {resources: {num_cpus: 2}}}}}}"
+    source = """
+    import time
+    from hamilton.htypes import Collect, Parallelizable
+    def items() -> Parallelizable[int]:
+        yield from range(2)
+    def tick(items: int) -> tuple:
+        began = time.time()
+        time.sleep(0.1)
+        return began, time.time()
+    def ticks(tick: Collect[tuple]) -> list:
+        return sorted(tick)
+    """
+    project = make_project(config, flow=source)
+    (_, first), (second, _) = (await project.run("flow", executor=executor))["ticks"]
+    assert second >= first
 
 
 async def test_within_each_other_is_refused(executor, make_project):

@@ -46,6 +46,7 @@ class Engine(Protocol):
     name: str
     private: bool  # whether a worker's process runs one task at a time
     ends_stuck: bool  # whether a node that nothing else ends takes its process with it
+    has: dict[str, float] | None  # the most of each resource that a task can ever get, if known
 
     def alive(self) -> bool:
         """Whether it can still be used."""

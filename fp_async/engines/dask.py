@@ -147,6 +147,7 @@ class DaskEngine:
     def __init__(self, client: Any, host: dask_host.Host | None, *, private: bool) -> None:
         self.client = client
         self.private = private
+        self.has = None if host is None else host.resources
         self._host = host
         self.counts: dict[str, int] = {}
 

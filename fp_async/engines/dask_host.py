@@ -21,11 +21,14 @@ _ENDING = 5.0  # seconds
 
 
 class Host:
-    """The process. `private`: its workers run one task at a time."""
+    """The process. `cluster` are the options of its LocalCluster."""
 
-    def __init__(self, process: subprocess.Popen[bytes], address: str, *, private: bool) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], address: str, cluster: dict[str, Any]
+    ) -> None:
         self.address = address
-        self.private = private
+        self.private: bool = cluster["threads_per_worker"] == 1  # workers run a task at a time
+        self.resources: dict[str, float] = cluster.get("resources") or {}
         self._process = process
 
     def alive(self) -> bool:
@@ -63,7 +66,7 @@ def start(workers: int | None, retries: int, options: dict[str, Any]) -> Host:
         address = answers.readline().decode().strip()
     if not address:
         raise ClusterError(f"Dask did not start ({how(process.wait())}); see above")
-    return Host(process, address, private=wanted["threads_per_worker"] == 1)
+    return Host(process, address, wanted)
 
 
 # In the process -----------------------------------------------------------------------------

@@ -59,7 +59,14 @@ def start(settings: ExecutorSettings) -> RayEngine:
         ray.init(**options)
     finally:
         told.setLevel(level)
-    return RayEngine(ours=True)
+    return RayEngine(ours=True, has=None if settings.address else _resources())
+
+
+def _resources() -> dict[str, float]:
+    """Those of the machine, by the names that tasks ask by."""
+    found = dict(ray.cluster_resources())
+    named = {"num_cpus": found.pop("CPU", 0.0), "num_gpus": found.pop("GPU", 0.0)}
+    return {**found, **named}
 
 
 def _knock(address: str) -> None:
@@ -115,7 +122,8 @@ class RayEngine:
     private = True
     ends_stuck = True
 
-    def __init__(self, *, ours: bool) -> None:
+    def __init__(self, *, ours: bool, has: dict[str, float] | None = None) -> None:
+        self.has = has
         self._ours = ours
         self._broken = False
         self._remote = ray.remote(_perform)
