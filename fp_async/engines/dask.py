@@ -117,7 +117,7 @@ class DaskTask:
         self._token = token
         self._future = future
         self._waiting: asyncio.Task[Any] | None = None
-        key = f"{future.key}-report"
+        key = f"report-{token}"  # Dask expects of a name's tasks that they take equally long
         self._report = engine.client.submit(_report, future, key=key, pure=False)
         count = engine.counts.pop(future.key)
         self.outputs = [_Output(future, index) for index in range(1, count + 1)]
