@@ -5,8 +5,8 @@
 A DAG of 16 nodes side by side and one that adds them up, each of which computes in Python for a
 given time, on two workers: threads (which share one interpreter), child processes, Ray and Dask on
 this machine. Then one chain of three nodes, which is a single task; the items of a
-`Parallelizable`, up to 200; and an array that goes through two nodes. All contenders are warm, and take turns
-in every round. Times are milliseconds, p50 and p99 over the rounds; ratios are of p50s,
+`Parallelizable`, up to 200; and an array that two nodes read. All contenders are warm, and take
+turns in every round. Times are milliseconds, p50 and p99 over the rounds; ratios are of p50s,
 threadpool / contender: above 1 the contender is faster.
 """
 

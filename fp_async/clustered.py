@@ -24,7 +24,7 @@ from fp_async.bridge import Bridge
 from fp_async.config import ExecutorSettings, NodePolicy
 from fp_async.current import current_job
 from fp_async.engines import Engine
-from fp_async.errors import FlowerPowerError, UsageError, describe
+from fp_async.errors import ClusterError, FlowerPowerError, UsageError, describe
 from fp_async.execution import Execution
 from fp_async.nodes import AttemptTimeoutError, Hooks, NodeEvent, Setup
 from fp_async.onsite import Errand, Report, cut
@@ -158,30 +158,26 @@ class ClusterRun:
             return self._fail(error.node, error.inputs, error.cause)
         if isinstance(error, FlowerPowerError) and not isinstance(error, AttemptTimeoutError):
             return error
-        inputs = {argument: type(value).__name__ for argument, value in kwargs.items()}
-        return self._fail(name.partition("@")[0], inputs, error)
+        node, way, _ = name.partition("@")
+        known = {} if way else kwargs  # what is sent or fetched has no inputs
+        inputs = {argument: type(value).__name__ for argument, value in known.items()}
+        return self._fail(node, inputs, error)
 
     # Values ---------------------------------------------------------------------------------
 
     async def _ship(self, value: Any) -> Any:
         if type(value) in _TRIVIAL:
-            return self._engine.send(Parcel(value).packed())
+            return self._packed_and_sent(value)
         pack = partial(self._packed_and_sent, value)
         return await in_thread(executors.threads(None), pack)
 
     def _packed_and_sent(self, value: Any) -> Any:
-        return self._engine.send(Parcel(value).packed())
+        return self._engine.send(Parcel(value).packed(thoroughly=True))
 
     async def _send(self, name: str, expands: bool, **values: Any) -> Reference:
         value = values[name]
         parts = cut(value) if expands else None
-        try:
-            sent = await self._ship(value if parts is None else parts)
-        except FlowerPowerError:
-            raise
-        except Exception as error:
-            text = f"its value ({type(value).__name__}) cannot be sent to a cluster: {error}"
-            raise TypeError(text) from error
+        sent = await self._ship(value if parts is None else parts)
         return Reference(sent, len(parts or ()))
 
     async def _fetch(self, name: str, **values: Reference) -> Any:
@@ -271,6 +267,7 @@ class ClusterRun:
             level=self._level,
             folder=self._folder,
             ends_stuck=self._engine.ends_stuck,
+            packs=self._engine.packs,
             job=current_job(),
         )
 
@@ -330,7 +327,10 @@ class ClusterRun:
         if report.broken is not None:
             node, inputs, failure = report.broken
             where = f"a worker of {self._engine.name} ({report.place})"
-            raise StageError(node, inputs, remote.raised(failure, where))
+            cause = remote.raised(failure, where)
+            if not node:
+                raise ClusterError(f"{where} cannot run the pipeline: {describe(cause)}") from cause
+            raise StageError(node, inputs, cause)
 
 
 def _required(names: Any) -> tuple[tuple[str, bool], ...]:

@@ -24,7 +24,7 @@ from fp_async.current import CurrentJob, current
 from fp_async.errors import FlowerPowerError, describe
 from fp_async.nodes import awaitable
 from fp_async.onsite_threads import Interruptible, Listening, Log, StuckError, awaited, within
-from fp_async.parcels import Parcel
+from fp_async.parcels import Parcel, SpoiltError
 from fp_async.stages import Stage
 
 MOST_CHUNKS = 1000  # tasks of one Parallelizable; of more items, several go together
@@ -37,7 +37,7 @@ class Errand:
 
     `token` names it for `interrupt`, `chunk` says which items are its own. With a `folder` it has
     its process for itself, which goes there. `ends_stuck`: a node that nothing else ends takes its
-    process with it.
+    process with it. `packs`: what it gives is packed at once, and not only if it has to travel.
     """
 
     stage: Stage
@@ -47,6 +47,7 @@ class Errand:
     level: int = logging.WARNING
     folder: str = ""
     ends_stuck: bool = False
+    packs: bool = False
     job: CurrentJob | None = None
 
 
@@ -60,7 +61,9 @@ class NodeReport(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """Which node failed, with which inputs (names and types), and how."""
+    """Which node failed, with which inputs (names and types), and how. Without a node: what came
+    before any of them.
+    """
 
     node: str
     inputs: dict[str, str]
@@ -96,7 +99,7 @@ def perform(errand: Errand, spec: Parcel, *inputs: Parcel) -> tuple[Any, ...]:
         except _FailedError:
             pass
         except BaseException as error:
-            work.broke(errand.stage.name, {}, error)
+            work.broke("", {}, error)
     return (Report(work.nodes, log.lines, work.chunks, work.broken, work.stuck), *outputs)
 
 
@@ -136,19 +139,39 @@ class _Work:
         graph = remote.graph(opened)
         self._calls = {name: graph.nodes[name].call for name, _ in self._stage.nodes}
         stage, given = self._stage, list(inputs)
-        items = given.pop(0).open()[self._errand.chunk].open() if stage.item else None
-        values = {source: given.pop(0).open() for source in stage.sources}
+        items = None
+        if stage.item:
+            chunk = given.pop(0).open()[self._errand.chunk]
+            items = self._opened(stage.item, chunk)
+        values = {source: self._opened(source, given.pop(0)) for source in stage.sources}
         if stage.gathers:
-            values[stage.gathers[1]] = [value for part in given for value in part.open()]
+            name = stage.gathers[1]
+            values[name] = [value for part in given for value in self._opened(name, part)]
         del given, inputs
         if items is not None:
-            return [*map(Parcel, self._for_each(items, values))]
+            found = self._for_each(items, values)
+            return [*map(self._closed, stage.outputs, found)]
         self._nodes(values)
         value = values[stage.outputs[0]]
         if stage.expands:
             value = cut(value)
             self.chunks = len(value)
-        return [Parcel(value)]
+        return [self._closed(stage.outputs[0], value)]
+
+    def _opened(self, source: str, parcel: Parcel) -> Any:
+        try:
+            return parcel.open()
+        except SpoiltError as error:
+            self.broke(source, {}, error)
+            raise _FailedError from error
+
+    def _closed(self, output: str, value: Any) -> Parcel:
+        parcel = Parcel(value)
+        try:
+            return parcel.packed() if self._errand.packs else parcel
+        except SpoiltError as error:
+            self.broke(output, {}, error)
+            raise _FailedError from error
 
     def _for_each(self, items: Sequence[Any], shared: Mapping[str, Any]) -> list[list[Any]]:
         collected: list[list[Any]] = [[] for _ in self._stage.outputs]

@@ -23,19 +23,30 @@ def use(dumps: Dumps) -> None:
     _dumps[1:] = [dumps]
 
 
-class Parcel:
-    """One value. Two tasks in the same process share it, as they would share any argument."""
+class SpoiltError(TypeError):
+    """A value could not be packed when somebody else needed it."""
 
-    __slots__ = ("_buffers", "_data", "_value", "size")
+
+class Parcel:
+    """One value. Two tasks in the same process share it, as they would share any argument.
+
+    One that cannot be packed arrives all the same, and raises SpoiltError when it is opened: the
+    engines would not know whose mistake it is.
+    """
+
+    __slots__ = ("_buffers", "_data", "_spoilt", "_value", "size")
 
     def __init__(self, value: Any) -> None:
         self._value = value
         self._data: bytes | None = None
         self._buffers: Sequence[Any] = ()
+        self._spoilt = ""
         self.size = 0  # bytes, once it is packed
 
     def open(self) -> Any:
-        """The value. Arrays can be written to, wherever they come from."""
+        """The value. Arrays can be written to, wherever they come from. Raises SpoiltError."""
+        if self._spoilt:
+            raise SpoiltError(self._spoilt)
         data = self._data  # another thread of the process may open it, too
         if data is not None:
             buffers = [_writable(buffer) for buffer in self._buffers]
@@ -43,16 +54,27 @@ class Parcel:
             self._data = None
         return self._value
 
-    def packed(self) -> Parcel:
-        """A parcel that is ready to travel. Raises what pickling the value raises."""
+    def packed(self, *, thoroughly: bool = False) -> Parcel:
+        """A parcel that is ready to travel; `thoroughly`: with what this script itself defines.
+
+        Raises SpoiltError.
+        """
         if self._data is not None:
             return self
-        return _closed(*_pack(self._value, _dumps[-1:]))
+        try:
+            return _closed(*_pack(self._value, _dumps[-1:] if thoroughly else _dumps))
+        except Exception as error:
+            raise SpoiltError(_why(self._value, error)) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         data, buffers = self._data, self._buffers
+        if self._spoilt:
+            return _spoilt, (self._spoilt,)
         if data is None:
-            data, buffers = _pack(self._value, _dumps)
+            try:
+                data, buffers = _pack(self._value, _dumps)
+            except Exception as error:
+                return _spoilt, (_why(self._value, error),)
         return _closed, (data, [pickle.PickleBuffer(buffer) for buffer in buffers])
 
 
@@ -61,6 +83,16 @@ def _closed(data: bytes, buffers: Sequence[Any]) -> Parcel:
     parcel._data, parcel._buffers = data, buffers
     parcel.size = len(data) + sum(memoryview(buffer).nbytes for buffer in buffers)
     return parcel
+
+
+def _spoilt(why: str) -> Parcel:
+    parcel = Parcel(None)
+    parcel._spoilt = why
+    return parcel
+
+
+def _why(value: Any, error: Exception) -> str:
+    return f"its value ({type(value).__name__}) cannot leave its process: {error}"
 
 
 def _pack(value: Any, picklers: Sequence[Dumps]) -> tuple[bytes, list[Any]]:

@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import psutil
@@ -44,6 +46,7 @@ SOURCE = """
     import logging
     import os
     import signal
+    import threading
     import time
     from pathlib import Path
 
@@ -111,6 +114,10 @@ SOURCE = """
             log.write("x")
         os.kill(os.getpid(), signal.SIGKILL)
         return 0
+    def lock() -> object:
+        return threading.Lock()
+    def nap(lock: object) -> int:
+        return 1
     def napping() -> int:
         time.sleep(0.8)
         return 1
@@ -253,6 +260,26 @@ async def test_an_error_names_the_node_and_keeps_the_remote_traceback(executor, 
     assert isinstance(error.__cause__.__cause__, RemoteTracebackError)
     assert f"a worker of {executor.type}" in str(error.__cause__.__cause__)
     assert "in broken" in str(error.__cause__.__cause__)
+
+
+async def test_a_value_that_cannot_travel_names_its_node(executor, project):
+    cannot = r"node 'lock' .* its value \(lock\) cannot leave its process"
+    with pytest.raises(NodeError, match=cannot):
+        await project.run("flow", final_vars="lock", executor=executor)
+    with pytest.raises(NodeError, match=cannot):
+        await project.run(
+            "flow", final_vars="nap", overrides={"lock": threading.Lock()}, executor=executor
+        )
+    own = {"lock": lambda: 3}  # what only this script has can travel
+    assert await project.run("flow", final_vars="nap", overrides=own, executor=executor)
+
+
+async def test_what_a_worker_lacks_is_said_with_its_place(executor, make_project, monkeypatch):
+    monkeypatch.setitem(sys.modules, "only_here", ModuleType("only_here"))
+    project = make_project(flow="import only_here\ndef a() -> int:\n    return 1\n")
+    text = f"a worker of {executor.type} .* cannot run the pipeline: .* No module named 'only_here'"
+    with pytest.raises(ClusterError, match=text):
+        await project.run("flow", executor=executor)
 
 
 async def test_an_error_of_one_item(executor, project):

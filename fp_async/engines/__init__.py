@@ -46,6 +46,7 @@ class Engine(Protocol):
     name: str
     private: bool  # whether a worker's process runs one task at a time
     ends_stuck: bool  # whether a node that nothing else ends takes its process with it
+    packs: bool  # whether all that a task gives is packed at once
     has: dict[str, float] | None  # the most of each resource that a task can ever get, if known
 
     def alive(self) -> bool:

@@ -143,6 +143,7 @@ class DaskEngine:
 
     name = "dask"
     ends_stuck = False
+    packs = False
 
     def __init__(self, client: Any, host: dask_host.Host | None, *, private: bool) -> None:
         self.client = client

@@ -121,6 +121,7 @@ class RayEngine:
     name = "ray"
     private = True
     ends_stuck = True
+    packs = True
 
     def __init__(self, *, ours: bool, has: dict[str, float] | None = None) -> None:
         self.has = has
