@@ -19,7 +19,7 @@ from edge_agent.housekeeping import Housekeeping
 from edge_agent.outbox import Outbox
 from edge_agent.problems import Problems
 from edge_agent.store import AgentStore, Identity
-from fp_async import __version__, messages, processes, versions
+from fp_async import __version__, json_logs, messages, processes, versions
 from fp_async.backend import Backend, Nearby
 from fp_async.config import DataStore, SchedulerFile, WorkerSettings
 from fp_async.errors import StoreError
@@ -66,7 +66,12 @@ class Agent:
 
     def _worker(self) -> Worker:
         settings = self.backend.worker
-        runner = ProcessRunner(self.root, settings.memory_limit, settings.idle_timeout)
+        runner = ProcessRunner(
+            self.root,
+            settings.memory_limit,
+            settings.idle_timeout,
+            relay=json_logs.installed(),
+        )
         return Worker(self.backend, settings, runner, None, seen=False)
 
     async def open(self) -> None:

@@ -27,7 +27,8 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     `window` is how many jobs it takes from the gateway at once, `slots` how many run at once.
     `outbox` bounds what waits to be told, `disk_floor` what has to stay free on the disk.
     `triggers` are topics that run pipelines on the device itself, heard on `triggers_broker`
-    where that is given: a broker on the device needs no network.
+    where that is given: a broker on the device needs no network. With `metrics_port` it serves
+    metrics to Prometheus.
     """
 
     broker: str = "mqtt://localhost:1883"
@@ -52,6 +53,9 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     outbox: Annotated[int, msgspec.Meta(ge=1)] = 64
     disk_floor: Annotated[int, msgspec.Meta(ge=0)] = 200
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    metrics_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] | None = None
+    metrics_host: str = "127.0.0.1"
     triggers: dict[str, TopicTrigger] = {}
     triggers_broker: str | None = None
 

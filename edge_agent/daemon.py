@@ -24,7 +24,7 @@ from edge_agent.agent import Agent
 from edge_agent.config import VARIABLE, AgentSettings
 from edge_agent.control import Control
 from edge_agent.session import Session
-from fp_async import link, wire
+from fp_async import json_logs, link, wire
 from fp_async.errors import FlowerPowerError, SessionTakenError, StoreError
 from fp_async.link import Connection, Link, Will
 
@@ -75,6 +75,10 @@ class Daemon:
             from edge_agent.local_triggers import listen
 
             beside.append(asyncio.create_task(listen(agent), name="fp-agent-triggers"))
+        if self._settings.metrics_port is not None:
+            from edge_agent import measuring
+
+            beside.append(asyncio.create_task(measuring.serve(agent), name="fp-agent-metrics"))
         self._main = asyncio.create_task(agent.run(), name="fp-agent-work")
         notify.ready()
         try:
@@ -197,6 +201,8 @@ def main() -> None:
     settings = msgspec.json.decode(os.environ.pop(VARIABLE), type=AgentSettings)
     level = getattr(logging, settings.log_level.upper())
     logging.basicConfig(level=max(level, logging.WARNING), format=FORMAT, stream=sys.stderr)
+    if settings.log_format == "json":
+        json_logs.install(agent=settings.name)
     logging.getLogger("fp_async").setLevel(level)  # aiosqlite tells of every statement
     try:
         os.chdir(Path(settings.store).parent)

@@ -34,6 +34,9 @@ HELP = {
     "outbox": "MiB of results that may wait for the network. Default: 64.",
     "disk_floor": "MiB that have to stay free on the disk. Default: 200.",
     "log_level": "debug, info, warning or error. Default: info.",
+    "log_format": "text or json. Default: text.",
+    "metrics_port": "Serve metrics to Prometheus there. Default: do not.",
+    "metrics_host": "Its address. Default: 127.0.0.1.",
     "triggers_broker": "Broker for local triggers, if not the same.",
 }
 

@@ -47,6 +47,9 @@ class Problems:
                 log.warning("%s", text)
         self.unsaved = True
 
+    def __len__(self) -> int:
+        return len(self._now)
+
     def __str__(self) -> str:
         return "; ".join(each.text for each in self._now.values())
 

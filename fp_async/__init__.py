@@ -32,6 +32,7 @@ if _TYPE_CHECKING:
     from fp_async.api import show as show
     from fp_async.api import start_worker as start_worker
     from fp_async.api import watch as watch
+    from fp_async.callbacks import RunEvent as RunEvent
     from fp_async.codec_values import Record as Record
     from fp_async.config import ExecutorSettings as ExecutorSettings
     from fp_async.config import NodePolicy as NodePolicy
@@ -71,6 +72,7 @@ if _TYPE_CHECKING:
     from fp_async.errors import TriggerError as TriggerError
     from fp_async.errors import UnknownNameError as UnknownNameError
     from fp_async.errors import UsageError as UsageError
+    from fp_async.jobs import Failure as Failure
     from fp_async.jobs import Job as Job
     from fp_async.jobs import Schedule as Schedule
     from fp_async.nodes import NodeEvent as NodeEvent
@@ -148,8 +150,9 @@ _HOMES = {
         "UsageError",
     ),
     "current": ("CurrentJob", "current_job"),
+    "callbacks": ("RunEvent",),
     "codec_values": ("Record",),
-    "jobs": ("Job", "Schedule"),
+    "jobs": ("Failure", "Job", "Schedule"),
     "nodes": ("NodeEvent",),
     "params": ("load_params",),
     "project": ("Project",),

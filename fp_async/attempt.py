@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from fp_async.callbacks import Kind
+from fp_async.current import CurrentJob
 from fp_async.jobs import Failure, Job, NodeTiming, Record, Spec
 
 LOG_KEPT = 65_536  # characters of a job's log, the end of it
@@ -24,15 +26,45 @@ class Order(msgspec.Struct, frozen=True, tag="order"):
     spec: Spec
     inputs: bytes
     limit: int | None = None
+    trace: str | None = None  # of the job's span, or what the job came with
+
+    @property
+    def current(self) -> CurrentJob:
+        """As the job's own code sees it."""
+        return CurrentJob(self.id, self.attempt, self.pipeline)
 
 
 class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
-    """How an attempt ended. `dirty`: something of it still runs in a thread of its process."""
+    """How an attempt ended. `dirty`: something of it still runs in a thread of its process.
+
+    `hears` is of what the pipeline's functions want to hear; None where that is not known.
+    `traced`: the spans of its nodes are exported by whoever ran it.
+    """
 
     status: Literal["succeeded", "failed", "crashed"]
     result: bytes | None = None
     failure: Failure | None = None
     reason: str | None = None
+    dirty: bool = False
+    hears: list[Kind] | None = None
+    traced: bool = False
+
+
+class Call(msgspec.Struct, frozen=True, tag="call"):
+    """What a runner needs to know to tell the pipeline's functions how an attempt went."""
+
+    order: Order
+    kind: Kind
+    seconds: float
+    result: bytes | None = None
+    failure: Failure | None = None
+    retry_in: float | None = None
+
+
+class Called(msgspec.Struct, frozen=True, tag="called"):
+    """They have been told; what went wrong. `dirty` as in `Outcome`."""
+
+    problems: list[str]
     dirty: bool = False
 
 
@@ -41,6 +73,7 @@ class Trail:
 
     def __init__(self, worker: str = "") -> None:
         self.changed = bool(worker)  # where it runs is news, too
+        self.traced = False
         self._worker = worker
         self._nodes: list[NodeTiming] = []
         self._log: list[str] = []
@@ -74,16 +107,18 @@ class Trail:
     def record(self) -> bytes:
         """All of it, as it is stored."""
         self.changed = False
-        return _to_json(Record(self._nodes, self.log, self._worker))
+        return _to_json(Record(self._nodes, self.log, self._worker, traced=self.traced))
 
 
 _to_json = msgspec.json.Encoder().encode
 Tell = Callable[[NodeTiming], None]
 
 
-def order(job: Job, limit: int | None) -> Order:
+def order(job: Job, limit: int | None, trace: str | None = None) -> Order:
     """What the runner of a claimed job is given."""
-    return Order(job.id, job.attempt, job.pipeline, job.rules, job.inputs, limit)
+    rules = job.rules
+    context = trace or rules.trace
+    return Order(job.id, job.attempt, job.pipeline, rules, job.inputs, limit, context)
 
 
 def storable(text: str, limit: int | None = None) -> str:

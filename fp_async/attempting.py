@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any, get_args
 
-from fp_async import codec
-from fp_async.attempt import Order, Outcome, Tell, storable
-from fp_async.current import CurrentJob, current
+from fp_async import callbacks, codec, current, tracing
+from fp_async.attempt import Call, Order, Outcome, Tell, storable
+from fp_async.callbacks import Callbacks, RunEvent
 from fp_async.errors import FlowerPowerError, NodeError, RunTimeoutError, describe
 from fp_async.flow import Flow
 from fp_async.flows import Flows
@@ -26,16 +27,54 @@ async def attempt(flows: Flows, order: Order, tell: Tell) -> Outcome:
         if event.status != "started":
             error = event.error and storable(event.error, _MESSAGE_KEPT)
             seconds = round(event.seconds, 6)
-            tell(NodeTiming(event.node, event.status, seconds, error, event.place))
+            at = 0.0 if order.trace is None else event.at or time.time() - seconds
+            tell(NodeTiming(event.node, event.status, seconds, error, round(at, 6), event.place))
 
-    current.set(CurrentJob(order.id, order.attempt, order.pipeline))
+    current.job.set(order.current)
+    about: dict[str, Any] = {
+        "hears": flows.hears(order.pipeline, order.spec.environment),
+        "traced": tracing.active() is not None,
+    }
     try:
-        result = await _run(flows, order, progress)
-        return Outcome("succeeded", codec.encode_value(result, limit=order.limit))
+        with tracing.within(order.trace):
+            result = await _run(flows, order, progress)
+        return Outcome("succeeded", codec.encode_value(result, limit=order.limit), **about)
     except RunTimeoutError as error:
-        return Outcome("failed", failure=_failure(error), dirty=bool(error.running))
+        dirty = bool(error.running)
+        return Outcome("failed", failure=failure(error), dirty=dirty, **about)
     except Exception as error:
-        return Outcome("failed", failure=_failure(error))
+        return Outcome("failed", failure=failure(error), **about)
+
+
+async def hear(flows: Flows, call: Call) -> list[str]:
+    """Tell the pipeline's own functions, and those of the project; what went wrong."""
+    try:
+        functions = flows.hearing(call.order.pipeline, call.order.spec.environment)
+    except FlowerPowerError as error:
+        return [str(error), *await hear_own(flows.callbacks, call)]
+    return await hear_own(flows.callbacks.then(functions), call)
+
+
+async def hear_own(functions: Callbacks, call: Call) -> list[str]:
+    """Tell those of these functions that want to hear of it; what went wrong."""
+    wanted = functions.of(call.kind)
+    return await callbacks.call(wanted, _event(call)) if wanted else []
+
+
+def _event(call: Call) -> RunEvent:
+    order = call.order
+    return RunEvent(
+        kind=call.kind,
+        pipeline=order.pipeline,
+        environment=order.spec.environment,
+        job_id=order.id,
+        attempt=order.attempt,
+        seconds=call.seconds,
+        inputs=codec.decode(order.inputs),
+        result=None if call.result is None else codec.decode_value(call.result),
+        error=call.failure,
+        retry_in=call.retry_in,
+    )
 
 
 async def _run(flows: Flows, order: Order, progress: Callable[[NodeEvent], None]) -> Any:
@@ -66,7 +105,8 @@ def _known(flow: Flow) -> dict[str, type]:
     return found
 
 
-def _failure(error: BaseException) -> Failure:
+def failure(error: BaseException) -> Failure:
+    """What is told of an error: of the user's own, where a node raised it."""
     cause = error.__cause__ if isinstance(error, NodeError) else None
     raised = error if cause is None else cause
     kinds = [kind.__name__ for kind in type(raised).__mro__[:-1]]

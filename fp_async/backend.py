@@ -16,13 +16,16 @@ from contextlib import (
     suppress,
 )
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fp_async import config as configs
-from fp_async import events, stores
+from fp_async import events, stores, tracing
 from fp_async.config import DataStore, EventBroker, SchedulerFile, WorkerSettings
 from fp_async.errors import UsageError
 from fp_async.jobs import Job
+
+if TYPE_CHECKING:
+    from fp_async.observing import Observer
 
 _FLUSH = 1.0  # seconds that a process about to end gives its wake-ups to leave
 
@@ -57,6 +60,7 @@ class Backend:
         self.store = stores.connect(settings, root)
         self.hub = events.Hub(_transport(root, settings, file.event_broker or EventBroker()))
         self.nearby = Nearby()
+        self.observers: list[Observer] = tracing.observers()
         self.users = 0
         self._hub_task: asyncio.Task[None] | None = None
         self._opening = asyncio.Lock()

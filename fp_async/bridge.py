@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from fp_async.awaitables import awaitable, close
 from fp_async.errors import describe
-from fp_async.nodes import NodeEvent, awaitable, close
+from fp_async.nodes import NodeEvent
 
 log = logging.getLogger("fp_async")
 Tell = Callable[[NodeEvent], None]

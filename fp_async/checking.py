@@ -80,6 +80,7 @@ def _check_pipeline(project: Project, name: str) -> Iterator[Problem]:
         try:
             flow = project.flow(name, environment=environment)
             yield from _check_flow(flow, where)
+            project.flows.hearing(name, environment)
         except FlowerPowerError as error:
             yield Problem("error", where, str(error))
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from fp_async import remote
-from fp_async.nodes import awaitable
+from fp_async.awaitables import awaitable
 from fp_async.processes import die_with_parent, how, kill
 from fp_async.threads import Threads, in_thread
 

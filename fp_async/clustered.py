@@ -317,11 +317,11 @@ class ClusterRun:
     def _hear(self, stage: Stage, report: Report) -> None:
         """Tell what a stage has told; raise what broke it."""
         begun = {stage.nodes[0][0]} if stage.nodes else set()
-        for node, status, seconds, error in report.nodes:
+        for node, status, seconds, error, at in report.nodes:
             if node not in begun:
-                self._tell(NodeEvent(node, "started"))
+                self._tell(NodeEvent(node, "started", at=at))
             begun.discard(node) if status != "retrying" else begun.add(node)
-            self._tell(NodeEvent(node, status, seconds, error, report.place))
+            self._tell(NodeEvent(node, status, seconds, error, at, report.place))
         for name, level, text in report.log:
             _repeat(name, level, text)
         if report.broken is not None:

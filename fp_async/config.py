@@ -108,6 +108,10 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     module_overrides: bool | None = None
     cache: bool | str | None = None
     with_tracker: bool | None = None
+    # Functions that hear how it went, as "module:function", the module in pipelines/:
+    on_success: list[str] | str | None = None
+    on_failure: list[str] | str | None = None
+    on_retry: list[str] | str | None = None
     # Of its jobs:
     queue: str | None = None
     priority: int | None = None

@@ -1,4 +1,4 @@
-"""The job that the calling code runs in."""
+"""What the calling code belongs to: the job and the node that run it. Set where they are begun."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class CurrentJob(msgspec.Struct, frozen=True):
     pipeline: str
 
 
-current: ContextVar[CurrentJob | None] = ContextVar("fp_current_job", default=None)
+job: ContextVar[CurrentJob | None] = ContextVar("fp_current_job", default=None)
+node: ContextVar[str | None] = ContextVar("fp_current_node", default=None)  # of watched runs
 
 
 def current_job() -> CurrentJob | None:
     """The job that the calling node belongs to; None in a run that is no job."""
-    return current.get()
+    return job.get()

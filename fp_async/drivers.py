@@ -37,11 +37,12 @@ from hamilton.lifecycle.base import (
 )
 from hamilton.node import NodeType
 
+from fp_async.awaitables import awaitable
 from fp_async.bridge import Bridge, StopError, Tell, ended, is_hamiltons, watched
 from fp_async.dag import Graph
 from fp_async.errors import FlowerPowerError, GraphError, UsageError, describe
 from fp_async.hooks import RunHooks, guard
-from fp_async.nodes import NodeEvent, awaitable
+from fp_async.nodes import NodeEvent
 from fp_async.threads import Threads, in_thread
 
 Fail = Callable[[str, dict[str, Any], BaseException], Exception]

@@ -27,8 +27,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
+from fp_async.awaitables import PLAIN, awaitable, close
 from fp_async.frontier import Frontier
-from fp_async.nodes import PLAIN, Caller, Setup, awaitable, close
+from fp_async.nodes import Caller, Setup
 from fp_async.plan import Plan
 
 _NOTHING = -1

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,6 +20,9 @@ from fp_async.events import Hub
 from fp_async.jobs import Fire, Job, Schedule, Template, identity
 from fp_async.patience import Patience
 from fp_async.stores import Store
+
+if TYPE_CHECKING:
+    from fp_async.observing import Observer
 
 log = logging.getLogger("fp_async")
 _BATCH = 500
@@ -42,6 +45,7 @@ class Firing:
         patience: Patience | None = None,
         agent: str | None = None,
         may: Callable[[Schedule], bool] | None = None,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self._store = store
         self._hub = hub
@@ -49,6 +53,7 @@ class Firing:
         self._patience = patience or Patience()
         self._agent = agent
         self._may = may
+        self._observers = observers
 
     async def run(self) -> None:
         """Until cancelled, which may be at any moment: what was fired then is fired, or not."""
@@ -71,7 +76,11 @@ class Firing:
         allowed = due if self._may is None else [row for row in due if self._may(row)]
         fires = [await self._spread(fire) async for fire in self._fires(allowed, now)]
         added = await store.fire(fires)
-        new = [job for fire, ids in zip(fires, added, strict=True) if ids for job in fire.jobs]
+        made = [fire for fire, ids in zip(fires, added, strict=True) if ids]
+        for each in self._observers:
+            for fire in made:
+                each.fired(fire, now - fire.expected)
+        new = [job for fire in made for job in fire.jobs]
         late = {f"later:{job.queue}" for job in new if job.run_at > now}
         elsewhere = {f"on:{job.target}" for job in new if job.target is not None}
         self._hub.publish(*late, *elsewhere, *{f"work:{job.queue}" for job in new})
@@ -161,6 +170,8 @@ def _decoded(
     )
 
 
-async def serve(store: Store, hub: Hub, poll_interval: float) -> None:
+async def serve(
+    store: Store, hub: Hub, poll_interval: float, observers: Sequence[Observer] = ()
+) -> None:
     """Fire until cancelled: what `start-scheduler` runs."""
-    await Firing(store, hub, poll_interval).run()
+    await Firing(store, hub, poll_interval, observers=observers).run()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from fp_async import executors, frames
+from fp_async import executors, frames, tracing
 from fp_async.child import Children
 from fp_async.config import ExecutorSettings, RunSettings, given
 from fp_async.errors import (
@@ -117,7 +117,10 @@ class Flow:
         UnknownNameError before anything has started, then NodeError and RunTimeoutError.
         """
         with self.graph.quietly():
-            return await self._run(request, children)
+            if tracing.active() is None:
+                return await self._run(request, children)
+            with tracing.run(self.name):
+                return await self._run(request, children)
 
     async def _run(self, request: Request, children: Children | None) -> Any:
         plan = self.plan(request)
@@ -204,13 +207,16 @@ class Flow:
             if children is None:
                 raise UsageError("executor 'processpool' needs the project's child processes")
             remote = partial(children.call, self._spec_for_children())
-        return Setup(threads, remote, node_hooks, request.progress, self.settings.nodes or {})
+        policies, spans = self.settings.nodes or {}, tracing.spans()
+        return Setup(threads, remote, node_hooks, request.progress, policies, spans)
 
     async def _run_driver(self, plan: Plan, request: Request) -> Any:
         """Through Hamilton's own drivers, with the inputs that the plan found to be needed."""
         from fp_async import drivers
         from fp_async.bridge import Bridge
 
+        if (spans := tracing.spans()) is not None:
+            request = msgspec.structs.replace(request, progress=spans.told(request.progress))
         known = {**self.configured, **request.inputs}
         inputs = {name: known[name] for name in plan.names[: plan.given] if name in known}
         finals = [name for name, _ in plan.finals]
@@ -259,6 +265,8 @@ class Flow:
     ) -> Any:
         from fp_async import clustered, engines
 
+        if (spans := tracing.spans()) is not None:
+            request = msgspec.structs.replace(request, progress=spans.told(request.progress))
         node_hooks = hooks.for_nodes() if hooks else None
         self._refuse_on_cluster(plan, request, node_hooks)
 

@@ -13,17 +13,28 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fp_async import callbacks, executors, scaffold
 from fp_async import config as configs
-from fp_async import executors, scaffold
+from fp_async.callbacks import Callbacks
 from fp_async.child import Children
-from fp_async.errors import UnknownNameError, UsageError
+from fp_async.errors import FlowerPowerError, UnknownNameError, UsageError
 from fp_async.flow import Flow, Progress, Request
+
+if TYPE_CHECKING:
+    from fp_async.modules import Namespace
 
 _KEPT_FLOWS = 64
 _Loop = asyncio.AbstractEventLoop
 Params = Mapping[str, Mapping[str, Any]]
+
+
+class Hearing(NamedTuple):
+    """What is loaded of a pipeline's configured functions."""
+
+    namespace: Namespace
+    callbacks: Callbacks
 
 
 class Flows:
@@ -33,12 +44,14 @@ class Flows:
         self.root = root
         self.held = False  # whether child processes are kept after the last run
         self.alone = False  # whether the process is there for these pipelines alone
+        self.callbacks = callbacks.NONE  # which hear of all of them, before the configured ones
         self._flows: OrderedDict[Hashable, Flow] = OrderedDict()
         self._stamps: dict[Path, tuple[int, int]] = {}
         self._looked = float("-inf")
         self._known: set[str] = set()  # names of pipelines, as of the latest refresh
         self._file: configs.PipelinesFile | None = None
         self._settings: dict[tuple[str, str], configs.RunSettings] = {}
+        self._hearing: dict[tuple[str, str], Hearing] = {}
         self._children: weakref.WeakKeyDictionary[_Loop, dict[int | None, Children]] = (
             weakref.WeakKeyDictionary()
         )
@@ -139,6 +152,47 @@ class Flows:
             self._settings[name, environment] = found
         return found
 
+    def hears(self, name: str, environment: str) -> list[callbacks.Kind]:
+        """Of what some function wants to hear, by the configuration."""
+        try:
+            settings = self.settings(name, environment)
+        except FlowerPowerError:
+            return []  # whoever runs the pipeline says so
+        return callbacks.heard(settings)
+
+    def hearing(self, name: str, environment: str) -> Callbacks:
+        """The configured functions, loaded. Raises PipelineImportError, UnknownNameError.
+
+        Apart from the pipeline: they hear, too, that it cannot be imported.
+        """
+        with self._lock:
+            found = self._hearing.get((name, environment))
+            if found is None:
+                found = self._hearing[name, environment] = self._load_hearing(name, environment)
+            return found.callbacks
+
+    def _load_hearing(self, name: str, environment: str) -> Hearing:
+        from fp_async import modules
+        from fp_async.params import Params as PipelineParams
+
+        params = PipelineParams(name, self.parameters(name, environment))
+        settings = self.settings(name, environment)
+        namespace = modules.Namespace(self.root / "pipelines", name, params, identity="callbacks")
+        try:
+            loaded = [
+                tuple(
+                    modules.function(
+                        namespace, path, where=f" (run.{name}.{environment}.on_{kind})"
+                    )
+                    for path in _several(getattr(settings, f"on_{kind}"))
+                )
+                for kind in callbacks.KINDS
+            ]
+            return Hearing(namespace, Callbacks(*loaded))
+        except BaseException:
+            namespace.unload()
+            raise
+
     def planned(self, flow: Flow, **options: Any) -> tuple[list[str], list[str]]:
         """The nodes that a run with these options would compute, and the final ones among them.
 
@@ -173,6 +227,9 @@ class Flows:
             self._flows.clear()
             self._known.clear()
             self._settings.clear()
+            for hearing in self._hearing.values():
+                hearing.namespace.unload()
+            self._hearing.clear()
             self._file = None
 
     def refresh(self, within: float = 0.0) -> None:
@@ -191,8 +248,8 @@ class Flows:
             if self._stamps.get(conf, now := stamp(conf)) != now:
                 self.reload()
             self._stamps[conf] = now
-            for key in [key for key, flow in self._flows.items() if flow.namespace.changed()]:
-                self._flows.pop(key).namespace.unload()
+            _unload_changed(self._flows)
+            _unload_changed(self._hearing)
 
     def request(
         self,
@@ -236,6 +293,10 @@ class Flows:
         return pools[workers]
 
 
+def _several(names: list[str] | str | None) -> Sequence[str]:
+    return (names,) if isinstance(names, str) else names or ()
+
+
 def seconds(timeout: float) -> float:
     """A timeout that is one. Raises UsageError."""
     if not isinstance(timeout, int | float) or not timeout > 0:
@@ -266,6 +327,11 @@ def _frozen(value: Any) -> Hashable:
         return tuple(_frozen(item) for item in value)
     hash(value)
     return (type(value), value)
+
+
+def _unload_changed(loaded: dict[Any, Any]) -> None:
+    for key in [key for key, each in loaded.items() if each.namespace.changed()]:
+        loaded.pop(key).namespace.unload()
 
 
 def _unload(flows: OrderedDict[Hashable, Flow]) -> None:

@@ -224,6 +224,8 @@ class Hearing:
         for name, job in batch.adopted:
             batch.acknowledged[name].append(job.id)
             gateway.hub.publish(f"job:{job.id}")
+            for each in gateway.backend.observers:
+                each.adopted(job)
         for name, report in batch.reports:
             if report.event not in ("accept", "start", "give_back"):
                 batch.acknowledged[name].append(report.id)
@@ -292,6 +294,11 @@ class Hearing:
         else:
             self._board.forget(report.id)
             gateway.count("outcomes")
+        if each is not None:
+            began = report.started_at or each.job.started_at
+            for observer in gateway.backend.observers:
+                job = replace(each.job, started_at=began)
+                observer.reported(job, report, time.time() - (began or time.time()))
         gateway.wake()
         if self.triggers is not None and each is not None:
             self.triggers.ended(each.job, report)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -132,6 +133,22 @@ def make(flows: Flows, backend: Backend) -> Gateway:
     file: MqttFile = configs.read(flows.root, "mqtt.yml")
     check(flows, file)
     return Gateway(flows, backend, file, address(flows, file))
+
+
+@asynccontextmanager
+async def beside(gateway: Gateway) -> AsyncIterator[None]:
+    """The gateway at work until the block ends. If it fails the block is cancelled, and that is
+    raised.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(gateway.run(), name="fp-gateway")
+            try:
+                yield
+            finally:
+                task.cancel()
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
 
 
 async def serve(flows: Flows) -> None:

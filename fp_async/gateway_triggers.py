@@ -19,7 +19,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 from msgspec.structs import replace
 
-from fp_async import hearing, messages, orders, rules, topic_triggers, wire
+from fp_async import hearing, messages, orders, rules, topic_triggers, tracing, wire
 from fp_async.config import Runnable, TopicTrigger
 from fp_async.errors import BrokerError, FlowerPowerError, MessageError
 from fp_async.jobs import Job, Letter, Offer, Report
@@ -142,7 +142,8 @@ class Triggers:
             tuple(message.user_properties),
         )
         wanted = self._wanted(name, trigger, told)
-        job = orders.job(self._gateway.flows, wanted.pipeline, wanted.options, time.time())
+        with tracing.message(name, told.topic, told.user_properties):
+            job = orders.job(self._gateway.flows, wanted.pipeline, wanted.options, time.time())
         reply_to = told.response_topic
         if reply_to is not None and not self._topics.may_answer(reply_to):
             raise MessageError(f"response topic '{reply_to}': not one that may be answered on")

@@ -61,7 +61,7 @@ def finished(told: Finished, agent: str, now: float, result: bytes | None) -> Re
         started_at=_by_our_clock(told, told.started_at, now),
         result=result if result is not None else value(told),
         error=None if told.error is None else msgspec.json.encode(_bounded(told.error)),
-        record=msgspec.json.encode(_record(told.record or jobs.Record(), agent)),
+        record=msgspec.json.encode(_record(told, agent, now)),
         errors=told.errors or None,
         crashes=told.crashes or None,
     )
@@ -127,8 +127,13 @@ def _bounded(error: Failure) -> Failure:
     )
 
 
-def _record(record: Record, agent: str) -> Record:
-    return replace(record, nodes=record.nodes[:_NODES], log=record.log[-_TEXT:], worker=agent)
+def _record(told: Finished, agent: str, now: float) -> Record:
+    record = told.record or jobs.Record()
+    nodes = [
+        replace(each, at=now - _age(told.sent_at, each.at)) if each.at else each
+        for each in record.nodes[:_NODES]
+    ]
+    return replace(record, nodes=nodes, log=record.log[-_TEXT:], worker=agent)
 
 
 def put_together(told: Finished, parts: Sequence[Chunk]) -> bytes | list[int]:

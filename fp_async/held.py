@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 import msgspec
 
-from fp_async.attempt import Trail
+from fp_async.attempt import Outcome, Trail
 from fp_async.jobs import Failure, Job, Report
 from fp_async.keeper import Why
 
@@ -25,6 +26,9 @@ class Attempt:
         self.trail = Trail(worker)
         self.why: Why | None = None
         self.over = False
+        self.outcome: Outcome | None = None
+        self.began = time.monotonic()
+        self.seconds = 0.0
         self.task: asyncio.Task[None] | None = None
 
     def stop(self, why: Why) -> None:
@@ -40,4 +44,5 @@ def log_failure(job: Job, report: Report) -> None:
         failure = msgspec.json.decode(report.error, type=Failure)
         text = failure.message.partition("\n")[0]
         what = {"fail": "failed", "crash": "crashed", "retry": "is tried again"}[report.event]
-        log.warning("job %s of '%s' %s: %s", job.id, job.pipeline, what, text)
+        about = {"job": job.id, "pipeline": job.pipeline, "attempt": job.attempt}
+        log.warning("job %s of '%s' %s: %s", job.id, job.pipeline, what, text, extra=about)

@@ -49,6 +49,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     lost_after: float | None = None
     version: str | None = None
     require_version: bool = False
+    trace: Annotated[str, msgspec.Meta(max_length=128)] | None = None  # W3C traceparent
 
 
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -61,13 +62,17 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class NodeTiming(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is kept of a node of the latest attempt; `seconds` is the time it took."""
+    """What is kept of a node of the latest attempt; `seconds` is the time it took.
+
+    Of a traced job also when it began (`at`, epoch seconds).
+    """
 
     node: str
     status: str
     seconds: float = 0.0
     error: str = ""
-    place: str = ""  # worker of a cluster
+    at: float = 0.0
+    place: str = ""  # the worker of a cluster
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -78,6 +83,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     worker: str = ""
     warnings: list[str] = []
     late: float = 0.0  # seconds between its end on an agent and its arrival
+    traced: bool = False  # whoever ran it has exported the spans of its nodes
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from pathlib import Path
@@ -27,7 +27,14 @@ from typing import Any
 
 from fp_async import frames
 from fp_async.build_errors import hint
-from fp_async.errors import FlowerPowerError, GraphError, PipelineImportError, describe
+from fp_async.errors import (
+    FlowerPowerError,
+    GraphError,
+    PipelineImportError,
+    UnknownNameError,
+    UsageError,
+    describe,
+)
 from fp_async.params import Params, provided
 
 PREFIX = "fp_pipelines_"
@@ -240,6 +247,25 @@ def exists(folder: Path, name: str) -> bool:
     return name.replace(".", "").isidentifier() and (
         base.with_name(f"{base.name}.py").is_file() or base.is_dir()
     )
+
+
+def function(namespace: Namespace, path: str, *, where: str) -> Callable[..., Any]:
+    """What `module:function` names, the module one of the namespace's folder.
+
+    Raises PipelineImportError, UnknownNameError, UsageError.
+    """
+    module, colon, name = path.partition(":")
+    if not colon or not name:
+        raise UsageError(f"'{path}' is not module:function{where}")
+    if not exists(namespace.folder, module):
+        known = sorted(each.stem for each in namespace.folder.glob("*.py"))
+        raise UnknownNameError("module", module, known, where=f" in {namespace.folder}{where}")
+    functions = {n: f for n, f in vars(namespace.load(module)).items() if callable(f)}
+    if name not in functions:
+        own = [n for n in functions if not n.startswith("__")]
+        raise UnknownNameError("function", name, own, where=f" in pipelines/{module}.py{where}")
+    found: Callable[..., Any] = functions[name]
+    return found
 
 
 def libraries(folder: Path, modules: Sequence[str]) -> set[str]:

@@ -20,9 +20,12 @@ from typing import Any
 import anyio
 import msgspec
 
+from fp_async import current
+from fp_async.awaitables import awaitable, close
 from fp_async.config import NodePolicy
 from fp_async.errors import describe
 from fp_async.plan import Plan
+from fp_async.spans import Spans
 from fp_async.threads import Threads, in_thread
 
 _HOOK_GRACE = 5.0  # seconds that async hooks get to hear of a cancelled node
@@ -37,14 +40,15 @@ class AttemptTimeoutError(TimeoutError):
 class NodeEvent(msgspec.Struct, frozen=True):
     """Something that happened to a node, for progress displays.
 
-    `status` is started, succeeded, failed, cancelled or retrying; `seconds` since its start;
-    `place` where it ran, if that was a cluster.
+    `status` is started, succeeded, failed, cancelled or retrying; `seconds` since its start, which
+    was `at` (epoch seconds; 0 where that is not known); `place` where it ran, if on a cluster.
     """
 
     node: str
     status: str
     seconds: float = 0.0
     error: str = ""
+    at: float = 0.0
     place: str = ""
 
 
@@ -77,6 +81,7 @@ class Setup(msgspec.Struct, frozen=True):
     hooks: Hooks | None = None
     progress: Callable[[NodeEvent], None] | None = None
     policies: Mapping[str, NodePolicy] = {}
+    spans: Spans | None = None
     plainly: frozenset[str] = frozenset()
 
 
@@ -151,7 +156,8 @@ class Caller:
         setup = self._setup
         if self._awaits_hooks:
             return self._supervise
-        begin = self._observe if setup.hooks or self.watched else call
+        observed = setup.hooks or self.watched or setup.spans
+        begin = self._observe if observed else call
         if setup.remote is not None or not setup.policies.keys().isdisjoint(self._plan.names):
             return partial(self._begin_special, begin)
         self.plain = begin is call
@@ -205,9 +211,11 @@ class Caller:
     async def _supervise(self, slot: int) -> Any:
         """Call a node with everything around it: async hooks, timeout, retry, another place."""
         watch = _Watch(self, slot)
+        current.node.set(watch.name)
         hooks = self._setup.hooks or Hooks()
         if hooks.before:
             await self._aside(slot, watch.before)
+            watch.enter()
         else:
             watch.before()
         if hooks.before_async:
@@ -315,7 +323,7 @@ class Caller:
 class _Watch:
     """What is told about one node: sync hooks and events, before and after."""
 
-    __slots__ = ("_caller", "_hooks", "_started", "kwargs", "name")
+    __slots__ = ("_caller", "_hooks", "_span", "_started", "kwargs", "name")
 
     def __init__(self, caller: Caller, slot: int) -> None:
         self.name = caller._plan.names[slot]
@@ -328,7 +336,16 @@ class _Watch:
     def seconds(self) -> float:
         return time.perf_counter() - self._started
 
+    def enter(self) -> None:
+        """The calling context is another one than that of `before`."""
+        spans = self._caller._setup.spans
+        if spans is not None:
+            spans.enter(self._span)
+
     def before(self) -> None:
+        current.node.set(self.name)
+        spans = self._caller._setup.spans
+        self._span = None if spans is None else spans.begin(self.name)
         if self._caller.watched:
             self._caller.emit(NodeEvent(self.name, "started"))
         if self._hooks and self._hooks.before:
@@ -340,6 +357,10 @@ class _Watch:
                 raise
 
     def after(self, value: Any, error: BaseException | None) -> None:
+        current.node.set(None)
+        spans = self._caller._setup.spans
+        if spans is not None:
+            spans.end(self._span, error)
         if self._caller.watched:
             self._caller.emit(self._ended(error))
         if self._hooks and self._hooks.after:
@@ -350,7 +371,8 @@ class _Watch:
         if error is not None:
             cut = isinstance(error, asyncio.CancelledError)
             status, text = ("cancelled", "") if cut else ("failed", describe(error))
-        return NodeEvent(self.name, status, self.seconds, text)
+        seconds = self.seconds
+        return NodeEvent(self.name, status, seconds, text, time.time() - seconds)
 
 
 class _Rest:
@@ -373,19 +395,3 @@ class _Rest:
 
     def close(self) -> None:
         close(self._value)
-
-
-# Values of these types are not awaitable: seen at once, without a look-up that fails.
-PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple, set})
-
-
-def awaitable(value: Any) -> bool:
-    """Whether a node's value has to be awaited."""
-    kind = type(value)
-    return kind not in PLAIN and hasattr(kind, "__await__")
-
-
-def close(value: Any) -> None:
-    """A coroutine that nobody will await says so to itself, not to the user."""
-    if hasattr(value, "close"):
-        value.close()

@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fp_async import remote
+from fp_async import current, remote
+from fp_async.awaitables import awaitable
 from fp_async.config import NodePolicy
-from fp_async.current import CurrentJob, current
+from fp_async.current import CurrentJob
 from fp_async.errors import FlowerPowerError, describe
-from fp_async.nodes import awaitable
 from fp_async.onsite_threads import Interruptible, Listening, Log, StuckError, awaited, within
 from fp_async.parcels import Parcel, SpoiltError
 from fp_async.stages import Stage
@@ -56,8 +56,9 @@ class NodeReport(NamedTuple):
 
     node: str
     status: str
-    seconds: float = 0.0
-    error: str = ""
+    seconds: float
+    error: str
+    at: float
 
 
 class Broken(NamedTuple):
@@ -92,7 +93,7 @@ def perform(errand: Errand, spec: Parcel, *inputs: Parcel) -> tuple[Any, ...]:
     log = Log()
     work = _Work(errand)
     outputs: list[Parcel | None] = [None] * len(errand.stage.outputs)
-    current.set(errand.job)
+    current.job.set(errand.job)
     with Interruptible(errand.token), Listening(log, errand.level):
         try:
             outputs = work.run(spec, inputs)
@@ -214,7 +215,8 @@ class _Work:
         raise _FailedError
 
     def _tell(self, name: str, status: str, since: float, error: str = "") -> None:
-        self.nodes.append(NodeReport(name, status, time.perf_counter() - since, error))
+        seconds = time.perf_counter() - since
+        self.nodes.append(NodeReport(name, status, seconds, error, time.time() - seconds))
 
     def _attempt(self, name: str, kwargs: dict[str, Any], timeout: float | None) -> Any:
         call = partial(self._calls[name], **kwargs)

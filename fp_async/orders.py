@@ -10,7 +10,7 @@ from typing import Any, TypedDict, get_args
 
 import msgspec
 
-from fp_async import codec, documents, executors, jobs, targets, triggers
+from fp_async import codec, documents, executors, jobs, targets, tracing, triggers
 from fp_async import config as configs
 from fp_async.config import ExecutorSettings, Retry, RunSettings, ScheduleEntry
 from fp_async.errors import ConfigError, UnknownNameError, UsageError
@@ -82,7 +82,11 @@ def job(flows: Flows, name: str, options: Mapping[str, Any], now: float) -> Job:
     due = moment(run_at) if run_at is not None else 0.0
     if delay is not None:
         due = now + seconds("delay", delay, least=0.0)
-    return from_template(template, jobs.new_id(), name, due, now)
+    made = from_template(template, jobs.new_id(), name, due, now)
+    if (trace := tracing.current()) is None:
+        return made
+    spec = msgspec.structs.replace(template.spec, trace=trace)
+    return msgspec.structs.replace(made, spec=msgspec.json.encode(spec))
 
 
 def from_template(template: Template, id: str, name: str, run_at: float, now: float) -> Job:

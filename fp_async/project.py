@@ -6,19 +6,18 @@ processes, the connection to the data store, and a worker where one is wanted.
 
 from __future__ import annotations
 
-import asyncio
 import builtins
-import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from fp_async import callbacks, retrying, scaffold
 from fp_async import config as configs
-from fp_async import scaffold
-from fp_async.errors import NodeError, ProjectNotFoundError, UsageError
-from fp_async.flow import Flow, Progress, Request
+from fp_async.callbacks import Given
+from fp_async.errors import ProjectNotFoundError, UsageError
+from fp_async.flow import Flow, Progress
 from fp_async.flows import Flows, Params
 
 if TYPE_CHECKING:
@@ -34,7 +33,9 @@ class Project:
 
     Inside `async with` it stays connected to its data store. `worker=True`, or the settings of
     one, has a worker in the background, in this process: its jobs run in this event loop unless
-    the settings say `runner="process"`. Raises ProjectNotFoundError where there is no project.
+    the settings say `runner="process"`. `on_success`, `on_failure` and `on_retry` are functions,
+    sync or async, that are called in this process with a `RunEvent` for every run of this
+    project's and every job of its workers here. Raises ProjectNotFoundError where there is none.
     """
 
     def __init__(
@@ -42,9 +43,13 @@ class Project:
         path: str | Path | None = None,
         *,
         worker: bool | configs.WorkerSettings = False,
+        on_success: Given = None,
+        on_failure: Given = None,
+        on_retry: Given = None,
     ) -> None:
         self.root = find_root(path)
         self.flows = Flows(self.root)
+        self.flows.callbacks = callbacks.given(on_success, on_failure, on_retry)
         self._worker = configs.WorkerSettings(runner="inline") if worker is True else worker
         self._held: AsyncExitStack | None = None
 
@@ -94,11 +99,16 @@ class Project:
         progress: Progress | None = None,
         adapters: Sequence[Any] = (),
         materializers: Sequence[Any] = (),
+        on_success: Given = None,
+        on_failure: Given = None,
+        on_retry: Given = None,
     ) -> Any:
         """Run a pipeline and return its final variables by name.
 
         What is given here is laid over the settings of `environment`. `progress` is called on
-        the event loop with every `NodeEvent`. Cancelling cancels and awaits the nodes on the
+        the event loop with every `NodeEvent`. The functions `on_...` are called with a `RunEvent`
+        before this returns, after those of the project and before those of the configuration; a
+        cancelled run calls none. Cancelling cancels and awaits the nodes on the
         loop, kills child processes and abandons sync nodes in threads. Raises InputError,
         UnknownNameError, ConfigError, GraphError and PipelineImportError before anything has
         started, NodeError and RunTimeoutError afterwards.
@@ -117,24 +127,11 @@ class Project:
             flow, inputs, final_vars, overrides, executor, timeout, progress
         )
         try:
-            return await self._retried(flow, request)
+            hearing = self.flows.callbacks.then(callbacks.given(on_success, on_failure, on_retry))
+            return await retrying.run(self.flows, flow, request, environment, hearing)
         finally:
             if not flow.kept:
                 flow.namespace.unload()
-
-    async def _retried(self, flow: Flow, request: Request) -> Any:
-        """Run, and run again as the pipeline's `retry` says."""
-        retry = flow.settings.retry
-        failures = 0
-        while True:
-            try:
-                return await self.flows.run(flow, request)
-            except (NodeError, TimeoutError) as error:
-                failures += 1
-                cause = error.__cause__ if isinstance(error, NodeError) else error
-                if retry is None or cause is None or not retry.wants(cause, failures):
-                    raise
-            await asyncio.sleep(retry.delay(failures, random.random()))
 
     # Jobs -----------------------------------------------------------------------------------
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from fp_async import processes
 from fp_async.events import Hub
-from fp_async.jobs import LEASE
+from fp_async.jobs import LEASE, Job
 from fp_async.patience import Patience
 from fp_async.stores import Store
 
@@ -18,8 +19,16 @@ _RESCUE = 2.0
 _PRUNE = 60.0
 
 
-async def rescue(store: Store, hub: Hub, patience: Patience, busy: asyncio.Event | None) -> None:
+async def rescue(
+    store: Store,
+    hub: Hub,
+    patience: Patience,
+    busy: asyncio.Event | None,
+    rescued: Callable[[Job], None],
+) -> None:
     """Rescue every 2 s and prune every minute, until cancelled; unless the store was away.
+
+    `rescued` is told of every job that was taken from its worker.
 
     `busy` is for a worker that is alone with its store: while nobody holds a job there is nothing
     to look after until it is set.
@@ -28,7 +37,7 @@ async def rescue(store: Store, hub: Hub, patience: Patience, busy: asyncio.Event
     while True:
         held = True
         if patience.since_failure() > LEASE:
-            held = await patience(lambda: _rescue_once(store, hub))
+            held = await patience(lambda: _rescue_once(store, hub, rescued))
         if time.monotonic() - pruned_at > _PRUNE:
             pruned_at = time.monotonic()
             await patience(store.prune)
@@ -39,11 +48,14 @@ async def rescue(store: Store, hub: Hub, patience: Patience, busy: asyncio.Event
         await asyncio.sleep(_RESCUE)
 
 
-async def _rescue_once(store: Store, hub: Hub) -> bool:
+async def _rescue_once(store: Store, hub: Hub, rescued: Callable[[Job], None]) -> bool:
     """Whether anybody held jobs."""
     owners = await store.owners()
     dead = [owner for owner in owners if processes.has_died(owner)]
     for job in await store.rescue(dead):
-        log.warning("job %s of '%s': %s (%s)", job.id, job.pipeline, job.state, job.reason)
+        about = {"job": job.id, "pipeline": job.pipeline}
+        text = "job %s of '%s': %s (%s)"
+        log.warning(text, job.id, job.pipeline, job.state, job.reason, extra=about)
         hub.publish(f"job:{job.id}", f"work:{job.queue}")
+        rescued(job)
     return bool(owners)

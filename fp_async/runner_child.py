@@ -16,15 +16,17 @@ from typing import Any
 
 import msgspec
 
-from fp_async import engines
-from fp_async.attempt import FORMAT, Order, cancelled_itself
-from fp_async.attempting import attempt
+from fp_async import engines, tracing
+from fp_async.attempt import FORMAT, Call, Called, Order, Outcome, cancelled_itself
+from fp_async.attempting import attempt, hear
 from fp_async.flows import Flows
 from fp_async.jobs import NodeTiming
 from fp_async.processes import die_with_parent
-from fp_async.runner import LENGTH, Answer, Connected, NodeDone, Request, Settings
+from fp_async.runner_process import LENGTH, Answer, Connected, NodeDone, Request, Settings
+from fp_async.threads import Threads
 
 _requests = msgspec.msgpack.Decoder(Request)
+_exporting = Threads(limit=1)
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -37,6 +39,7 @@ def main() -> None:
     with suppress(EOFError, BrokenPipeError, ConnectionResetError, asyncio.CancelledError):
         asyncio.run(_serve(socket.socket(fileno=int(sys.argv[3]))))
     engines.shutdown()
+    tracing.flush()
     os._exit(0)  # an abandoned node in a thread must not hold us up
 
 
@@ -46,6 +49,11 @@ async def _serve(connection: socket.socket) -> None:
     settings = await _read(reader)
     assert isinstance(settings, Settings)
     _limit_memory(settings.memory_limit)
+    traced = tracing.set_up("flowerpower-worker")
+    if settings.json:
+        from fp_async import json_logs
+
+        json_logs.install()
     sys.path.insert(0, settings.root)  # the project's own packages, as under python -m
     flows = Flows(Path(settings.root))
     flows.held = flows.alone = True
@@ -54,22 +62,33 @@ async def _serve(connection: socket.socket) -> None:
     assert serving is not None
     engines.on_connect.append(partial(_connected, writer, serving))
     while True:
-        order = await _read(reader)
-        assert isinstance(order, Order)
+        request = await _read(reader)
         flows.refresh()
-        # a task of its own: what the job sets in its context must not be the next one's
-        task = asyncio.create_task(attempt(flows, order, lambda timing: _tell(writer, timing)))
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            task.cancel()
-            await asyncio.wait([task])
-            raise
-        outcome = cancelled_itself() if task.cancelled() else task.result()
-        if not before.restore():
-            outcome = msgspec.structs.replace(outcome, dirty=True)
-        _write(writer, outcome)
+        answer: Answer
+        if isinstance(request, Order):
+            answer = await _attempt(flows, request, writer)
+            if not before.restore():
+                answer = msgspec.structs.replace(answer, dirty=True)
+        else:
+            assert isinstance(request, Call)
+            problems = await hear(flows, request)
+            answer = Called(problems, dirty=not before.restore())
+        _write(writer, answer)
         await writer.drain()
+        if traced:  # the process may be killed whenever it has nothing to do
+            _exporting.submit(tracing.flush)
+
+
+async def _attempt(flows: Flows, order: Order, writer: asyncio.StreamWriter) -> Outcome:
+    # a task of its own: what the job sets in its context must not be the next one's
+    task = asyncio.create_task(attempt(flows, order, lambda timing: _tell(writer, timing)))
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:  # SIGTERM
+        task.cancel()
+        await asyncio.wait([task])
+        raise
+    return cancelled_itself() if task.cancelled() else task.result()
 
 
 def _connected(writer: asyncio.StreamWriter, serving: asyncio.Task[Any]) -> None:

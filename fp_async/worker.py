@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fp_async import processes, rules
+from fp_async import json_logs, processes, rules
 from fp_async.attempt import Outcome, Trail, cancelled_itself, capture, order
 from fp_async.backend import Backend
 from fp_async.config import WorkerSettings
-from fp_async.errors import StoreError, StoreUnavailableError, describe
-from fp_async.held import Attempt, log_failure
-from fp_async.jobs import LEASE, Failure, Job, Member, Report
+from fp_async.ending import Ending
+from fp_async.errors import StoreError, describe
+from fp_async.held import Attempt
+from fp_async.jobs import LEASE, Job, Member, Report
 from fp_async.keeper import Keeper, KeeperThread, Why
 from fp_async.patience import Patience
 from fp_async.rescuing import rescue
@@ -65,6 +66,7 @@ class Worker:
         self._store = backend.store
         self._hub = backend.hub
         self._nearby = backend.nearby
+        self._observers = backend.observers
         self._settings = settings
         self._runner = runner
         self._connect = connect
@@ -75,6 +77,7 @@ class Worker:
         self._patience = Patience()
         self._keeper = Keeper(self.owner, self._held, self._stop_from_anywhere, self._patience)
         self._room = asyncio.Event()
+        self._ending = Ending(backend, runner, self._patience, self._room.set)
         self._busy = asyncio.Event()  # set at a claim, cleared by who finds that nothing runs
         self._draining = False
         self._loop = asyncio.get_running_loop()
@@ -151,6 +154,7 @@ class Worker:
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=_GIVE_BACK)
             await _cancelled(list(late))
+        await self._ending.end(_GIVE_BACK)
         await self._runner.close()
 
     async def _leave(self) -> None:
@@ -190,7 +194,7 @@ class Worker:
         and its outcome share a commit; but no more than run wait for the store.
         """
         over = min(self._over, self._limit)
-        return min(self._limit - (len(self._attempts) - over), _BATCH)
+        return min(self._limit - (len(self._attempts) - over) - self._ending.going_on, _BATCH)
 
     async def _claim(self, limit: int) -> list[Job]:
         queues = self._settings.queues
@@ -200,6 +204,8 @@ class Worker:
             attempt = self._attempts[job.id] = Attempt(job, self.name)
             attempt.task = self._loop.create_task(self._attempt(attempt))
         if jobs:
+            for each in self._observers:
+                each.claimed(jobs)
             self._busy.set()
             self._keeper.begin()
         return jobs
@@ -233,10 +239,11 @@ class Worker:
         try:
             report = await self._outcome(attempt)
             attempt.over = True
+            attempt.seconds = time.monotonic() - attempt.began
             self._over += 1
             self._room.set()
             if report is not None:
-                await self._report(attempt.job, report)
+                await self._ending.report(attempt, report)
         finally:
             del self._attempts[attempt.job.id]
             self._over -= attempt.over
@@ -245,7 +252,10 @@ class Worker:
     async def _outcome(self, attempt: Attempt) -> Report | None:
         job, trail = attempt.job, attempt.trail
         try:
-            outcome = await self._runner.run(order(job, self._settings.max_result_size), trail)
+            trace = next(filter(None, (each.trace(job) for each in self._observers)), None)
+            wanted = order(job, self._settings.max_result_size, trace)
+            outcome = await self._runner.run(wanted, trail)
+            trail.traced = outcome.traced
         except asyncio.CancelledError:
             task = asyncio.current_task()
             assert task is not None
@@ -258,44 +268,11 @@ class Worker:
         except Exception as error:
             log.exception("job %s could not be started", job.id)
             outcome = Outcome("crashed", reason=f"it could not be started: {describe(error)}")
+        attempt.outcome = outcome
         return rules.verdict(job, outcome, trail.record(), random.random())
 
     def _is_cancelled(self) -> bool:  # by `asyncio.run`, in the end
         return self._main is None or self._main.cancelling() > 0
-
-    async def _report(self, job: Job, report: Report) -> None:
-        """Store it, however long that takes; then tell who waits for it."""
-        try:
-            (stored,) = await self._patience(lambda: self._store.finish([report]))
-            if stored and report.event != "succeed":
-                log_failure(job, report)
-            if stored and job.id in self._nearby.awaited:
-                self._tell_nearby(job, report)
-        except StoreUnavailableError:
-            raise
-        except StoreError as error:
-            failure = Failure("StoreError", f"the outcome could not be stored: {error}")
-            refused = Report(
-                id=job.id,
-                attempt=job.attempt,
-                event="fail",
-                error=msgspec.json.encode(failure),
-            )
-            try:
-                await self._patience(lambda: self._store.finish([refused]))
-            except StoreError:  # then its lease ends, and another attempt begins
-                log.exception("job %s: its outcome could not be stored", job.id)
-                return
-        topics = [f"job:{job.id}"]
-        if report.event in ("retry", "crash", "give_back") or job.slot or job.lane_held:
-            topics.append(f"{'later' if report.retry_in else 'work'}:{job.queue}")
-        self._hub.publish(*topics)
-
-    def _tell_nearby(self, job: Job, report: Report) -> None:
-        """Whoever waits in this process need not read the row."""
-        changes = rules.reported(job, report, time.time())
-        if changes and report.event in ("succeed", "fail"):
-            self._nearby.awaited[job.id] = msgspec.structs.replace(job, **changes)
 
     # Leases ---------------------------------------------------------------------------------
 
@@ -332,7 +309,7 @@ class Worker:
 
     async def _rescue(self) -> None:
         busy = None if self._seen else self._busy
-        await rescue(self._store, self._hub, self._patience, busy)
+        await rescue(self._store, self._hub, self._patience, busy, self._ending.rescued)
 
     async def _note(self) -> None:
         """Store what running jobs have logged and done so far, for those who watch."""
@@ -369,7 +346,8 @@ class Worker:
     async def _fire(self) -> None:
         from fp_async.firing import Firing  # with the triggers of APScheduler: only where needed
 
-        await Firing(self._store, self._hub, self._settings.poll_interval, self._patience).run()
+        poll, observers = self._settings.poll_interval, self._observers
+        await Firing(self._store, self._hub, poll, self._patience, observers=observers).run()
 
 
 def _limit(settings: WorkerSettings) -> int:
@@ -389,5 +367,11 @@ def make_worker(flows: Flows, backend: Backend, settings: WorkerSettings) -> Wor
     if settings.runner == "inline":
         connect = backend.another_store if backend.store.shared else None
         return Worker(backend, settings, InlineRunner(flows), connect)
-    runner = ProcessRunner(flows.root, settings.memory_limit, settings.idle_timeout)
+    runner = ProcessRunner(
+        flows.root,
+        settings.memory_limit,
+        settings.idle_timeout,
+        flows.callbacks,
+        json_logs.installed(),
+    )
     return Worker(backend, settings, runner, None)

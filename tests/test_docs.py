@@ -59,7 +59,7 @@ def in_background(command, cwd):
     process = subprocess.Popen(shlex.split(command), cwd=cwd, env=ENV, text=True, **pipes)
     try:
         first = process.stderr.readline()
-        assert " INFO " in first, first
+        assert " INFO " in first or '"level":"info"' in first, first
         yield
     finally:
         process.send_signal(signal.SIGTERM)

@@ -13,7 +13,8 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from fp_async.backend import Backend
+    from fp_async.gateway import Gateway
+    from fp_async.metrics import Source
     from fp_async.project import Project
     from fp_async.worker import Worker
 
@@ -31,6 +34,51 @@ log = logging.getLogger("fp_async")
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _SEEN = 10.0  # seconds between two signs of life
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+class Serving(NamedTuple):
+    """What all daemons are told about how they are looked at."""
+
+    metrics_host: str
+    metrics_port: int | None
+    log_format: str
+
+
+_SERVING = (
+    click.option(
+        "--metrics-port",
+        type=click.IntRange(0, 65_535),
+        envvar="FLOWERPOWER_METRICS_PORT",
+        metavar="PORT",
+        help="Serve metrics to Prometheus at /metrics; 0: some free port.",
+    ),
+    click.option(
+        "--metrics-host",
+        default="127.0.0.1",
+        envvar="FLOWERPOWER_METRICS_HOST",
+        help="Its address. Default: 127.0.0.1.",
+    ),
+    click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        envvar="FLOWERPOWER_LOG_FORMAT",
+        help="Lines for people (default), or JSON.",
+    ),
+)
+
+
+def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of `Serving`, which the command gets as `serving`."""
+
+    @wraps(command)
+    def collected(*args: Any, **options: Any) -> Any:
+        serving = Serving(**{name: options.pop(name) for name in Serving._fields})
+        return command(*args, serving=serving, **options)
+
+    for option in reversed(_SERVING):
+        collected = option(collected)
+    return collected
 
 
 @click.command("start-worker")
@@ -45,9 +93,17 @@ _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 @click.option(
     "--memory-limit", type=click.IntRange(64), metavar="MIB", help="For each job's process."
 )
+@click.option("--gateway", is_flag=True, help="Be a gateway to agents, too (start-gateway).")
+@serving_options
 @base_dir
 def start_worker(
-    queues: str | None, base_dir: str | None, *, no_schedules: bool, **changes: Any
+    queues: str | None,
+    base_dir: str | None,
+    serving: Serving,
+    *,
+    no_schedules: bool,
+    gateway: bool,
+    **changes: Any,
 ) -> None:
     """Work on jobs and fire schedules until a signal comes.
 
@@ -66,27 +122,30 @@ def start_worker(
             raise UsageError(f"--queues {queues!r}: write the names of queues: default,big")
     if no_schedules:
         changes["schedules"] = False
-    serve(base_dir, lambda daemon: _work(daemon, changes))
+    work = partial(_work, changes=changes, gateway=gateway)
+    serve(base_dir, work, serving, "flowerpower-worker")
 
 
 @click.command("start-scheduler")
+@serving_options
 @base_dir
-def start_scheduler(base_dir: str | None) -> None:
+def start_scheduler(base_dir: str | None, serving: Serving) -> None:
     """Fire schedules, and run no jobs, until a signal comes.
 
     Workers fire schedules, too; this is for a machine that should do nothing else. Any number
     may run: each time of a schedule gives one job.
     """
-    serve(base_dir, _fire)
+    serve(base_dir, _fire, serving, "flowerpower-scheduler")
 
 
 class Daemon:
     """A project whose daemon runs in the current task, and what a signal does to it."""
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: Project, serving: Serving) -> None:
         from fp_async.patience import Patience
 
         self.project = project
+        self._serving = serving
         self.patience = Patience()
         self.drain: Callable[[], object] | None = None
         self.signals = 0
@@ -123,24 +182,51 @@ class Daemon:
             await self.patience(lambda: apply(self.project.flows, backend))
             yield backend
 
+    @asynccontextmanager
+    async def measured(self, backend: Backend, *sources: Source) -> AsyncIterator[None]:
+        """With metrics of the store and of `sources` served, where they are wanted."""
+        host, port, _ = self._serving
+        if port is None:
+            yield
+            return
+        from fp_async import metrics
 
-def serve(base_dir: str | None, main: Callable[[Daemon], Coroutine[Any, Any, None]]) -> None:
+        sources = (partial(metrics.of_store, backend.store), *sources)
+        async with metrics.served(host, port, backend.observers, *sources) as port:
+            log.info("metrics: http://%s:%d/metrics", host, port)
+            yield
+
+
+def serve(
+    base_dir: str | None,
+    main: Callable[[Daemon], Coroutine[Any, Any, None]],
+    serving: Serving,
+    service: str,
+) -> None:
+    from fp_async import json_logs, tracing
     from fp_async.cli.running import use_packages
     from fp_async.project import Project
 
     logging.basicConfig(level=logging.INFO, format=_FORMAT)
+    if serving.log_format == "json":
+        json_logs.install()
     logging.getLogger("hamilton").setLevel(logging.WARNING)  # its INFO is about itself
+    traced = tracing.set_up(service)
     project = Project(base_dir)
     use_packages(project)
-    code = asyncio.run(_until_signalled(project, main))
+    try:
+        code = asyncio.run(_until_signalled(project, main, serving))
+    finally:
+        if traced:
+            tracing.flush()
     if code:
         raise click.exceptions.Exit(code)
 
 
 async def _until_signalled(
-    project: Project, main: Callable[[Daemon], Coroutine[Any, Any, None]]
+    project: Project, main: Callable[[Daemon], Coroutine[Any, Any, None]], serving: Serving
 ) -> int:
-    daemon = Daemon(project)
+    daemon = Daemon(project, serving)
     loop = asyncio.get_running_loop()
     for number in _WORDS:
         loop.add_signal_handler(number, daemon.signal, number)
@@ -155,7 +241,7 @@ async def _until_signalled(
 # Worker -------------------------------------------------------------------------------------
 
 
-async def _work(daemon: Daemon, changes: dict[str, Any]) -> None:
+async def _work(daemon: Daemon, *, changes: dict[str, Any], gateway: bool) -> None:
     from fp_async.client import changed
     from fp_async.worker import make_worker
 
@@ -172,10 +258,32 @@ async def _work(daemon: Daemon, changes: dict[str, Any]) -> None:
             "yes" if settings.schedules else "no",
             await _places(daemon, backend),
         )
-        try:
-            await worker.run()
-        finally:
-            log.info("worker %s has ended", worker.name)
+        async with AsyncExitStack() as stack:
+            sources = []
+            if gateway:
+                sources.append(await stack.enter_async_context(_beside(daemon, backend)))
+            await stack.enter_async_context(daemon.measured(backend, *sources))
+            try:
+                await worker.run()
+            finally:
+                log.info("worker %s has ended", worker.name)
+
+
+@asynccontextmanager
+async def _beside(daemon: Daemon, backend: Backend) -> AsyncIterator[Source]:
+    """A gateway at work until the block ends; what it fails by ends the daemon."""
+    from fp_async import gateway_serving
+
+    gateway = gateway_serving.make(daemon.project.flows, backend)
+    log.info("gateway of site '%s': %s", gateway.topics.site, gateway.address)
+    async with gateway_serving.beside(gateway):
+        yield partial(of_gateway, gateway)
+
+
+async def of_gateway(gateway: Gateway) -> list[Any]:
+    from fp_async import metrics
+
+    return metrics.of_board(gateway.board, active=gateway.active, counts=gateway.counts)
 
 
 def _drain(worker: Worker, grace: float) -> None:
@@ -212,7 +320,9 @@ async def _fire(daemon: Daemon) -> None:
         log.info("scheduler %s: %s", name, await _places(daemon, backend))
         showing = asyncio.create_task(_show_up(daemon, backend, name))
         try:
-            await serve(backend.store, backend.hub, backend.worker.poll_interval)
+            async with daemon.measured(backend):
+                poll = backend.worker.poll_interval
+                await serve(backend.store, backend.hub, poll, backend.observers)
         finally:
             await _gone(showing, backend, name)
             log.info("scheduler %s has ended", name)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fp_async.cli import base_dir
-from fp_async.cli.daemons import Daemon, serve
+from fp_async.cli.daemons import Daemon, Serving, of_gateway, serve, serving_options
 from fp_async.cli.following import output_option
 from fp_async.cli.jobs import with_client
 from fp_async.errors import UnknownNameError
@@ -25,14 +26,15 @@ _COLORS = {"ready": "green", "away": "yellow", "quarantined": "red"}
 
 
 @click.command("start-gateway")
+@serving_options
 @base_dir
-def start_gateway(base_dir: str | None) -> None:
+def start_gateway(base_dir: str | None, serving: Serving) -> None:
     """Move jobs between the data store and agents, and messages into jobs, until a signal comes.
 
     The broker is that of conf/mqtt.yml, else `event_broker` where it is of type mqtt. Any number
     may run for a site; one is active, and another takes over within 15 s.
     """
-    serve(base_dir, _gateway)
+    serve(base_dir, _gateway, serving, "flowerpower-gateway")
 
 
 async def _gateway(daemon: Daemon) -> None:
@@ -42,7 +44,8 @@ async def _gateway(daemon: Daemon) -> None:
         gateway = make(daemon.project.flows, backend)
         log.info("gateway of site '%s': %s", gateway.topics.site, gateway.address)
         try:
-            await gateway.run()
+            async with daemon.measured(backend, partial(of_gateway, gateway)):
+                await gateway.run()
         finally:
             log.info("gateway of site '%s' has ended", gateway.topics.site)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sys
 import traceback
@@ -131,16 +132,22 @@ def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options:
 
 
 async def _run(name: str, *, output: str, quiet: bool, base_dir: str | None, **given: Any) -> Any:
+    from fp_async import tracing
     from fp_async.cli.live import Progress
     from fp_async.cli.output import check_count
     from fp_async.project import Project
 
+    traced = tracing.set_up("flowerpower")
     async with Project(base_dir) as project:
         asked = ask(project, name, **given)
         check_count(output, asked.final_vars)
         title = f"{name} [{given['environment']}]"
-        with nullcontext() if quiet else Progress(title, asked.nodes) as progress:
-            return await project.run(name, progress=progress, **asked.options)
+        try:
+            with nullcontext() if quiet else Progress(title, asked.nodes) as progress:
+                return await project.run(name, progress=progress, **asked.options)
+        finally:
+            if traced:
+                await asyncio.to_thread(tracing.flush)
 
 
 class Asked(NamedTuple):

@@ -1,0 +1,94 @@
+"""Stores what became of a worker's attempts, however long that takes; then tells who waits."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from fp_async import rules
+from fp_async.aftermath import Aftermath
+from fp_async.backend import Backend
+from fp_async.errors import StoreError, StoreUnavailableError
+from fp_async.held import Attempt, log_failure
+from fp_async.jobs import Failure, Job, Report
+from fp_async.patience import Patience
+from fp_async.runner import Runner
+
+log = logging.getLogger("fp_async")
+
+
+class Ending:
+    """Of one worker. `room` is called when something of it makes room for jobs."""
+
+    def __init__(
+        self, backend: Backend, runner: Runner, patience: Patience, room: Callable[[], None]
+    ) -> None:
+        self._store = backend.store
+        self._hub = backend.hub
+        self._nearby = backend.nearby
+        self._observers = backend.observers
+        self._patience = patience
+        self._aftermath = Aftermath(runner, self._read, room)
+
+    @property
+    def going_on(self) -> int:
+        """How many jobs' places are taken by the user's functions that are told."""
+        return len(self._aftermath)
+
+    def rescued(self, job: Job) -> None:
+        """A job was taken from a worker that has died."""
+        self._aftermath.rescued(job)
+
+    async def end(self, within: float) -> None:
+        """Wait `within` seconds for what still goes on."""
+        await self._aftermath.end(within)
+
+    async def report(self, attempt: Attempt, report: Report) -> None:
+        """Store it. Raises StoreUnavailableError where waiting does not mend that."""
+        job = attempt.job
+        try:
+            await self._finish(attempt, report)
+        except StoreUnavailableError:
+            raise
+        except StoreError as error:
+            failure = Failure("StoreError", f"the outcome could not be stored: {error}")
+            refused = Report(
+                id=job.id,
+                attempt=job.attempt,
+                event="fail",
+                error=msgspec.json.encode(failure),
+            )
+            try:
+                await self._finish(attempt, refused)
+            except StoreError:  # then its lease ends, and another attempt begins
+                log.exception("job %s: its outcome could not be stored", job.id)
+                return
+        topics = [f"job:{job.id}"]
+        if report.event in ("retry", "crash", "give_back") or job.slot or job.lane_held:
+            topics.append(f"{'later' if report.retry_in else 'work'}:{job.queue}")
+        self._hub.publish(*topics)
+
+    async def _finish(self, attempt: Attempt, report: Report) -> None:
+        (stored,) = await self._patience(lambda: self._store.finish([report]))
+        if not stored:
+            return
+        job = attempt.job
+        if report.event != "succeed":
+            log_failure(job, report)
+        if job.id in self._nearby.awaited:
+            self._tell_nearby(job, report)
+        for each in self._observers:
+            each.reported(job, report, attempt.seconds)
+        self._aftermath.reported(job, report, attempt.outcome, attempt.seconds)
+
+    def _tell_nearby(self, job: Job, report: Report) -> None:
+        """Whoever waits in this process need not read the row."""
+        changes = rules.reported(job, report, time.time())
+        if changes and report.event in ("succeed", "fail"):
+            self._nearby.awaited[job.id] = msgspec.structs.replace(job, **changes)
+
+    async def _read(self, id: str) -> Job | None:
+        return await self._patience(lambda: self._store.get(id))
