@@ -23,7 +23,13 @@ from edge_agent import control, looking
 from edge_agent.config import AgentSettings
 from edge_agent.housekeeping import free_bytes
 from fp_async import versions, wire
-from fp_async.errors import BrokerError, MessageError, PublishRefusedError, StoreError
+from fp_async.errors import (
+    BrokerError,
+    MessageError,
+    PublishRefusedError,
+    StoreError,
+    suggestion,
+)
 from fp_async.link import Connection, Message, connected
 from fp_async.messages import Ping, Pong
 
@@ -81,6 +87,10 @@ def _project(settings: AgentSettings) -> Iterator[Step]:
     else:
         text = f"none in {settings.project}/pipelines"
         yield Step("pipelines", "failed", text, "copy the project's pipelines/ there")
+    for name, trigger in settings.triggers.items():
+        if found and trigger.pipeline not in found:
+            text = f"{name}: there is no pipeline '{trigger.pipeline}'"
+            yield Step("triggers", "failed", text + suggestion(trigger.pipeline, found))
     if settings.triggers and settings.password and not settings.triggers_broker:
         remedy = (
             "a broker that takes the user for the client id (flowerpower broker-config) would "

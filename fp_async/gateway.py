@@ -106,6 +106,9 @@ class Gateway:
                     await self.store.saw(Member(kind="gateway", name=self.owner), 0)
 
     async def _until_leading(self) -> None:
+        if await self.patience(self._renew):
+            return
+        log.info("gateway of site '%s': another one is active; waiting", self.topics.site)
         while not await self.patience(self._renew):  # noqa: ASYNC110 - a row, not an event
             await asyncio.sleep(RENEWAL)
 

@@ -591,6 +591,17 @@ def test_the_doctor_finds_what_is_wrong(device):
     assert "note    foreign topics: allowed: this broker protects nothing" in done.stdout
 
 
+def test_a_trigger_of_an_unknown_pipeline_is_a_finding(device):
+    nobody = f"mqtt://127.0.0.1:{services.free_port()}"
+    own = {"broker": nobody, "triggers": {"t": {"topic": "a", "pipeline": "wrok"}}}
+    (device / "agent.yml").write_text(json.dumps(own))
+    said = fp_agent("doctor", cwd=device, code=1).stdout
+    assert "FAILED  triggers: t: there is no pipeline 'wrok'; did you mean 'work'" in said
+    own["triggers"]["t"] = {"topic": "a", "pipeline": "work", "on": "agent:x"}
+    (device / "agent.yml").write_text(json.dumps(own))
+    assert "a device runs its triggers itself" in fp_agent("run", cwd=device, code=2).stderr
+
+
 def test_two_connections_with_one_login_are_noted(device):
     nobody = f"mqtt://127.0.0.1:{services.free_port()}"
     own = {"broker": nobody, "password": "p", "triggers": {"t": {"topic": "a", "pipeline": "work"}}}
