@@ -128,6 +128,7 @@ def _writable(path: Path, *, held: bool) -> Step:
                 return Step("store", "ok", text)
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as db:
             db.execute("BEGIN IMMEDIATE")
+            db.execute("CREATE TABLE doctor (x)")  # SQLite opens what it cannot write, and reads
             db.execute("ROLLBACK")
     except (OSError, sqlite3.Error) as error:
         return Step("store", "failed", f"{path}: {error}", remedy)
@@ -180,11 +181,16 @@ def _clock(store: Path) -> Step:
 
 async def _by_the_agent(settings: AgentSettings, running: dict[str, Any]) -> AsyncIterator[Step]:
     yield Step("agent", "ok", f"runs as pid {running['pid']}, {running['status']}")
+    if running["name"] != settings.name or running["broker"] != settings.place:
+        told = (
+            f"it runs as {running['name']} with {running['broker']}, and not with the settings here"
+        )
+        yield Step("settings", "note", told, "give doctor the same flags or agent.yml")
     if not running["connected"]:
         problem = running["problem"] or "no connection"
-        yield Step("broker", "failed", f"{settings.place}: {problem}")
+        yield Step("broker", "failed", f"{running['broker']}: {problem}")
         return
-    yield Step("broker", "ok", settings.place)
+    yield Step("broker", "ok", running["broker"])
     answer = await asyncio.to_thread(control.ask, settings.store, "ping")
     answer = answer or {"error": "the agent has just ended"}
     if "error" in answer:

@@ -36,6 +36,7 @@ class UnknownNameError(ConfigError):
     """
 
     def __init__(self, kind: str, name: str, valid: Iterable[str], *, where: str = "") -> None:
+        self.kind = kind
         self.name = name
         self.valid = sorted(valid)
         super().__init__(f"unknown {kind} '{name}'{where}{suggestion(name, self.valid)}")

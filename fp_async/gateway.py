@@ -176,13 +176,18 @@ class Gateway:
         gone = wire.encode(GatewayState(online=False))
         return msgspec.structs.replace(
             self.address,
-            client_id=f"fp-gateway-{self.topics.site}",
+            client_id=self._client_id(),
             clean_start=False,
             session_expiry=_SESSION_SECONDS,
             manual_ack=True,
             send_queue=_SEND_QUEUE,
             will=Will(topic=self.topics.gateway, payload=gone, qos=1, retain=True),
         )
+
+    def _client_id(self) -> str:
+        """With a login that of the user, which a broker may insist on."""
+        topics = self.topics
+        return topics.gateway_name if self.address.username else topics.gateway_client
 
     async def _work(self) -> None:
         await self.patience(self.load)

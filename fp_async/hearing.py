@@ -60,6 +60,7 @@ def finished(told: Finished, agent: str, now: float, result: bytes | None) -> Re
         event=_EVENTS[told.outcome],
         reason=_reason(told),
         started_at=_by_our_clock(told, told.started_at, now),
+        ended_at=_by_our_clock(told, told.ended_at, now),
         result=result if result is not None else value(told),
         error=None if told.error is None else msgspec.json.encode(_bounded(told.error)),
         record=msgspec.json.encode(_record(told, agent, now)),

@@ -184,8 +184,8 @@ Changes = dict[str, Any]
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker tells of the attempt that it holds. `retry_in` seconds, for `retry`.
 
-    An agent tries again by itself: it tells its own `errors` and `crashes`, and when it began.
-    What `agent` tells is believed of jobs that it was offered, and of no others.
+    An agent tries again by itself: it tells its own `errors` and `crashes`, and its times. What
+    `agent` tells is believed of jobs that it was offered, and of no others.
     """
 
     id: str
@@ -194,6 +194,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
     retry_in: float = 0.0
     started_at: float | None = None
+    ended_at: float | None = None
     errors: int | None = None
     crashes: int | None = None
     result: bytes | None = None

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import threading
 import time
@@ -369,7 +370,7 @@ def mounted(folder, options):
 
 @pytest.mark.parametrize(
     ("options", "code", "said"),
-    [("ro", 1, "Read-only file system"), ("size=16k", 3, "is full")],
+    [("ro", 3, "Read-only file system"), ("size=16k", 3, "is full")],
 )
 def test_a_disk_that_cannot_be_written_is_told(options, code, said, device):
     with mounted(device / "kept", options) as folder:
@@ -599,6 +600,23 @@ def test_two_connections_with_one_login_are_noted(device):
     assert "triggers" not in fp_agent("doctor", cwd=device, code=1).stdout
 
 
+def test_a_folder_of_the_store_that_is_not_there_is_said(device):
+    store = device / "nowhere" / "x.db"
+    done = fp_agent("run", "--store", store, cwd=device, code=3)
+    assert f"store {store}: cannot write x.db.lock: No such file or directory" in done.stderr
+
+
+def test_a_store_that_may_only_be_read_is_a_finding(device):
+    nobody = ("--broker", f"mqtt://127.0.0.1:{services.free_port()}")
+    with mounted(device / "kept", "size=2m") as folder:
+        with contextlib.closing(sqlite3.connect(folder / "x.db")) as db:
+            db.execute("CREATE TABLE t (x)")
+            db.commit()
+        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        done = fp_agent("doctor", "--store", folder / "x.db", *nobody, cwd=device, code=1)
+    assert "FAILED  store:" in done.stdout
+
+
 def test_a_store_that_cannot_be_written_is_a_finding(device):
     nobody = ("--broker", f"mqtt://127.0.0.1:{services.free_port()}")
     with mounted(device / "kept", "ro") as folder:
@@ -713,6 +731,14 @@ def test_the_unit_locks_the_agent_in(device):
     assert service["MemoryMax"] == "328M"
     assert f"--config {device}/agent.yml" in service["ExecStart"]  # found in this folder
     assert "network-online" not in unit["Unit"]["After"]
+
+
+def test_the_unit_refuses_an_address_with_a_login(device):
+    done = fp_agent(
+        "install-service", "--print", "--broker", "mqtt://u:secret@b", cwd=device, code=2
+    )
+    assert "--broker: a login would stand in the unit" in done.stderr
+    assert "secret" not in done.stdout
 
 
 def test_the_unit_keeps_flags_but_no_password(device):
