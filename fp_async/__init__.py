@@ -42,6 +42,7 @@ if _TYPE_CHECKING:
     from fp_async.current import current_job as current_job
     from fp_async.errors import AlreadyExistsError as AlreadyExistsError
     from fp_async.errors import BrokerError as BrokerError
+    from fp_async.errors import ClusterError as ClusterError
     from fp_async.errors import ConfigError as ConfigError
     from fp_async.errors import EncodingError as EncodingError
     from fp_async.errors import FileAccessError as FileAccessError
@@ -118,6 +119,7 @@ _HOMES = {
     "errors": (
         "AlreadyExistsError",
         "BrokerError",
+        "ClusterError",
         "ConfigError",
         "EncodingError",
         "FileAccessError",

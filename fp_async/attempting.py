@@ -31,8 +31,8 @@ async def attempt(flows: Flows, order: Order, tell: Tell) -> Outcome:
             error = event.error and storable(event.error, _MESSAGE_KEPT)
             seconds = round(event.seconds, 6)
             at = (event.at or time.time() - seconds) if dated else 0.0
-            told = (event.node, event.status, seconds, error, round(at, 6), event.summary)
-            tell(NodeTiming(*told))
+            told = (event.node, event.status, seconds, error, round(at, 6))
+            tell(NodeTiming(*told, summary=event.summary, place=event.place))
 
     current.job.set(order.current)
     about: dict[str, Any] = {

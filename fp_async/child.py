@@ -16,17 +16,14 @@ import signal
 import struct
 import subprocess
 import sys
-import traceback
 from collections import deque
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
 
-from fp_async import frames
+from fp_async import remote
 from fp_async.awaitables import awaitable
-from fp_async.errors import FlowerPowerError, describe
 from fp_async.processes import die_with_parent, how, kill
 from fp_async.threads import Threads, in_thread
 
@@ -39,33 +36,6 @@ _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
     "from fp_async.child import main; main()"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class GraphSpec:
-    """All that a child needs to build the same DAG. `params` and `config` are pickled."""
-
-    folder: Path
-    flow: str
-    package: str
-    modules: tuple[str, ...]
-    params: bytes
-    config: bytes
-    materializers: bytes
-    allow_overrides: bool
-    libraries: tuple[str, ...]  # whose Hamilton extensions the modules need
-
-
-class ChildDiedError(FlowerPowerError):
-    """The process that ran a node ended without an answer; says how."""
-
-
-class RemoteTracebackError(Exception):
-    """The text of a traceback that was raised in a child process, and the user's line in it."""
-
-    def __init__(self, text: str, line: str) -> None:
-        super().__init__(f"in a child process:\n{text}")
-        self.line = line
 
 
 class Children:
@@ -81,10 +51,10 @@ class Children:
         self._idle: deque[Child] = deque()
         self._closed = False
 
-    async def call(self, spec: GraphSpec, node: str, kwargs: dict[str, Any]) -> Any:
+    async def call(self, spec: remote.GraphSpec, node: str, kwargs: dict[str, Any]) -> Any:
         """Run one node in a child and return its value, or raise what it raised.
 
-        Cancelling kills the child. Raises ChildDiedError if it dies by itself.
+        Cancelling kills the child. Raises ProcessDiedError if it dies by itself.
         """
         problem = "its inputs cannot be sent to a process"
         arguments = await in_thread(_pipes, partial(_dump, kwargs, problem))
@@ -103,8 +73,7 @@ class Children:
                 self._idle.append(child)
         if failure is None:
             return value
-        pickled, text, line = failure
-        raise pickle.loads(pickled) from RemoteTracebackError(text, line)  # noqa: S301
+        raise remote.raised(failure, "a child process")
 
     def close(self) -> None:
         """Kill the children that wait, and the others as soon as they have answered."""
@@ -126,7 +95,7 @@ def _spawn() -> Child:
     )
 
 
-def _ask(child: Child, spec: GraphSpec, node: str, arguments: Message) -> tuple[Any, Any]:
+def _ask(child: Child, spec: remote.GraphSpec, node: str, arguments: Message) -> tuple[Any, Any]:
     """In a thread: send the request and wait for (value, failure)."""
     assert child.stdin is not None
     assert child.stdout is not None
@@ -137,7 +106,7 @@ def _ask(child: Child, spec: GraphSpec, node: str, arguments: Message) -> tuple[
     except BrokenPipeError:
         answer = None
     if answer is None:
-        raise ChildDiedError(f"its process died ({how(child.wait())})")
+        raise remote.ProcessDiedError(f"its process died ({how(child.wait())})")
     outcome: tuple[Any, Any] = _load(answer)
     return outcome
 
@@ -204,44 +173,15 @@ def main() -> None:
 def _answer(request: Message, arguments: Message) -> Message:
     spec, node = _load(request)
     try:
-        graph = _graph(spec)
+        graph = remote.graph(spec)
         value = graph.nodes[node].call(**_load(arguments))
         if awaitable(value):
             value = asyncio.run(_await(value))
         return _dump((value, None), f"its value ({type(value).__name__}) cannot leave its process")
     except BaseException as error:
-        line = frames.user_line(error, spec.folder)
-        failure = (_portable(frames.trim(error)), traceback.format_exc(), line)
+        failure = remote.failure(error, spec.folder)
         return _dump((None, failure), "its error cannot leave its process")
 
 
 async def _await(value: Any) -> Any:
     return await value
-
-
-def _portable(error: BaseException) -> bytes:
-    """The exception pickled, or one with the same text where it does not survive that."""
-    try:
-        data = pickle.dumps(error)
-        pickle.loads(data)  # noqa: S301
-    except Exception:
-        return pickle.dumps(RuntimeError(describe(error)))
-    return data
-
-
-@lru_cache(maxsize=16)
-def _graph(spec: GraphSpec) -> Any:
-    from fp_async import dag, modules, params
-
-    dag.load_extensions(spec.libraries)
-    values = params.Params(spec.flow, pickle.loads(spec.params))  # noqa: S301
-    namespace = modules.Namespace(spec.folder, spec.flow, values, package=spec.package)
-    loaded = dag.load_modules(namespace, spec.modules)
-    config = pickle.loads(spec.config)  # noqa: S301
-    return dag.Graph(
-        spec.flow,
-        loaded,
-        config,
-        materializers=pickle.loads(spec.materializers),  # noqa: S301
-        allow_overrides=spec.allow_overrides,
-    )

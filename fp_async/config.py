@@ -49,17 +49,30 @@ class Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class NodePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What may be set for one node: `timeout` in seconds for each attempt, and `retry`."""
+    """What may be set for one node: `timeout` in seconds for each attempt, `retry`, and the
+    `resources` that it needs on a cluster, in place of the executor's.
+    """
 
     timeout: Seconds | None = None
     retry: Retry | None = None
+    resources: dict[str, Annotated[float, msgspec.Meta(ge=0)]] | None = None
 
 
 class ExecutorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where sync nodes run. `max_workers` bounds threads or processes."""
+    """Where sync nodes run. `max_workers` bounds threads, processes, or the workers of a cluster
+    that is started on this machine.
+
+    For ray and dask: `address` of a cluster that is there already, `resources` that each task
+    needs (num_cpus, num_gpus, memory or names of your own), `retries` of a task whose worker died,
+    and `options` of the engine's own (`ray.init`; `LocalCluster`, with an address `Client`).
+    """
 
     type: str = "threadpool"
     max_workers: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    address: str | None = None
+    resources: dict[str, Annotated[float, msgspec.Meta(ge=0)]] | None = None
+    retries: Annotated[int, msgspec.Meta(ge=0)] = 3
+    options: dict[str, Any] | None = None
 
 
 class ScheduleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

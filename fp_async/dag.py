@@ -174,8 +174,9 @@ class Graph:
         cycle = find_cycle(self.nodes)
         if cycle:
             raise GraphError(f"pipeline '{flow}' has a cycle: {' -> '.join(cycle)}")
-        special = (node.NodeType.EXPAND, node.NodeType.COLLECT)
-        self._dynamic = {n for n, node_ in self.hamilton.items() if node_.node_role in special}
+        special = {node.NodeType.EXPAND: "expand", node.NodeType.COLLECT: "collect"}
+        kinds = {name: node_.node_role for name, node_ in self.hamilton.items()}
+        self.roles = {name: special[kind] for name, kind in kinds.items() if kind in special}
         self._repeated = self._find_repeated()
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._told = not adapters
@@ -251,18 +252,17 @@ class Graph:
 
     def dynamic(self, names: Collection[str]) -> bool:
         """Whether one of the nodes is `Parallelizable` or `Collect`."""
-        return bool(self._dynamic) and not self._dynamic.isdisjoint(names)
+        return bool(self.roles) and not self.roles.keys().isdisjoint(names)
 
     def _find_repeated(self) -> set[str]:
         """The nodes that run once for each item, from a `Parallelizable` to its `Collect`."""
-        role = {name: self.hamilton[name].node_role for name in self._dynamic}
         found: set[str] = set()
-        waiting = [name for name, kind in role.items() if kind is node.NodeType.EXPAND]
+        waiting = [name for name, role in self.roles.items() if role == "expand"]
         while waiting:
             name = waiting.pop()
             found.add(name)
             readers = [reader.name for reader in self.hamilton[name].depended_on_by]
-            waiting += [n for n in readers if role.get(n) is not node.NodeType.COLLECT]
+            waiting += [name for name in readers if self.roles.get(name) != "collect"]
         return found
 
     quietly = Quiet

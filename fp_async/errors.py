@@ -159,6 +159,12 @@ class TrackerError(FlowerPowerError):
         return 200 <= self.status < 500
 
 
+class ClusterError(FlowerPowerError):
+    """Ray or Dask cannot be started or reached, or has gone in the middle of a run."""
+
+    exit_code = 3
+
+
 class BrokerError(FlowerPowerError):
     """The event broker cannot be reached or refused. Jobs still run: polling finds them."""
 

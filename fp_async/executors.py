@@ -2,35 +2,73 @@
 
 `local` runs them on the event loop (for trivial nodes, and for code bound to the loop's
 thread), `threadpool` in worker threads, `processpool` in child processes, `hamilton` through
-Hamilton's own AsyncDriver. Coroutine functions always run on the event loop.
+Hamilton's own AsyncDriver, `ray` and `dask` on a cluster. Coroutine functions always run on the
+event loop.
 """
 
 from __future__ import annotations
 
 import functools
+from importlib.util import find_spec
+from typing import Any
 
 from fp_async.config import ExecutorSettings
-from fp_async.errors import MissingExtraError, UnknownNameError
+from fp_async.errors import MissingExtraError, UnknownNameError, UsageError
 from fp_async.threads import Threads
 
 DEFAULT = "threadpool"
 NAMES = ("local", "threadpool", "processpool", "hamilton")
-EXTRAS = ("ray", "dask")
+CLUSTERS = {"ray": "ray", "dask": "distributed"}  # and the package of each
+_FOR_CLUSTERS = ("address", "resources", "options")
 
 
-def resolve(executor: str | ExecutorSettings | None) -> ExecutorSettings:
-    """The settings of an executor given by name or in full.
+class Attached(ExecutorSettings, frozen=True):
+    """An executor whose connection is the user's own."""
 
+    client: Any = None
+
+
+def resolve(executor: Any, settings: str | ExecutorSettings | None = None) -> ExecutorSettings:
+    """The settings of an executor given by name, as "ray:ADDRESS", in full, or by a Dask client.
+
+    A name alone takes the rest from the configured `settings`, if they are for the same one.
     Raises UnknownNameError for a name that does not exist, MissingExtraError for one whose
-    engine is not there.
+    engine is not there, UsageError for options that it does not have.
     """
-    if not isinstance(executor, ExecutorSettings):
-        executor = ExecutorSettings(type=executor or DEFAULT)
-    if executor.type in EXTRAS:
-        raise MissingExtraError(f"executor '{executor.type}'", executor.type)
-    if executor.type not in NAMES:
-        raise UnknownNameError("executor", executor.type, (*NAMES, *EXTRAS))
-    return executor
+    configured = _named(settings)
+    found = configured if executor is None else _named(executor)
+    if isinstance(executor, str) and executor == configured.type:
+        found = configured
+    return _checked(found)
+
+
+def check_name(executor: Any) -> None:
+    """Raises UnknownNameError for what is no executor; the machine that runs it may have more."""
+    name = _named(executor).type
+    if name not in NAMES and name not in CLUSTERS:
+        raise UnknownNameError("executor", name, (*NAMES, *CLUSTERS))
+
+
+def _named(executor: Any) -> ExecutorSettings:
+    if isinstance(executor, ExecutorSettings):
+        return executor
+    if executor is None or isinstance(executor, str):
+        name, _, address = (executor or DEFAULT).partition(":")
+        return ExecutorSettings(type=name, address=address or None)
+    return Attached(type="dask", client=executor)
+
+
+def _checked(settings: ExecutorSettings) -> ExecutorSettings:
+    check_name(settings)
+    name = settings.type
+    if name in CLUSTERS:
+        if find_spec(CLUSTERS[name]) is None:
+            raise MissingExtraError(f"executor '{name}'", name)
+        return settings
+    for field in _FOR_CLUSTERS:
+        if getattr(settings, field) is not None:
+            raise UsageError(f"executor '{name}' has no {field}; ray and dask have")
+    return settings
 
 
 @functools.cache

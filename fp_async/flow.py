@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 import logging
 import pickle
+import sys
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ import anyio
 import msgspec
 
 from fp_async import executors, frames, tracing
-from fp_async.child import ChildDiedError, Children, GraphSpec, RemoteTracebackError
+from fp_async.child import Children
 from fp_async.config import ExecutorSettings, RunSettings, given
 from fp_async.errors import (
     FileAccessError,
@@ -29,8 +31,9 @@ from fp_async.errors import (
 )
 from fp_async.execution import Execution
 from fp_async.node_events import NodeEvent, NodeObserver
-from fp_async.nodes import AttemptTimeoutError, Setup
+from fp_async.nodes import AttemptTimeoutError, Hooks, Setup
 from fp_async.params import entries_read
+from fp_async.remote import GraphSpec, ProcessDiedError, RemoteTracebackError
 from fp_async.threads import in_thread
 from fp_async.typed import coerce
 
@@ -85,6 +88,7 @@ class Flow:
         self._blocking: Any = None
         self._warned = False  # that the blocking graph runs in threads only
         self._child_spec: GraphSpec | None = None
+        self._cluster_spec: GraphSpec | None = None
 
     @property
     def functions(self) -> list[str]:
@@ -147,6 +151,8 @@ class Flow:
         hooks: RunHooks | None,
         children: Children | None,
     ) -> Any:
+        if request.executor.type in executors.CLUSTERS:
+            return await self._run_clustered(plan, request, values, hooks)
         if self._driven(plan, request):
             return await self._run_driver(plan, request)
         execution = Execution(plan, values, self._setup(request, hooks, children), self._fail)
@@ -183,6 +189,8 @@ class Flow:
         return bool(self.settings.cache) or graph.wants_driver() or graph.dynamic(plan.names)
 
     def _driven(self, plan: Plan, request: Request) -> bool:
+        if request.executor.type in executors.CLUSTERS:
+            return False
         return request.executor.type == "hamilton" or self._needs_driver(plan)
 
     def _setup(self, request: Request, hooks: RunHooks | None, children: Children | None) -> Setup:
@@ -259,18 +267,79 @@ class Flow:
     def _refuses_policies(self, plan: Plan) -> bool:
         return any(name in plan.names for name in self.settings.nodes or {})
 
+    async def _run_clustered(
+        self, plan: Plan, request: Request, values: Mapping[str, Any], hooks: RunHooks | None
+    ) -> Any:
+        from fp_async import clustered, engines
+
+        if (spans := tracing.spans()) is not None:
+            request = msgspec.structs.replace(request, progress=spans.told(request.progress))
+        if request.observer is not None:
+            progress = request.observer.before(request.progress)
+            request = msgspec.structs.replace(request, progress=progress)
+        node_hooks = hooks.for_nodes() if hooks else None
+        self._refuse_on_cluster(plan, request, node_hooks)
+
+        async def run() -> dict[str, Any]:
+            engine = await engines.connected(
+                request.executor, getattr(request.executor, "client", None)
+            )
+            run = clustered.ClusterRun(
+                engine,
+                self._spec_for_cluster(),
+                plan,
+                self.graph.roles,
+                request.executor,
+                self.settings.nodes or {},
+                node_hooks,
+                request.progress,
+                self._failure,
+            )
+            return await run.run(values)
+
+        return await self._limited(run, request.timeout, lambda: ())
+
+    def _refuse_on_cluster(self, plan: Plan, request: Request, hooks: Hooks | None) -> None:
+        reason = ""
+        if self.settings.cache:
+            reason = "cache is Hamilton's own, in this process"
+        elif self.graph.wants_driver():
+            reason = "an adapter executes nodes elsewhere by itself (do_remote_execute)"
+        elif hooks and hooks.execute:
+            reason = "an adapter executes nodes itself (do_node_execute)"
+        elif hooks and self.graph.dynamic(plan.names):
+            reason = "adapters with hooks around nodes cannot watch those of a Parallelizable"
+        if reason:
+            raise UsageError(
+                f"pipeline '{self.name}' cannot run with executor '{request.executor.type}': "
+                f"{reason}; use 'threadpool' or 'local'"
+            )
+
     def _fail(self, node: str, kwargs: dict[str, Any], error: BaseException) -> NodeError:
         inputs = {name: type(value).__name__ for name, value in kwargs.items()}
+        return self._failure(node, inputs, error)
+
+    def _failure(self, node: str, inputs: dict[str, str], error: BaseException) -> NodeError:
         cause = error.__cause__
         line = cause.line if isinstance(cause, RemoteTracebackError) else ""
         kind = NodeError
-        if isinstance(error, ChildDiedError):
+        if isinstance(error, ProcessDiedError):
             kind = NodeCrashedError
         elif isinstance(error, AttemptTimeoutError):
             kind = NodeTimeoutError
         failure = kind(self.name, node, error, inputs, line or frames.user_line(error, self.folder))
         failure.__cause__ = frames.trim(error)
         return failure
+
+    def _spec_for_cluster(self) -> GraphSpec:
+        """As for child processes, and with the sources: a worker need not have the folder."""
+        from fp_async.modules import sources
+
+        if self._cluster_spec is None:
+            spec, found = self._spec_for_children(), tuple(sources(self.folder).items())
+            path = tuple(entry for entry in sys.path if entry)
+            self._cluster_spec = dataclasses.replace(spec, sources=found, path=path)
+        return self._cluster_spec
 
     def _spec_for_children(self) -> GraphSpec:
         if self._child_spec is None:

@@ -257,7 +257,7 @@ class Flows:
         inputs: Mapping[str, Any] | None,
         final_vars: Sequence[str] | str | None,
         overrides: Mapping[str, Any] | None,
-        executor: str | configs.ExecutorSettings | None,
+        executor: Any,
         timeout: float | None,
         progress: Progress | None,
     ) -> Request:
@@ -268,7 +268,7 @@ class Flows:
             inputs=inputs or {},
             final_vars=(wanted,) if isinstance(wanted, str) else tuple(wanted),
             overrides=overrides or {},
-            executor=executors.resolve(executor or settings.executor),
+            executor=executors.resolve(executor, settings.executor),
             timeout=settings.timeout if timeout is None else seconds(timeout),
             progress=progress,
         )

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from fp_async.config import Retry
+from fp_async.config import ExecutorSettings, Retry
 from fp_async.lifecycle import TERMINAL, Event, State
 
 DEFAULT_QUEUE = "default"
@@ -38,7 +38,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     final_vars: list[str] | None = None
     config: dict[str, Any] | None = None
     environment: str = "dev"
-    executor: str | None = None
+    executor: str | ExecutorSettings | None = None
     params: dict[str, dict[str, Any]] | None = None
     with_tracker: bool | None = None
     timeout: float | None = None
@@ -74,6 +74,7 @@ class NodeTiming(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str = ""
     at: float = 0.0
     summary: str = ""
+    place: str = ""  # the worker of a cluster
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -18,7 +18,7 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from pathlib import Path
@@ -48,7 +48,8 @@ class Namespace:
 
     `package` is the name under which they stand in `sys.modules`. It follows from folder, pipeline
     and `identity` (the parameters), so that another process finds the classes of what was pickled
-    here; a child process is told the name.
+    here; a child process is told the name. `sources` are the files of the folder, by relative
+    path, where it is the folder of another machine.
     """
 
     def __init__(
@@ -59,11 +60,13 @@ class Namespace:
         *,
         identity: str = "",
         package: str | None = None,
+        sources: Mapping[str, bytes] | None = None,
     ) -> None:
         self.folder = folder
         self.flow = flow
         self.files: dict[Path, tuple[int, int]] = {}
         self.params = params
+        self._sources = sources
         self._builtins = {**vars(builtins), "__import__": self._import}
         with _lock:
             self.package = package or _free_name(folder, flow, identity)
@@ -108,9 +111,9 @@ class Namespace:
         """The finder's answer for a module of this namespace."""
         base = self.folder.joinpath(*fullname.split(".")[1:])
         for path in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
-            if path.is_file() and base != self.folder:
+            if self._is_file(path) and base != self.folder:
                 return spec_from_file_location(fullname, path, loader=_Loader(fullname, path, self))
-        if not base.is_dir():
+        if not self._is_folder(base):
             return None
         spec = ModuleSpec(fullname, None, is_package=True)
         spec.submodule_search_locations = [str(base)]
@@ -118,8 +121,29 @@ class Namespace:
 
     def prepare(self, module: ModuleType, path: Path) -> None:
         """Called before a module of this namespace runs."""
-        self.files[path] = stamp(path)
+        if self._sources is None:
+            self.files[path] = stamp(path)
         vars(module)["__builtins__"] = self._builtins
+
+    def read(self, path: Path) -> bytes:
+        """The source at `path`, which lies in the folder."""
+        if self._sources is None:
+            return path.read_bytes()
+        return self._sources[self._name(path)]
+
+    def _is_file(self, path: Path) -> bool:
+        if self._sources is None:
+            return path.is_file()
+        return self._name(path) in self._sources
+
+    def _is_folder(self, path: Path) -> bool:
+        if self._sources is None:
+            return path.is_dir()
+        inside = f"{self._name(path)}/"
+        return path == self.folder or any(name.startswith(inside) for name in self._sources)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix() if self.folder in path.parents else ""
 
     def _import(
         self,
@@ -146,11 +170,11 @@ class Namespace:
         A module never imports itself: `import requests` in `requests.py` means the package.
         """
         head, _, rest = name.partition(".")
-        if head == self.folder.name and not (self.folder / f"{head}.py").exists():
+        if head == self.folder.name and not self._is_file(self.folder / f"{head}.py"):
             return f"{self.package}.{rest}" if rest else self.package
         if importer.get("__name__") == f"{self.package}.{head}" or head in sys.stdlib_module_names:
             return None
-        exists = (self.folder / f"{head}.py").is_file() or (self.folder / head).is_dir()
+        exists = self._is_file(self.folder / f"{head}.py") or self._is_folder(self.folder / head)
         return f"{self.package}.{name}" if exists else None
 
 
@@ -165,6 +189,9 @@ class _Loader(SourceFileLoader):
         path = self.get_filename(fullname)
         code: CodeType = self.source_to_code(self.get_data(path), path)
         return code
+
+    def get_data(self, path: str) -> bytes:
+        return self._namespace.read(Path(path))
 
     def exec_module(self, module: ModuleType) -> None:
         self._namespace.prepare(module, Path(self.path))
@@ -280,3 +307,11 @@ def _not_empty(module: str, error: BaseException) -> str:
         f"cannot build the DAG of module '{module}': {error}; it cannot be an `async def` either, "
         "but what @does calls instead of it may be one"
     )
+
+
+def sources(folder: Path) -> dict[str, bytes]:
+    """The modules of `folder`, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*.py"))
+    }

@@ -17,7 +17,7 @@ class NodeEvent(msgspec.Struct, frozen=True):
 
     `status` is started, succeeded, failed, cancelled or retrying; `seconds` since its start, which
     was `at` (epoch seconds; 0 where that is not known). For an observer, `summary` is a text about
-    its value.
+    its value; `place` is where it ran, if on a cluster.
     """
 
     node: str
@@ -26,6 +26,7 @@ class NodeEvent(msgspec.Struct, frozen=True):
     error: str = ""
     at: float = 0.0
     summary: str = ""
+    place: str = ""
 
 
 class NodeObserver(msgspec.Struct, frozen=True):
@@ -37,6 +38,20 @@ class NodeObserver(msgspec.Struct, frozen=True):
 
     describe: Callable[[Any], str]
     tell: Callable[[NodeEvent], None] | None = None
+
+    def before(
+        self, others: Callable[[NodeEvent], None] | None
+    ) -> Callable[[NodeEvent], None] | None:
+        """`tell` and then others, where nodes are called elsewhere and only told of."""
+        tell = self.tell
+        if tell is None or others is None:
+            return tell or others
+
+        def both(event: NodeEvent) -> None:
+            tell(event)
+            others(event)
+
+        return both
 
 
 def ended(

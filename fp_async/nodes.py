@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
 import msgspec
@@ -26,6 +26,7 @@ from fp_async.config import NodePolicy
 from fp_async.errors import describe
 from fp_async.node_events import NodeEvent, NodeObserver, ended
 from fp_async.plan import Plan
+from fp_async.spans import Spans
 from fp_async.threads import Threads, in_thread
 
 _HOOK_GRACE = 5.0  # seconds that async hooks get to hear of a cancelled node
@@ -57,7 +58,8 @@ class Setup(msgspec.Struct, frozen=True):
     """How to execute: where sync nodes run, and what watches.
 
     With `threads` None sync nodes run inline, on the loop. `remote`, where given, runs a sync
-    node elsewhere, from its name and kwargs.
+    node elsewhere, from its name and kwargs. Those in `plainly` are called without hooks and
+    events: what is no node of the user's.
     """
 
     threads: Threads | None = None
@@ -67,19 +69,7 @@ class Setup(msgspec.Struct, frozen=True):
     policies: Mapping[str, NodePolicy] = {}
     spans: Spans | None = None
     observer: NodeObserver | None = None
-
-
-class Spans(Protocol):
-    """What makes a trace's span of a node; `begin` and `enter` are called where its code runs."""
-
-    def begin(self, name: str) -> Any:
-        """The span, begun and entered."""
-
-    def enter(self, span: Any) -> None:
-        """The calling context belongs to it from now on."""
-
-    def end(self, span: Any, error: BaseException | None) -> None:
-        """It has come to an end."""
+    plainly: frozenset[str] = frozenset()
 
 
 class Caller:
@@ -144,6 +134,15 @@ class Caller:
         To be called once, before `plain` and `straight` are read.
         """
         setup, call = self._setup, self._plain()
+        if setup.plainly:
+            return partial(self._begin_or_call, self._chosen(call), call)
+        return self._chosen(call)
+
+    def _begin_or_call(self, begin: Callable[[int], Any], call: Any, slot: int) -> Any:
+        return (call if self._plan.names[slot] in self._setup.plainly else begin)(slot)
+
+    def _chosen(self, call: Callable[[int], Any]) -> Callable[[int], Any]:
+        setup = self._setup
         if self._awaits_hooks:
             return self._supervise
         observed = setup.hooks or self.watched or setup.spans

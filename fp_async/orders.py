@@ -12,7 +12,7 @@ import msgspec
 
 from fp_async import codec, documents, executors, jobs, targets, tracing, tracked_places, triggers
 from fp_async import config as configs
-from fp_async.config import Retry, RunSettings, ScheduleEntry
+from fp_async.config import ExecutorSettings, Retry, RunSettings, ScheduleEntry
 from fp_async.errors import ConfigError, UnknownNameError, UsageError
 from fp_async.flows import Flows
 from fp_async.jobs import Job, Schedule, Template
@@ -28,7 +28,7 @@ class JobOptions(TypedDict, total=False):
     final_vars: Sequence[str] | str | None
     config: Mapping[str, Any] | None
     environment: str
-    executor: str | None
+    executor: str | ExecutorSettings | None
     params: Mapping[str, Mapping[str, Any]] | None
     with_tracker: bool | None
     run_at: datetime | str | float | None
@@ -135,7 +135,7 @@ def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
         tracked_places.place(flows.root, name)
     target = None if "on" not in given else targets.targeted(given)
     if given.get("executor") is not None:
-        executors.resolve(given["executor"])
+        executors.check_name(given["executor"])
     try:
         fields = {
             "spec": {
@@ -179,7 +179,7 @@ def _spec(given: Mapping[str, Any], settings: RunSettings, environment: str) -> 
         "final_vars": [finals] if isinstance(finals, str) else finals,
         "config": _plain("config", given.get("config")),
         "environment": environment,
-        "executor": given.get("executor"),
+        "executor": _executor(given.get("executor")),
         "params": _plain("params", given.get("params")),
         "with_tracker": _either(given, settings, "with_tracker", None) or None,
         "timeout": _positive(timeout, "timeout"),
@@ -189,6 +189,11 @@ def _spec(given: Mapping[str, Any], settings: RunSettings, environment: str) -> 
         ),
         "max_crashes": _either(given, settings, "max_crashes", jobs.MAX_CRASHES),
     }
+
+
+def _executor(executor: Any) -> Any:
+    """As it is stored; settings made by hand are not checked yet."""
+    return msgspec.to_builtins(executor) if isinstance(executor, ExecutorSettings) else executor
 
 
 def _plain(what: str, values: Any) -> Any:

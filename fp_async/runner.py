@@ -1,69 +1,35 @@
 """Where a worker's jobs run: in child processes that can be killed, or in the worker's own loop.
 
-A child gets orders over a socket pair and answers with node timings and the outcome: msgpack of
-known Structs, never pickle. What the job prints and logs comes through a pipe. A child runs one
-job at a time, is kept warm, is killed with all that it started when its job is cancelled or
-takes too long, and dies with the worker.
+A child runs one job at a time, is kept warm, is killed with all that it started when its job is
+cancelled or takes too long, and dies with the worker; see `runner_process`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
-import struct
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-import msgspec
+from typing import TYPE_CHECKING, Protocol
 
 from fp_async import tracing
-from fp_async.attempt import Call, Called, Drawn, Order, Outcome, Trail, captured
+from fp_async.attempt import Call, Order, Outcome, Trail, captured
 from fp_async.callbacks import LIMIT, NONE, Callbacks
-from fp_async.jobs import Failure, NodeTiming
-from fp_async.processes import how, kill
+from fp_async.runner_process import GONE, RunnerProcess, Settings, Write
 
 if TYPE_CHECKING:
     from fp_async.flows import Flows
     from fp_async.json_logs import Relay
 
 log = logging.getLogger("fp_async")
-LENGTH = struct.Struct(">I")
-_GONE = (BrokenPipeError, ConnectionResetError, EOFError)
 _LONGEST_CALL = 2 * LIMIT  # seconds for all of a pipeline's functions
 _PARTING = 4.0  # seconds; an export may take three of them
-_STRICTLY = 2.0  # seconds after its timeout that a run may take to say so by itself
-_START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-_MAIN = "from fp_async.runner_child import main; main()"
 
 
-class NodeDone(msgspec.Struct, frozen=True, tag="node"):
-    """A node has come to an end; of a tracked job also that it has begun."""
-
-    timing: NodeTiming
-
-
-class Settings(msgspec.Struct, frozen=True, tag="settings"):
-    """What a child is told first."""
-
-    root: str
-    memory_limit: int | None
-    json: bool = False  # what it logs
-
-
-Write = Callable[[str], None]
 _LONGEST_LINE = 65_536
-Answer = NodeDone | Drawn | Outcome | Called
-Request = Settings | Order | Call
-_encode = msgspec.msgpack.Encoder().encode
-_answers = msgspec.msgpack.Decoder(Answer)
 
 
 class Runner(Protocol):
@@ -126,8 +92,9 @@ class ProcessRunner:
         self._relay = relay
         self.callbacks = callbacks
         self._idle_timeout = idle_timeout
-        self._idle: deque[_Child] = deque()
+        self._idle: deque[RunnerProcess] = deque()
         self._closed = False
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def run(self, order: Order, trail: Trail) -> Outcome:
         """Run in a child. Cancelling kills it, with all that it has started."""
@@ -137,12 +104,12 @@ class ProcessRunner:
         try:
             outcome = await child.ask(order, trail)
         except BaseException:
-            child.kill()
+            await self._end(child)
             raise
         child.hears(None)
         written.flush()
         if outcome.status == "crashed" or outcome.dirty:
-            child.kill()
+            await self._end(child)
         else:
             self._keep(child)
         return outcome
@@ -164,7 +131,7 @@ class ProcessRunner:
         try:
             async with asyncio.timeout(_LONGEST_CALL):
                 called = await child.tell(call)
-        except (TimeoutError, *_GONE) as error:
+        except (TimeoutError, *GONE) as error:
             child.kill()
             what = "takes too long" if isinstance(error, TimeoutError) else "its process died"
             return [f"on_{call.kind}, job {call.order.id} of '{call.order.pipeline}': {what}"]
@@ -185,26 +152,40 @@ class ProcessRunner:
         relay = self._relay and partial(self._relay, order.current)
         return Log(trail.write, relay)
 
-    def _take(self) -> _Child:
+    def _take(self) -> RunnerProcess:
         while self._idle:
             child = self._idle.pop()  # the warmest
             child.retire.cancel()
             if child.alive():
                 return child
             child.kill()
-        return _Child(self._settings)
+        return RunnerProcess(self._settings)
 
-    def _keep(self, child: _Child) -> None:
+    def _keep(self, child: RunnerProcess) -> None:
         if self._closed:
-            child.kill()
+            self._begin_end(child)
             return
         loop = asyncio.get_running_loop()
-        child.retire = loop.call_later(self._idle_timeout, self._end, child)
+        child.retire = loop.call_later(self._idle_timeout, self._retire, child)
         self._idle.append(child)
 
-    def _end(self, child: _Child) -> None:
+    def _retire(self, child: RunnerProcess) -> None:
         self._idle.remove(child)
-        child.kill()
+        self._begin_end(child)
+
+    def _begin_end(self, child: RunnerProcess) -> asyncio.Task[None] | None:
+        """Kill it now, or, if it has work on a cluster, as soon as it has ended that."""
+        if not child.connected:
+            child.kill()
+            return None
+        task = asyncio.get_running_loop().create_task(child.end())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
+
+    async def _end(self, child: RunnerProcess) -> None:
+        if task := self._begin_end(child):
+            await asyncio.wait([task])
 
     async def close(self) -> None:
         """Kill the children that wait; the others as soon as they have answered."""
@@ -221,7 +202,9 @@ class ProcessRunner:
                     while any(child.alive() for child in children):  # noqa: ASYNC110 - processes
                         await asyncio.sleep(0.01)
         for child in children:
-            child.kill()
+            self._begin_end(child)
+        if self._ending:
+            await asyncio.wait(self._ending)
 
 
 class Log:
@@ -248,141 +231,3 @@ class Log:
         if self._relay is not None and self._rest:
             self._keep(self._relay(self._rest))
             self._rest = ""
-
-
-class _Child:
-    """One process. Belongs to the loop's thread: Linux kills a child when its maker ends."""
-
-    retire: asyncio.TimerHandle
-
-    def __init__(self, settings: Settings) -> None:
-        import json
-
-        self._write: Write | None = None
-        self._loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        self._log, log = os.pipe()
-        path = json.dumps([str(Path(entry or os.curdir).resolve()) for entry in sys.path])
-        try:
-            self._process: subprocess.Popen[bytes] = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    _START + _MAIN,
-                    path,
-                    str(os.getpid()),
-                    str(theirs.fileno()),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        except BaseException:
-            os.close(self._log)
-            ours.close()
-            raise
-        finally:
-            os.close(log)
-            theirs.close()
-        ours.setblocking(False)
-        os.set_blocking(self._log, False)
-        self._socket = ours
-        self._buffer = bytearray()
-        self._greeting = _frame(settings)
-        self._loop.add_reader(self._log, self._read_log)
-
-    def hears(self, write: Write | None) -> None:
-        """Where what is printed and logged goes from now on."""
-        self._write = write
-
-    def part(self) -> None:
-        """Let it end by itself."""
-        self._socket.shutdown(socket.SHUT_WR)
-
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    async def ask(self, order: Order, trail: Trail) -> Outcome:
-        timeout = order.spec.timeout
-        try:
-            async with asyncio.timeout(None if timeout is None else timeout + _STRICTLY):
-                await self._send(order)
-                outcome = await self._outcome(trail)
-        except TimeoutError:
-            text = f"the run took longer than its timeout of {timeout:g} s, and was killed"
-            failure = Failure("RunTimeoutError", text, "", ["RunTimeoutError", "TimeoutError"])
-            return Outcome("failed", failure=failure, dirty=True)
-        except _GONE:
-            outcome = await self._crash()
-        self._read_log()
-        return outcome
-
-    async def tell(self, call: Call) -> Called:
-        """Raises as a socket does when the process is gone."""
-        await self._send(call)
-        answer = _answers.decode(await self._read_frame())
-        assert isinstance(answer, Called)
-        self._read_log()
-        return answer
-
-    async def _send(self, request: Order | Call) -> None:
-        await self._loop.sock_sendall(self._socket, self._greeting + _frame(request))
-        self._greeting = b""
-
-    async def _outcome(self, trail: Trail) -> Outcome:
-        while True:
-            answer = _answers.decode(await self._read_frame())
-            if isinstance(answer, Outcome):
-                return answer
-            assert isinstance(answer, NodeDone | Drawn)
-            trail.tell(answer if isinstance(answer, Drawn) else answer.timing)
-
-    async def _read_frame(self) -> bytes:
-        head = await self._read(LENGTH.size)
-        return await self._read(LENGTH.unpack(head)[0])
-
-    async def _read(self, size: int) -> bytes:
-        while len(self._buffer) < size:
-            data = await self._loop.sock_recv(self._socket, max(65_536, size - len(self._buffer)))
-            if not data:
-                raise EOFError
-            self._buffer += data
-        part = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return part
-
-    async def _crash(self) -> Outcome:
-        """How it died; it has closed its socket, so it is dead or about to be."""
-        for _ in range(100):
-            if self._process.poll() is not None:
-                break
-            await asyncio.sleep(0.01)
-        code = self._process.poll()
-        text = "closed its socket" if code is None else how(code)
-        return Outcome("crashed", reason=f"its process died: {text}")
-
-    def _read_log(self) -> None:
-        try:
-            data = os.read(self._log, 65_536)
-            while data:
-                if self._write is not None:
-                    self._write(data.decode(errors="replace"))
-                data = os.read(self._log, 65_536)
-            self._loop.remove_reader(self._log)  # the other end is closed
-        except BlockingIOError:
-            return
-        except OSError:
-            self._loop.remove_reader(self._log)
-
-    def kill(self) -> None:
-        self._loop.remove_reader(self._log)
-        os.close(self._log)
-        self._socket.close()
-        kill(self._process)
-
-
-def _frame(message: Any) -> bytes:
-    data = _encode(message)
-    return LENGTH.pack(len(data)) + data

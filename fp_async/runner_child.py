@@ -10,17 +10,19 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from fp_async import tracing
+from fp_async import engines, tracing
 from fp_async.attempt import FORMAT, Call, Called, Drawn, Order, Outcome, cancelled_itself
 from fp_async.attempting import attempt, hear
 from fp_async.flows import Flows
 from fp_async.jobs import NodeTiming
 from fp_async.processes import die_with_parent
-from fp_async.runner import LENGTH, Answer, NodeDone, Request, Settings
+from fp_async.runner_process import LENGTH, Answer, Connected, NodeDone, Request, Settings
 from fp_async.threads import Threads
 
 _requests = msgspec.msgpack.Decoder(Request)
@@ -34,8 +36,9 @@ def main() -> None:
     die_with_parent(int(sys.argv[2]))
     logging.basicConfig(level=logging.INFO, format=FORMAT)
     logging.getLogger("hamilton").setLevel(logging.WARNING)  # its INFO is about itself
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError, asyncio.CancelledError):
         asyncio.run(_serve(socket.socket(fileno=int(sys.argv[3]))))
+    engines.shutdown()
     tracing.flush()
     os._exit(0)  # an abandoned node in a thread must not hold us up
 
@@ -55,6 +58,9 @@ async def _serve(connection: socket.socket) -> None:
     flows = Flows(Path(settings.root))
     flows.held = flows.alone = True
     before = Surroundings()
+    serving = asyncio.current_task()
+    assert serving is not None
+    engines.on_connect.append(partial(_connected, writer, serving))
     while True:
         request = await _read(reader)
         flows.refresh()
@@ -76,8 +82,19 @@ async def _serve(connection: socket.socket) -> None:
 async def _attempt(flows: Flows, order: Order, writer: asyncio.StreamWriter) -> Outcome:
     # a task of its own: what the job sets in its context must not be the next one's
     task = asyncio.create_task(attempt(flows, order, lambda told: _tell(writer, told)))
-    await asyncio.wait([task])
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:  # SIGTERM
+        task.cancel()
+        await asyncio.wait([task])
+        raise
     return cancelled_itself() if task.cancelled() else task.result()
+
+
+def _connected(writer: asyncio.StreamWriter, serving: asyncio.Task[Any]) -> None:
+    """SIGTERM leaves nothing behind on the cluster; without one it ends the process at once."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
+    _write(writer, Connected())
 
 
 class Surroundings:

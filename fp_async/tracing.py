@@ -133,9 +133,9 @@ class Spans:
 
         def tell(event: NodeEvent) -> None:
             if event.status in ("succeeded", "failed", "cancelled"):
-                now = time.time()
                 timing = NodeTiming(event.node, event.status, event.seconds, event.error)
-                _node(self._tracer, self._context, timing, now - event.seconds)
+                began = event.at or time.time() - event.seconds
+                _node(self._tracer, self._context, timing, began)
             if others is not None:
                 others(event)
 

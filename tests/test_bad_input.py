@@ -770,8 +770,16 @@ INPUTS = [
         "total",
         "surrogates not allowed",
     ),
-    call("executor ray", "run flow --executor ray", 'pip install "fp-async[ray]"'),
-    call("executor dask", "run flow --executor dask", 'pip install "fp-async[dask]"'),
+    call(
+        "an option that executors do not have",
+        "run flow --executor dask --executor-option max_worker=2",
+        "--executor-option max_worker: unknown key; did you mean 'max_workers'?",
+    ),
+    call(
+        "an option for another executor",
+        "run flow --executor-option resources.num_cpus=2",
+        "executor 'threadpool' has no resources; ray and dask have",
+    ),
 ]
 
 RAISED = "node 'total' of pipeline 'flow' raised "

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from fp_async import ExecutorSettings, NodeCrashedError, NodeError, Project, RunTimeoutError
-from fp_async.child import ChildDiedError, RemoteTracebackError
+from fp_async.remote import ProcessDiedError, RemoteTracebackError
 
 SOURCE = """
     import os, signal, sys, time
@@ -135,7 +135,7 @@ async def test_a_run_without_a_held_project_leaves_no_child(make_project):
 async def test_a_child_that_dies_is_a_crash_of_its_node(project, node, how):
     with pytest.raises(NodeCrashedError, match=f"node '{node}'.*its process died.*{how}") as raised:
         await run(project, node)
-    assert isinstance(raised.value.__cause__, ChildDiedError)
+    assert isinstance(raised.value.__cause__, ProcessDiedError)
     assert (await run(project, "pid"))["pid"]  # another child takes its place
 
 

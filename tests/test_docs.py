@@ -22,7 +22,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXAMPLES = [Path("examples") / name for name in ("scheduled_report", "edge_sensors")]
+EXAMPLES = [Path("examples") / name for name in ("scheduled_report", "edge_sensors", "checkouts")]
 BLOCK = re.compile(r"^```(\w+)[ ]?([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ENV = {
     **os.environ,

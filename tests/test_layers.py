@@ -19,6 +19,7 @@ LAYERS = [
     {
         "annotations",
         "awaitables",
+        "spans",
         "build_errors",
         "summaries",
         "documents",
@@ -32,6 +33,7 @@ LAYERS = [
     {"frontier", "lifecycle", "crontab", "topics", "versions"},
     {"codec", "codec_arrays", "codec_pandas", "codec_reading", "codec_values"},
     {"config"},
+    {"stages", "parcels", "remote"},
     {"editing", "nodes", "child", "params", "jobs"},
     {"observing"},
     {"tracing"},
@@ -40,12 +42,14 @@ LAYERS = [
     {"broker", "broker_certificates", "broker_files"},
     {"broker_folder"},
     {"modules", "bridge", "hooks", "executors", "execution", "scaffold"},
+    {"onsite", "onsite_threads"},
     {"messages", "wire", "presence", "board", "hearing", "topic_triggers"},
     {"rules", "triggers", "trigger_times", "events"},
     {"stores", "patience"},
     {"gateway_schedules"},
     {"dag"},
-    {"drivers", "flow"},
+    {"engines"},
+    {"drivers", "clustered", "flow"},
     {"flows"},
     {"targets"},
     {"attempt", "drawing", "tracked_places", "tracking"},
@@ -53,7 +57,16 @@ LAYERS = [
     {"tracker"},
     {"tracked"},
     {"backend", "attempting", "orders", "json_logs"},
-    {"watching", "fleet", "runner", "runner_child", "firing", "keeper", "rescuing"},
+    {
+        "watching",
+        "fleet",
+        "runner",
+        "runner_child",
+        "runner_process",
+        "firing",
+        "keeper",
+        "rescuing",
+    },
     {"held", "outcomes", "aftermath", "retrying", "metrics"},
     {"ending", "job_tracking"},
     {"worker", "workers"},
@@ -67,7 +80,10 @@ LAYERS = [
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 # Child processes and PARAMS reach up, lazily, to what their own importers have loaded already.
-UPWARD = {("params", "dag"), ("child", "dag"), ("child", "modules"), ("flow", "dag")}
+UPWARD = {
+    *(("params", "dag"), ("flow", "dag")),
+    *(("remote", "dag"), ("remote", "modules"), ("remote", "params")),
+}
 
 IMPORTERS = {
     "hamilton": {"dag", "drivers"},
@@ -89,6 +105,10 @@ IMPORTERS = {
     "bson": {"stores"},
     "django": {"hamilton_ui"},
     "http": {"tracking_server"},
+    "ray": {"engines"},
+    "dask": {"engines"},
+    "distributed": {"engines"},
+    "cloudpickle": {"engines"},
 }
 
 

@@ -197,6 +197,8 @@ def _leave(code: int) -> NoReturn:
     """
     if (tracking := sys.modules.get("fp_async.tracker")) is not None:
         tracking.tracker().flush()
+    if "fp_async.engines" in sys.modules:
+        sys.modules["fp_async.engines"].shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -162,7 +162,8 @@ def node_line(node: Any) -> str:
     """A node that has come to an end, as `run` shows it."""
     mark = click.style(MARKS.get(node.status, "-"), fg=STYLES.get(node.status))
     error = f"  {node.error.partition(chr(10))[0]}" if node.error else ""
-    return f"  {mark} {node.node}  {node.seconds:.3f} s{error}"
+    place = f"  on {node.place}" if node.place else ""
+    return f"  {mark} {node.node}  {node.seconds:.3f} s{place}{error}"
 
 
 # One job ------------------------------------------------------------------------------------

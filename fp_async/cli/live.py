@@ -75,7 +75,8 @@ class Progress:
     def _line(self, event: NodeEvent) -> str:
         mark = click.style(MARKS[event.status], fg=STYLES[event.status])
         error = f"  {event.error.partition(chr(10))[0]}" if event.error else ""
-        return f"  {mark} {event.node}  {event.seconds:.3f} s{error}"
+        place = f"  on {event.place}" if event.place else ""
+        return f"  {mark} {event.node}  {event.seconds:.3f} s{place}{error}"
 
     def _view(self) -> Any:
         from rich.spinner import Spinner

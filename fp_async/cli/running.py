@@ -59,7 +59,17 @@ def run_options(function: Callable[..., Any]) -> Any:
             show_default=True,
             help="Which settings of conf/pipelines.yml to use.",
         ),
-        click.option("--executor", help="threadpool (default), local, processpool, hamilton."),
+        click.option(
+            "--executor",
+            metavar="NAME[:ADDRESS]",
+            help="threadpool (default), local, processpool, hamilton, ray, dask.",
+        ),
+        click.option(
+            "--executor-option",
+            multiple=True,
+            metavar="K=V",
+            help="max_workers, address, resources.NAME, retries, options.NAME; repeat.",
+        ),
         click.option(
             "--with-tracker/--no-tracker", default=None, help="Report to the Hamilton UI."
         ),
@@ -164,6 +174,7 @@ def ask(
     param: tuple[str, ...],
     environment: str,
     executor: str | None,
+    executor_option: tuple[str, ...],
     with_tracker: bool | None,
     timeout: float | None,
 ) -> Asked:
@@ -183,7 +194,7 @@ def ask(
     wanted: dict[str, Any] = {
         "inputs": flow.coerced(given),
         "final_vars": [v.strip() for text in final_vars for v in text.split(",") if v.strip()],
-        "executor": executor,
+        "executor": _executor(executor, executor_option, flow.settings.executor),
         "timeout": timeout,
     }
     nodes, finals = project.planned(flow, **wanted)
@@ -191,6 +202,27 @@ def ask(
         tracked_places.place(project.root, name)  # before anything is shown
     settings = {"environment": environment, "config": config, "params": params}
     return Asked({**wanted, **settings, "with_tracker": with_tracker}, nodes, finals)
+
+
+def _executor(name: str | None, texts: tuple[str, ...], configured: Any) -> Any:
+    """The executor by name, or in full where there are options, laid over the configured ones."""
+    if not texts:
+        return name
+    import msgspec
+
+    from fp_async import documents, executors
+    from fp_async.config import ExecutorSettings
+
+    values: dict[str, Any] = msgspec.to_builtins(executors.resolve(name, configured))
+    for path, value in assigned(texts, "--executor-option").items():
+        option, dot, key = path.partition(".")
+        typed = coerce(value, Any)
+        values[option] = {**(values.get(option) or {}), key: typed} if dot else typed
+    try:
+        return msgspec.convert(values, ExecutorSettings)
+    except msgspec.ValidationError as error:
+        text = documents.explained(error, values, ExecutorSettings)
+        raise UsageError(f"--executor-option {text}") from error
 
 
 def use_packages(project: Project) -> None:

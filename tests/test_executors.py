@@ -1,0 +1,50 @@
+"""Executors by name, by address, in full, and what is said of those that are not there."""
+
+from __future__ import annotations
+
+import pytest
+
+from fp_async import ExecutorSettings, MissingExtraError, UnknownNameError, UsageError, executors
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    monkeypatch.setattr(executors, "find_spec", lambda name: name)
+
+
+@pytest.mark.parametrize("name", ["ray", "dask"])
+def test_an_extra_that_is_missing_is_named(monkeypatch, name):
+    monkeypatch.setattr(executors, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=rf'pip install "fp-async\[{name}\]"'):
+        executors.resolve(name)
+    executors.check_name(name)  # whoever runs the job may have it
+
+
+def test_a_name_may_have_an_address(installed):
+    assert executors.resolve("ray") == ExecutorSettings(type="ray")
+    settings = executors.resolve("dask:tcp://10.0.0.1:8786")
+    assert settings == ExecutorSettings(type="dask", address="tcp://10.0.0.1:8786")
+    with pytest.raises(UnknownNameError, match="did you mean 'dask'"):
+        executors.resolve("dusk:tcp://10.0.0.1:8786")
+
+
+def test_a_name_alone_takes_the_configured_options(installed):
+    configured = ExecutorSettings(type="ray", address="a:1")
+    assert executors.resolve(None, configured) is configured
+    assert executors.resolve("ray", configured) is configured
+    assert executors.resolve("ray:b:2", configured).address == "b:2"
+    assert executors.resolve("local", configured) == ExecutorSettings(type="local")
+    assert executors.resolve(None, None).type == executors.DEFAULT
+
+
+def test_anything_else_is_taken_for_a_client(installed):
+    client = object()
+    assert executors.resolve(client).client is client
+
+
+@pytest.mark.parametrize(
+    "option", [{"address": "a:1"}, {"resources": {"num_cpus": 1}}, {"options": {}}]
+)
+def test_options_of_clusters_are_refused_elsewhere(option):
+    with pytest.raises(UsageError, match=f"executor 'local' has no {next(iter(option))}"):
+        executors.resolve(ExecutorSettings(type="local", **option))
