@@ -53,10 +53,10 @@ async def attempt(flows: Flows, order: Order, tell: Tell) -> Outcome:
 async def hear(flows: Flows, call: Call) -> list[str]:
     """Tell the pipeline's own functions, and those of the project; what went wrong."""
     try:
-        functions = flows.hearing(call.order.pipeline, call.order.spec.environment)
+        found = flows.hearing(call.order.pipeline, call.order.spec.environment)
     except FlowerPowerError as error:
         return [str(error), *await hear_own(flows.callbacks, call)]
-    return await hear_own(flows.callbacks.then(functions), call)
+    return [*found.problems, *await hear_own(flows.callbacks.then(found.callbacks), call)]
 
 
 async def hear_own(functions: Callbacks, call: Call) -> list[str]:

@@ -12,6 +12,7 @@ import msgspec
 
 from fp_async import config, executors, orders, tracked_places
 from fp_async.annotations import fits, type_name
+from fp_async.callbacks import KINDS
 from fp_async.errors import FlowerPowerError, InputError, suggestion
 from fp_async.flow import Request
 from fp_async.params import was_read
@@ -47,6 +48,9 @@ class Report(msgspec.Struct, frozen=True):
 def check(project: Project) -> Report:
     """Validate the configuration, import the pipelines, build and plan every environment."""
     names = project.list()
+    if not any(_check_files(project.root)):
+        told = _told(project.configuration)
+        names = [name for name in names if name not in told]
     problems = list(_check_files(project.root))
     if not any(problem.where == "conf/pipelines.yml" for problem in problems):
         problems += _check_names(project.configuration, names)
@@ -66,6 +70,18 @@ def _check_files(root: Path) -> Iterator[Problem]:
             yield Problem("error", f"conf/{file}", str(error))
 
 
+def _told(file: config.PipelinesFile) -> set[str]:
+    """Modules that only have functions that are told how runs went: no pipelines."""
+    found: set[str] = set()
+    for entries in (file.run or {}).values():
+        for settings in (entries or {}).values():
+            for kind in KINDS:
+                names = getattr(settings, f"on_{kind}", None) or ()
+                paths = (names,) if isinstance(names, str) else names
+                found |= {path.partition(":")[0] for path in paths}
+    return found - {*(file.run or {}), *(file.params or {})}
+
+
 def _check_names(file: config.PipelinesFile, names: list[str]) -> Iterator[Problem]:
     for section, entries in (("params", file.params), ("run", file.run)):
         for name in entries or {}:
@@ -81,7 +97,8 @@ def _check_pipeline(project: Project, name: str) -> Iterator[Problem]:
         try:
             flow = project.flow(name, environment=environment)
             yield from _check_flow(flow, where)
-            project.flows.hearing(name, environment)
+            for text in project.flows.hearing(name, environment).problems:
+                yield Problem("error", where, text)
         except FlowerPowerError as error:
             yield Problem("error", where, str(error))
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fp_async import callbacks, executors, scaffold
 from fp_async import config as configs
-from fp_async.callbacks import Callbacks
+from fp_async.callbacks import Callback, Callbacks
 from fp_async.child import Children
 from fp_async.errors import FlowerPowerError, UnknownNameError, UsageError
 from fp_async.flow import Flow, Progress, Request
@@ -35,6 +35,7 @@ class Hearing(NamedTuple):
 
     namespace: Namespace
     callbacks: Callbacks
+    problems: list[str]
 
 
 class Flows:
@@ -160,8 +161,8 @@ class Flows:
             return []  # whoever runs the pipeline says so
         return callbacks.heard(settings)
 
-    def hearing(self, name: str, environment: str) -> Callbacks:
-        """The configured functions, loaded. Raises PipelineImportError, UnknownNameError.
+    def hearing(self, name: str, environment: str) -> Hearing:
+        """The configured functions, loaded, and what is wrong with those that cannot be.
 
         Apart from the pipeline: they hear, too, that it cannot be imported.
         """
@@ -169,7 +170,7 @@ class Flows:
             found = self._hearing.get((name, environment))
             if found is None:
                 found = self._hearing[name, environment] = self._load_hearing(name, environment)
-            return found.callbacks
+            return found
 
     def _load_hearing(self, name: str, environment: str) -> Hearing:
         from fp_async import modules
@@ -178,20 +179,16 @@ class Flows:
         params = PipelineParams(name, self.parameters(name, environment))
         settings = self.settings(name, environment)
         namespace = modules.Namespace(self.root / "pipelines", name, params, identity="callbacks")
-        try:
-            loaded = [
-                tuple(
-                    modules.function(
-                        namespace, path, where=f" (run.{name}.{environment}.on_{kind})"
-                    )
-                    for path in _several(getattr(settings, f"on_{kind}"))
-                )
-                for kind in callbacks.KINDS
-            ]
-            return Hearing(namespace, Callbacks(*loaded))
-        except BaseException:
-            namespace.unload()
-            raise
+        loaded: dict[callbacks.Kind, list[Callback]] = {kind: [] for kind in callbacks.KINDS}
+        problems: list[str] = []
+        for kind, found in loaded.items():
+            where = f" (run.{name}.{environment}.on_{kind})"
+            for path in _several(getattr(settings, f"on_{kind}")):
+                try:
+                    found.append(modules.function(namespace, path, where=where))
+                except FlowerPowerError as error:  # the others are to hear of it all the same
+                    problems.append(str(error))
+        return Hearing(namespace, Callbacks(*map(tuple, loaded.values())), problems)
 
     def planned(self, flow: Flow, **options: Any) -> tuple[list[str], list[str]]:
         """The nodes that a run with these options would compute, and the final ones among them.

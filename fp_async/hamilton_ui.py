@@ -96,6 +96,8 @@ def _prepare(base_dir: Path, settings: str, config_file: Path | None) -> None:
     if settings == "deploy":
         os.environ.update(_deployment(config_file))
         return
+    if config_file is not None:
+        raise UsageError("--config-file is for --settings-file deploy")
     try:
         (base_dir / "blobs").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -47,7 +47,9 @@ async def run(
         return await _retried(flow, once, None)
     if configured:
         try:
-            hearing = hearing.then(flows.hearing(flow.name, environment))
+            found = flows.hearing(flow.name, environment)
+            callbacks.report(found.problems)
+            hearing = hearing.then(found.callbacks)
         except FlowerPowerError as error:
             callbacks.report([str(error)])
     story = _Story(flow, request, environment, hearing)

@@ -292,8 +292,11 @@ def set_up(service: str) -> bool:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         exporter = _exporter(os.environ.get("OTEL_TRACES_EXPORTER") or "otlp")
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
         log.warning('nothing is traced: %s (pip install "fp-async[otel]")', error)
+        return False
+    except ValueError as error:
+        log.warning("nothing is traced: %s", error)
         return False
     os.environ.setdefault("OTEL_SERVICE_NAME", service)  # of our children, too
     # We say when it is flushed: its own way at exit may wait for a dead collector.

@@ -36,6 +36,8 @@ def place(root: Path, pipeline: str) -> Place:
     file = _read(root)
     if (text := missing(file, pipeline)) is not None:
         raise ConfigError(f"conf/tracker.yml: {text}")
+    for path, text in problems(file):
+        raise ConfigError(f"conf/tracker.yml: {'.'.join(path)}: {text}")
     own = (file.pipeline or {}).get(pipeline) or TrackedPipeline()
     api_url = (file.api_url or API_URL).rstrip("/")
     return Place(

@@ -39,6 +39,9 @@ def setup(
     if pipeline not in names:
         raise UnknownNameError("pipeline", pipeline, names)
     file: TrackerFile = configs.read(root, "tracker.yml")
+    places = TrackerFile(api_url=api_url or file.api_url, ui_url=ui_url or file.ui_url)
+    for path, text in tracked_places.problems(places):
+        raise UsageError(f"{path[0]}: {text}")
     user = username or file.username
     if not user:
         raise UsageError(

@@ -133,7 +133,7 @@ class Server:
     def _connected(self) -> http.client.HTTPConnection:
         secure = self._url.scheme == "https"
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = kind(self._url.hostname or "localhost", self._url.port, timeout=_CONNECT)
+        connection = kind(self._url.hostname or "", self._url.port, timeout=_CONNECT)
         try:
             connection.connect()
         except (OSError, http.client.HTTPException) as error:

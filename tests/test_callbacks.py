@@ -191,6 +191,21 @@ async def test_a_function_that_is_not_there_is_said_and_checked(project, caplog,
     assert any(text in problem.message for problem in project.check().errors)
 
 
+async def test_a_wrong_name_silences_no_other_and_hooks_are_no_pipelines(project, caplog):
+    conf = project.root / "conf" / "pipelines.yml"
+    text = conf.read_text().replace("on_retry: hears:note", "on_retry: [gone:y, hears:nope]")
+    conf.write_text(text.replace("[hears:broken,", "[nope:x,"))
+    (project.root / "pipelines" / "hears.py").write_text(HEARS + "\ndef plain(event): ...\n")
+    project.reload()
+    with pytest.raises(NodeError):
+        await project.run("work", {"number": -2})
+    assert kinds(project) == ["failure"]
+    assert "unknown module 'nope'" in caplog.text
+    report = project.check()
+    assert report.pipelines == ["work"]
+    assert len(report.errors) == 3
+
+
 # Jobs ---------------------------------------------------------------------------------------
 
 

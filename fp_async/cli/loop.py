@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine
@@ -31,8 +32,10 @@ def run_until_signalled(main: Coroutine[Any, Any, Any], finish: Callable[[Any], 
     except (asyncio.CancelledError, _BrokenOffError):
         if signals.received is None:
             raise
+        broken_off = signals.phase == "break off"
+        signals.phase = "leave"
         # what is broken off may have filled a pipe: `fail` would wait to write the rest of it
-        leave = fail_at_once if signals.phase == "break off" else fail
+        leave = fail_at_once if broken_off else fail
         leave(*_words(signals.received))
     finally:
         signals.phase = "leave"
@@ -55,12 +58,18 @@ class _Signals:
         if self.received is not None or self.phase == "leave":
             fail_at_once(*_words(number))
         self.received = number
-        late = threading.Timer(_GRACE, fail_at_once, _words(number))
+        late = threading.Timer(_GRACE, self._leave_late, (number,))
         late.daemon = True
         late.start()
         if self.phase == "break off":
             raise _BrokenOffError
         self._cancel()
+
+    def _leave_late(self, number: int) -> None:
+        """What takes so long may be the leaving itself, when all has been said."""
+        if self.phase == "leave":
+            os._exit(128 + number)
+        fail_at_once(*_words(number))
 
     async def cancelling(self, main: Coroutine[Any, Any, Any]) -> Any:
         """Await `main`, which a signal cancels."""
