@@ -80,6 +80,7 @@ class Agent:
         self.identity = await self.rows.begin()
         self._clock_step = await self.house.set_clock()
         await self.house.look()
+        await self.house.begin_anew(self.problems)
 
     async def close(self) -> None:
         """Note that this was a clean end, if that can be noted, and let go of the store."""

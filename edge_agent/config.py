@@ -131,6 +131,9 @@ def _from_file(path: Path, env: Mapping[str, str]) -> AgentSettings:
     document = msgspec.structs.replace(document, data=kept)
     settings = documents.validate(document, AgentSettings)
     for which, trigger in settings.triggers.items():
+        if trigger.on is not None:
+            wrong = "a device runs its triggers itself: for other agents they are the gateway's"
+            raise document.error(("triggers", which, "on"), wrong)
         for key, wrong in topic_triggers.problems(trigger, settings.topics):
             raise document.error(("triggers", which, *key.split(".", 1)), wrong)
     folder = path.resolve().parent

@@ -31,6 +31,7 @@ from fp_async.link import Connection, Link, Will
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 log = logging.getLogger("fp_async.agent")
 _GOODBYE = 3.0
+_PATIENT = 2  # signals that it may take to end by itself
 _TAKEN = 60.0
 _LOOKED_AT = 0.3
 
@@ -89,7 +90,7 @@ class Daemon:
             await self._say_goodbye()
             for task in beside:
                 task.cancel()
-            await asyncio.wait(beside)
+            await asyncio.wait(beside, timeout=_GOODBYE)
         for task in (self._main, *beside):
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
@@ -147,6 +148,8 @@ class Daemon:
             agent.worker.drain()
         elif self._main is not None:
             self._main.cancel()
+            if self._signals > _PATIENT:  # whatever it still waits for
+                os._exit(1)
 
 
 def address(settings: AgentSettings) -> Link:
@@ -167,7 +170,12 @@ def address(settings: AgentSettings) -> Link:
 @contextlib.contextmanager
 def alone(store: Path) -> Iterator[None]:
     """Nobody else runs on this store; the lock goes with the process. Raises StoreError."""
-    with store.with_name(f"{store.name}.lock").open("a+") as file:
+    path = store.with_name(f"{store.name}.lock")
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        raise StoreError(f"store {store}: cannot write {path.name}: {error.strerror}") from error
+    with file:
         if not _locked(file):
             file.seek(0)
             who = f"another agent (pid {file.read().strip() or 'unknown'})"
@@ -205,7 +213,8 @@ def main() -> None:
         json_logs.install(agent=settings.name)
     logging.getLogger("fp_async").setLevel(level)  # aiosqlite tells of every statement
     try:
-        os.chdir(Path(settings.store).parent)
+        with contextlib.suppress(OSError):  # the lock says what is wrong with the folder
+            os.chdir(Path(settings.store).parent)
         with alone(Path(settings.store)):
             asyncio.run(_run(settings))
     except (FlowerPowerError, OSError) as error:

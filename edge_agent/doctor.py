@@ -23,7 +23,13 @@ from edge_agent import control, looking
 from edge_agent.config import AgentSettings
 from edge_agent.housekeeping import free_bytes
 from fp_async import versions, wire
-from fp_async.errors import BrokerError, MessageError, PublishRefusedError, StoreError
+from fp_async.errors import (
+    BrokerError,
+    MessageError,
+    PublishRefusedError,
+    StoreError,
+    suggestion,
+)
 from fp_async.link import Connection, Message, connected
 from fp_async.messages import Ping, Pong
 
@@ -81,6 +87,10 @@ def _project(settings: AgentSettings) -> Iterator[Step]:
     else:
         text = f"none in {settings.project}/pipelines"
         yield Step("pipelines", "failed", text, "copy the project's pipelines/ there")
+    for name, trigger in settings.triggers.items():
+        if found and trigger.pipeline not in found:
+            text = f"{name}: there is no pipeline '{trigger.pipeline}'"
+            yield Step("triggers", "failed", text + suggestion(trigger.pipeline, found))
     if settings.triggers and settings.password and not settings.triggers_broker:
         remedy = (
             "a broker that takes the user for the client id (flowerpower broker-config) would "
@@ -128,6 +138,7 @@ def _writable(path: Path, *, held: bool) -> Step:
                 return Step("store", "ok", text)
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as db:
             db.execute("BEGIN IMMEDIATE")
+            db.execute("CREATE TABLE doctor (x)")  # SQLite opens what it cannot write, and reads
             db.execute("ROLLBACK")
     except (OSError, sqlite3.Error) as error:
         return Step("store", "failed", f"{path}: {error}", remedy)
@@ -180,11 +191,16 @@ def _clock(store: Path) -> Step:
 
 async def _by_the_agent(settings: AgentSettings, running: dict[str, Any]) -> AsyncIterator[Step]:
     yield Step("agent", "ok", f"runs as pid {running['pid']}, {running['status']}")
+    if running["name"] != settings.name or running["broker"] != settings.place:
+        told = (
+            f"it runs as {running['name']} with {running['broker']}, and not with the settings here"
+        )
+        yield Step("settings", "note", told, "give doctor the same flags or agent.yml")
     if not running["connected"]:
         problem = running["problem"] or "no connection"
-        yield Step("broker", "failed", f"{settings.place}: {problem}")
+        yield Step("broker", "failed", f"{running['broker']}: {problem}")
         return
-    yield Step("broker", "ok", settings.place)
+    yield Step("broker", "ok", running["broker"])
     answer = await asyncio.to_thread(control.ask, settings.store, "ping")
     answer = answer or {"error": "the agent has just ended"}
     if "error" in answer:

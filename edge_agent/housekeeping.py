@@ -15,7 +15,7 @@ import msgspec
 
 from edge_agent import clock
 from edge_agent.config import AgentSettings
-from edge_agent.problems import Problems
+from edge_agent.problems import Problem, Problems
 from edge_agent.store import AgentStore
 from fp_async.errors import StoreError
 from fp_async.patience import Patience
@@ -92,6 +92,16 @@ class Housekeeping:
         elif self.disk_free < settings.disk_floor * _MEBIBYTE:
             free = self.disk_free // _MEBIBYTE
             self.full = f"the disk is nearly full: {free} MiB are free"
+
+    async def begin_anew(self, problems: Problems) -> None:
+        """What was wrong when an agent ran here last is over, unless it is noted again."""
+        kept = await self._rows.fact("problem")
+        if kept is not None:
+            last = msgspec.json.decode(kept, type=Problem)
+            if last.over is None:
+                last = msgspec.structs.replace(last, over=time.time())
+                await self._rows.note("problem", msgspec.json.encode(last).decode())
+        problems.note("room", self.full or "")
 
     async def save(self, problems: Problems) -> None:
         """Keep the last problem, for a status that finds no agent. A write only for a change."""

@@ -12,6 +12,7 @@ import msgspec
 
 from edge_agent.config import KEYS, AgentSettings, flag
 from edge_agent.options import HELP
+from fp_async.errors import UsageError
 
 SECRETS = "/etc/fp-agent/environment"
 _OWN_MEMORY = 128  # MiB: four times what the agent needs when nothing runs
@@ -140,6 +141,12 @@ def _command(
     yield from (sys.executable, "-m", "edge_agent", "run")
     if config is not None:
         yield from ("--config", str(config.resolve()))
+    for key in ("broker", "triggers_broker"):
+        if key in flags and "@" in (getattr(settings, key) or ""):
+            raise UsageError(
+                f"{flag(key)}: a login would stand in the unit, which everybody can read; give the "
+                "address alone, and username and password in agent.yml or the environment file"
+            )
     settled = {"project": settings.project, "store": settings.store}
     given = {key: getattr(settings, key) for key in flags if key != "password"}
     for key, value in {**settled, **given}.items():

@@ -68,6 +68,7 @@ if _TYPE_CHECKING:
     from fp_async.errors import SessionTakenError as SessionTakenError
     from fp_async.errors import StoreError as StoreError
     from fp_async.errors import StoreUnavailableError as StoreUnavailableError
+    from fp_async.errors import TrackerError as TrackerError
     from fp_async.errors import TransitionError as TransitionError
     from fp_async.errors import TriggerError as TriggerError
     from fp_async.errors import UnknownNameError as UnknownNameError
@@ -75,7 +76,7 @@ if _TYPE_CHECKING:
     from fp_async.jobs import Failure as Failure
     from fp_async.jobs import Job as Job
     from fp_async.jobs import Schedule as Schedule
-    from fp_async.nodes import NodeEvent as NodeEvent
+    from fp_async.node_events import NodeEvent as NodeEvent
     from fp_async.params import load_params as load_params
     from fp_async.project import Project as Project
     from fp_async.watching import JobEvent as JobEvent
@@ -144,6 +145,7 @@ _HOMES = {
         "SessionTakenError",
         "StoreError",
         "StoreUnavailableError",
+        "TrackerError",
         "TransitionError",
         "TriggerError",
         "UnknownNameError",
@@ -153,7 +155,7 @@ _HOMES = {
     "callbacks": ("RunEvent",),
     "codec_values": ("Record",),
     "jobs": ("Failure", "Job", "Schedule"),
-    "nodes": ("NodeEvent",),
+    "node_events": ("NodeEvent",),
     "params": ("load_params",),
     "project": ("Project",),
     "watching": ("JobEvent",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,7 +18,10 @@ _NODES_KEPT = 1000
 
 
 class Order(msgspec.Struct, frozen=True, tag="order"):
-    """What a runner needs to know of a job. `spec` is JSON, `inputs` are `codec` bytes."""
+    """What a runner needs to know of a job. `spec` is JSON, `inputs` are `codec` bytes.
+
+    `draw` asks for the DAG to be told before the run and for starts of nodes, or for that only.
+    """
 
     id: str
     attempt: int
@@ -27,11 +30,32 @@ class Order(msgspec.Struct, frozen=True, tag="order"):
     inputs: bytes
     limit: int | None = None
     trace: str | None = None  # of the job's span, or what the job came with
+    draw: Literal["no", "yes", "only"] = "no"
 
     @property
     def current(self) -> CurrentJob:
         """As the job's own code sees it."""
         return CurrentJob(self.id, self.attempt, self.pipeline)
+
+
+class Template(msgspec.Struct, frozen=True):
+    """A DAG as the Hamilton UI knows it. `nodes` has the dependencies of each, `body` is JSON."""
+
+    dag_hash: str
+    code_hash: str
+    nodes: dict[str, list[str]]
+    body: bytes
+
+
+class Drawn(msgspec.Struct, frozen=True, tag="drawn"):
+    """What a tracked run is going to do: its DAG, the nodes that will run, what is shown of its
+    inputs, and its final variables.
+    """
+
+    template: Template
+    planned: list[str] = []
+    inputs: dict[str, Any] = {}
+    outputs: list[str] = []
 
 
 class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
@@ -73,11 +97,19 @@ class Trail:
 
     def __init__(self, worker: str = "") -> None:
         self.changed = bool(worker)  # where it runs is news, too
+        self.watch: Tell | None = None
         self.traced = False
         self._worker = worker
         self._nodes: list[NodeTiming] = []
         self._log: list[str] = []
         self._size = 0
+
+    def tell(self, told: NodeTiming | Drawn) -> None:
+        """Something that the run tells: whoever watches hears all, ends of nodes are kept."""
+        if self.watch is not None:
+            self.watch(told)
+        if isinstance(told, NodeTiming) and told.status != "started":
+            self.node(told)
 
     def node(self, timing: NodeTiming) -> None:
         """A node has come to an end."""
@@ -111,14 +143,17 @@ class Trail:
 
 
 _to_json = msgspec.json.Encoder().encode
-Tell = Callable[[NodeTiming], None]
+Tell = Callable[[NodeTiming | Drawn], None]
 
 
-def order(job: Job, limit: int | None, trace: str | None = None) -> Order:
-    """What the runner of a claimed job is given."""
+def order(
+    job: Job, limit: int | None, trace: str | None = None, trail: Trail | None = None
+) -> Order:
+    """What the runner of a claimed job is given; the DAG is told where the trail is watched."""
     rules = job.rules
+    draw: Literal["no", "yes"] = "yes" if trail and trail.watch else "no"
     context = trace or rules.trace
-    return Order(job.id, job.attempt, job.pipeline, rules, job.inputs, limit, context)
+    return Order(job.id, job.attempt, job.pipeline, rules, job.inputs, limit, context, draw)
 
 
 def storable(text: str, limit: int | None = None) -> str:

@@ -7,14 +7,16 @@ import traceback
 from collections.abc import Callable
 from typing import Any, get_args
 
-from fp_async import callbacks, codec, current, tracing
-from fp_async.attempt import Call, Order, Outcome, Tell, storable
+from msgspec.structs import replace
+
+from fp_async import callbacks, codec, current, summaries, tracing
+from fp_async.attempt import Call, Drawn, Order, Outcome, Tell, storable
 from fp_async.callbacks import Callbacks, RunEvent
 from fp_async.errors import FlowerPowerError, NodeError, RunTimeoutError, describe
-from fp_async.flow import Flow
+from fp_async.flow import Flow, Request
 from fp_async.flows import Flows
 from fp_async.jobs import Failure, NodeTiming
-from fp_async.nodes import NodeEvent
+from fp_async.node_events import NodeEvent, NodeObserver
 
 _TRACEBACK_KEPT = 16_384
 _MESSAGE_KEPT = 4_096
@@ -22,13 +24,15 @@ _MESSAGE_KEPT = 4_096
 
 async def attempt(flows: Flows, order: Order, tell: Tell) -> Outcome:
     """Run the pipeline once. Cancelling cancels the run; it raises nothing else."""
+    dated = order.trace is not None or order.spec.with_tracker
 
     def progress(event: NodeEvent) -> None:
-        if event.status != "started":
+        if event.status != "started" or order.draw == "yes":
             error = event.error and storable(event.error, _MESSAGE_KEPT)
             seconds = round(event.seconds, 6)
-            at = 0.0 if order.trace is None else event.at or time.time() - seconds
-            tell(NodeTiming(event.node, event.status, seconds, error, round(at, 6), event.place))
+            at = (event.at or time.time() - seconds) if dated else 0.0
+            told = (event.node, event.status, seconds, error, round(at, 6))
+            tell(NodeTiming(*told, summary=event.summary, place=event.place))
 
     current.job.set(order.current)
     about: dict[str, Any] = {
@@ -37,7 +41,7 @@ async def attempt(flows: Flows, order: Order, tell: Tell) -> Outcome:
     }
     try:
         with tracing.within(order.trace):
-            result = await _run(flows, order, progress)
+            result = await _run(flows, order, tell, progress)
         return Outcome("succeeded", codec.encode_value(result, limit=order.limit), **about)
     except RunTimeoutError as error:
         dirty = bool(error.running)
@@ -77,7 +81,9 @@ def _event(call: Call) -> RunEvent:
     )
 
 
-async def _run(flows: Flows, order: Order, progress: Callable[[NodeEvent], None]) -> Any:
+async def _run(
+    flows: Flows, order: Order, tell: Tell, progress: Callable[[NodeEvent], None]
+) -> Any:
     spec = order.spec
     flow = flows.flow(
         order.pipeline, environment=spec.environment, config=spec.config, params=spec.params
@@ -86,11 +92,21 @@ async def _run(flows: Flows, order: Order, progress: Callable[[NodeEvent], None]
     request = flows.request(
         flow, inputs, spec.final_vars, None, spec.executor, spec.timeout, progress
     )
+    if spec.with_tracker:
+        request = replace(request, observer=NodeObserver(summaries.summary))
     try:
-        return await flows.run(flow, request)
+        if order.draw != "no":
+            tell(_drawn(flow, request))
+        return None if order.draw == "only" else await flows.run(flow, request)
     finally:
         if not flow.kept:
             flow.namespace.unload()
+
+
+def _drawn(flow: Flow, request: Request) -> Drawn:
+    from fp_async import drawing  # for tracked jobs only
+
+    return drawing.drawn(flow, request)
 
 
 def _known(flow: Flow) -> dict[str, type]:

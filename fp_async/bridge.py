@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from fp_async import node_events
 from fp_async.awaitables import awaitable, close
-from fp_async.errors import describe
-from fp_async.nodes import NodeEvent
+from fp_async.node_events import NodeEvent, NodeObserver
 
 log = logging.getLogger("fp_async")
 Tell = Callable[[NodeEvent], None]
@@ -146,18 +146,33 @@ async def _await(value: Any) -> Any:
         raise StopError(error) from error
 
 
-def ended(name: str, since: float, error: BaseException | None) -> NodeEvent:
-    """The event for the end of a node that began at `since`."""
-    if isinstance(error, StopError):
-        error = error.carried
-    status, text = "succeeded", ""
-    if error is not None:
-        cut = isinstance(error, asyncio.CancelledError)
-        status, text = ("cancelled", "") if cut else ("failed", describe(error))
-    return NodeEvent(name, status, time.perf_counter() - since, text)
+class Teller:
+    """Tells of nodes what Hamilton's drivers do: an observer at once, and `tell`."""
+
+    def __init__(self, tell: Tell | None, observer: NodeObserver | None) -> None:
+        self._tell = tell
+        self._observer = observer
+
+    def started(self, name: str) -> float:
+        """A node begins, at the time that is returned."""
+        self._emit(NodeEvent(name, "started", at=time.time() if self._observer else 0.0))
+        return time.perf_counter()
+
+    def ended(self, name: str, since: float, value: Any, error: BaseException | None) -> None:
+        """A node that began at `since` has come to an end."""
+        if isinstance(error, StopError):
+            error = error.carried
+        seconds = time.perf_counter() - since
+        self._emit(node_events.ended(name, seconds, value, error, self._observer))
+
+    def _emit(self, event: NodeEvent) -> None:
+        if self._observer is not None and self._observer.tell is not None:
+            self._observer.tell(event)
+        if self._tell is not None:
+            self._tell(event)
 
 
-def watched(name: str, call: Callable[..., Any], tell: Tell | None) -> Callable[..., Any]:
+def watched(name: str, call: Callable[..., Any], teller: Teller | None) -> Callable[..., Any]:
     """A node for the AsyncDriver: what it hides is awaited, what it raises is told."""
 
     async def told(**kwargs: Any) -> Any:
@@ -172,19 +187,18 @@ def watched(name: str, call: Callable[..., Any], tell: Tell | None) -> Callable[
                 raise
             raise StopError(error) from error
 
-    async def telling(tell: Tell, kwargs: dict[str, Any]) -> Any:
-        since, failure = time.perf_counter(), None
-        tell(NodeEvent(name, "started"))
+    async def telling(teller: Teller, kwargs: dict[str, Any]) -> Any:
+        since = teller.started(name)
         try:
-            return await told(**kwargs)
+            value = await told(**kwargs)
         except BaseException as error:
-            failure = error
+            teller.ended(name, since, None, error)
             raise
-        finally:
-            tell(ended(name, since, failure))
+        teller.ended(name, since, value, None)
+        return value
 
     async def node(**kwargs: Any) -> Any:
-        return await (told(**kwargs) if tell is None else telling(tell, kwargs))
+        return await (told(**kwargs) if teller is None else telling(teller, kwargs))
 
     return node
 

@@ -102,7 +102,10 @@ def available(port: int) -> int:
         try:
             sock.bind((HOST, port))
         except OSError as error:
-            raise BrokerError(f"cannot listen on {HOST}:{port}: {error.strerror}") from error
+            raise BrokerError(
+                f"cannot listen on {HOST}:{port}: {error.strerror}; to use what listens there set "
+                f"`broker: {{uri: mqtt://{HOST}:{port}}}` in conf/mqtt.yml, else choose a --port"
+            ) from error
         return int(sock.getsockname()[1])
 
 

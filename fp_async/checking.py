@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from fp_async import config, executors, orders
+from fp_async import config, executors, orders, tracked_places
 from fp_async.annotations import fits, type_name
 from fp_async.errors import FlowerPowerError, InputError, MissingExtraError, suggestion
 from fp_async.flow import Request
@@ -54,6 +54,7 @@ def check(project: Project) -> Report:
             problems += _check_pipeline(project, name)
         problems += _check_schedules(project)
         problems += _check_triggers(project)
+        problems += _check_tracker(project, names)
     return Report(names, sorted(dict.fromkeys(problems), key=lambda p: (p.level, p.where)))
 
 
@@ -102,6 +103,25 @@ def _check_triggers(project: Project) -> Iterator[Problem]:
         return  # told with the other files
     for error in gateway_serving.mistakes(project.flows, file):
         yield Problem("error", "conf/mqtt.yml", str(error))
+
+
+def _check_tracker(project: Project, names: list[str]) -> Iterator[Problem]:
+    where = "conf/tracker.yml"
+    try:
+        file = config.read(project.root, "tracker.yml")
+    except FlowerPowerError:
+        return  # told with the other files
+    for place, text in tracked_places.problems(file):
+        yield Problem("error", where, str(config.mistake(project.root, "tracker.yml", place, text)))
+    for name in file.pipeline or {}:
+        if name not in names:
+            text = f"there is no pipelines/{name}.py{suggestion(name, names)}"
+            yield Problem("warning", f"{where}: pipeline.{name}", text)
+    for name in names:
+        environments = (project.configuration.run or {}).get(name) or {}
+        wanted = any(settings and settings.with_tracker for settings in environments.values())
+        if wanted and (lack := tracked_places.missing(file, name)) is not None:
+            yield Problem("error", where, lack)
 
 
 def _check_flow(flow: Flow, where: str) -> Iterator[Problem]:

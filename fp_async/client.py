@@ -23,11 +23,12 @@ from fp_async.errors import (
 from fp_async.flow import Progress
 from fp_async.flows import Flows
 from fp_async.jobs import Find, Job, Schedule
-from fp_async.nodes import NodeEvent
+from fp_async.node_events import NodeEvent
 from fp_async.orders import JobOptions, ScheduleOptions
 from fp_async.patience import Patience
 from fp_async.watching import JobEvent
-from fp_async.worker import Worker, make_worker
+from fp_async.worker import Worker
+from fp_async.workers import make_worker
 
 __all__ = ["Client", "JobOptions", "ScheduleOptions", "held", "work"]
 

@@ -26,7 +26,8 @@ from fp_async.current import current_job
 from fp_async.engines import Engine
 from fp_async.errors import ClusterError, FlowerPowerError, UsageError, describe
 from fp_async.execution import Execution
-from fp_async.nodes import AttemptTimeoutError, Hooks, NodeEvent, Setup
+from fp_async.node_events import NodeEvent
+from fp_async.nodes import AttemptTimeoutError, Hooks, Setup
 from fp_async.onsite import Errand, Report, cut
 from fp_async.parcels import Parcel
 from fp_async.plan import NodeSpec, Plan, compile_plan
@@ -321,7 +322,7 @@ class ClusterRun:
             if node not in begun:
                 self._tell(NodeEvent(node, "started", at=at))
             begun.discard(node) if status != "retrying" else begun.add(node)
-            self._tell(NodeEvent(node, status, seconds, error, at, report.place))
+            self._tell(NodeEvent(node, status, seconds, error, at, place=report.place))
         for name, level, text in report.log:
             _repeat(name, level, text)
         if report.broken is not None:

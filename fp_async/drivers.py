@@ -12,7 +12,6 @@ import asyncio
 import concurrent.futures
 import contextvars
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
@@ -38,11 +37,11 @@ from hamilton.lifecycle.base import (
 from hamilton.node import NodeType
 
 from fp_async.awaitables import awaitable
-from fp_async.bridge import Bridge, StopError, Tell, ended, is_hamiltons, watched
+from fp_async.bridge import Bridge, StopError, Tell, Teller, is_hamiltons, watched
 from fp_async.dag import Graph
 from fp_async.errors import FlowerPowerError, GraphError, UsageError, describe
 from fp_async.hooks import RunHooks, guard
-from fp_async.nodes import NodeEvent
+from fp_async.node_events import NodeObserver
 from fp_async.threads import Threads, in_thread
 
 Fail = Callable[[str, dict[str, Any], BaseException], Exception]
@@ -91,17 +90,18 @@ class AsyncWitness(_Memory, BasePostNodeExecuteAsync):
 class _Teller(BasePreNodeExecute, BasePostNodeExecute):
     """Tells the progress callback what the sync executors do; a value from the cache counts."""
 
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
+    def __init__(self, teller: Teller) -> None:
+        self._teller = teller
         self._since: dict[tuple[str, str | None], float] = {}
 
     def pre_node_execute(self, **told: Any) -> None:
-        self._since[told["node_"].name, told["task_id"]] = time.perf_counter()
-        self._tell(NodeEvent(told["node_"].name, "started"))
+        name = told["node_"].name
+        self._since[name, told["task_id"]] = self._teller.started(name)
 
     def post_node_execute(self, **told: Any) -> None:
-        since = self._since.pop((told["node_"].name, told["task_id"]))
-        self._tell(ended(told["node_"].name, since, told["error"]))
+        name = told["node_"].name
+        since = self._since.pop((name, told["task_id"]))
+        self._teller.ended(name, since, told["result"], told["error"])
 
 
 # Hamilton's AsyncDriver ---------------------------------------------------------------------
@@ -114,6 +114,7 @@ async def run_async_driver(
     overrides: Mapping[str, Any],
     fail: Fail,
     tell: Tell | None = None,
+    observer: NodeObserver | None = None,
 ) -> Any:
     """Run through Hamilton's `AsyncDriver`: sync functions block the loop, as they do there.
 
@@ -126,9 +127,10 @@ async def run_async_driver(
     if graph.allow_overrides:
         builder = builder.allow_module_overrides()
     driver = builder.with_adapters(*graph.adapters, witness).build_without_init()
+    teller = Teller(tell, observer) if tell or observer else None
     for node in driver.graph.nodes.values():
         if not node.user_defined:
-            node._callable = watched(node.name, node.callable, tell)
+            node._callable = watched(node.name, node.callable, teller)
     inner = [a.adapter for a in driver.adapter.adapters if hasattr(a, "adapter")]
     for adapters in (driver.adapter, *inner):
         guard(adapters, graph.adapters, witness.remember_hook)
@@ -184,14 +186,20 @@ class BlockingRun:
     """One run through Hamilton's sync executors; `running` names the sync nodes in threads."""
 
     def __init__(
-        self, graph: BlockingGraph, fail: Fail, threads: Threads | None, progress: Tell | None
+        self,
+        graph: BlockingGraph,
+        fail: Fail,
+        threads: Threads | None,
+        progress: Tell | None,
+        observer: NodeObserver | None = None,
     ) -> None:
         self._graph = graph
         self._fail = fail
         self._bridge = Bridge(asyncio.get_running_loop(), progress)
         # The cache executes the nodes, so what it raises itself looks like a node's error.
         self._witness = Witness(self._bridge.raised) if graph.cache else Witness()
-        watching = (self._witness, *([_Teller(self._bridge.tell)] if progress else ()))
+        teller = Teller(self._bridge.tell if progress else None, observer)
+        watching = (self._witness, *([_Teller(teller)] if progress or observer else ()))
         self._view = graph.for_run(*watching, remember_hook=self._witness.remember_hook)
         self._executor = self._chosen(threads)
 

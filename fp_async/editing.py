@@ -35,7 +35,9 @@ def load(text: str, name: str) -> Any:
 def edit(text: str, name: str, change: Callable[[Any], None]) -> str:
     """The text after `change` has been made to its mapping. Raises ConfigError."""
     data = load(text, name)
-    if data is None:
+    above = ""
+    if data is None:  # but for comments, which come first
+        above = f"{text.rstrip()}\n\n" if text.strip() else ""
         data = _yaml().load("{}")
         data.fa.set_block_style()
     _settle_comments(data, 0)
@@ -43,7 +45,7 @@ def edit(text: str, name: str, change: Callable[[Any], None]) -> str:
     change(data)
     out = io.StringIO()
     _yaml().dump(data, out)
-    return out.getvalue() + "".join(f"{line}\n" for line in end)
+    return above + out.getvalue() + "".join(f"{line}\n" for line in end)
 
 
 class _AnyVariable(dict[str, str]):
@@ -80,7 +82,7 @@ def _settle_comments(mapping: Any, column: int) -> None:
     from ruamel.yaml.tokens import CommentToken
 
     keys = list(mapping)
-    for key, following in zip(keys, [*keys[1:], None], strict=True):
+    for key, following in zip(keys, [*keys[1:], None], strict=False):  # there may be none
         value = mapping[key]
         if isinstance(value, CommentedMap) and not value.fa.flow_style():
             _settle_comments(value, column + 2)

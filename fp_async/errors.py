@@ -36,6 +36,7 @@ class UnknownNameError(ConfigError):
     """
 
     def __init__(self, kind: str, name: str, valid: Iterable[str], *, where: str = "") -> None:
+        self.kind = kind
         self.name = name
         self.valid = sorted(valid)
         super().__init__(f"unknown {kind} '{name}'{where}{suggestion(name, self.valid)}")
@@ -136,6 +137,26 @@ class StoreError(FlowerPowerError):
 
 class StoreUnavailableError(StoreError):
     """The data store cannot be reached now; the same call may succeed later."""
+
+
+class TrackerError(FlowerPowerError):
+    """The Hamilton UI does not answer, or refuses what it is told.
+
+    `status` is that of its answer, 0 without one; `unclear` says that it may have done what it
+    was asked for all the same.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, status: int = 0, unclear: bool = False) -> None:
+        self.status = status
+        self.unclear = unclear
+        super().__init__(message)
+
+    @property
+    def refused(self) -> bool:
+        """Whether asking again would not help."""
+        return 200 <= self.status < 500
 
 
 class ClusterError(FlowerPowerError):

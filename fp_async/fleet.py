@@ -106,19 +106,22 @@ async def check_served(store: Store, job: Job) -> None:
         )
     known = await _known(store)
     found = {n: k for n, k in known.items() if presence.matches(job.target, n, k.state.tags)}
-    if any(presence.may_work(each) for each in found.values()):
+    drained = {member.name for member in await store.members("drained")}
+    if any(presence.may_work(each) and name not in drained for name, each in found.items()):
         return
     if not found:
         names = ", ".join(known) or "none"
         why = f"no agent is known that '{job.target}' means (known: {names})"
     else:
-        states = ", ".join(_standing(name, each) for name, each in found.items())
+        states = ", ".join(
+            _standing(name, each, drained=name in drained) for name, each in found.items()
+        )
         why = f"nobody is there who could run it ({states})"
     raise JobNotFinishedError(f"{why}: job {job.id} stays queued")
 
 
-def _standing(name: str, known: Known) -> str:
-    return f"{name}: {presence.describe(known, drained=False, now=time.time())}"
+def _standing(name: str, known: Known, *, drained: bool) -> str:
+    return f"{name}: {presence.describe(known, drained=drained, now=time.time())}"
 
 
 async def drain(store: Store, name: str, *, drained: bool) -> None:

@@ -30,7 +30,8 @@ from fp_async.errors import (
     UsageError,
 )
 from fp_async.execution import Execution
-from fp_async.nodes import AttemptTimeoutError, Hooks, NodeEvent, Setup
+from fp_async.node_events import NodeEvent, NodeObserver
+from fp_async.nodes import AttemptTimeoutError, Hooks, Setup
 from fp_async.params import entries_read
 from fp_async.remote import GraphSpec, ProcessDiedError, RemoteTracebackError
 from fp_async.threads import in_thread
@@ -56,6 +57,7 @@ class Request(msgspec.Struct, frozen=True):
     executor: ExecutorSettings
     timeout: float | None
     progress: Progress | None
+    observer: NodeObserver | None = None
 
 
 class Flow:
@@ -208,7 +210,8 @@ class Flow:
                 raise UsageError("executor 'processpool' needs the project's child processes")
             remote = partial(children.call, self._spec_for_children())
         policies, spans = self.settings.nodes or {}, tracing.spans()
-        return Setup(threads, remote, node_hooks, request.progress, policies, spans)
+        progress, observer = request.progress, request.observer
+        return Setup(threads, remote, node_hooks, progress, policies, spans, observer)
 
     async def _run_driver(self, plan: Plan, request: Request) -> Any:
         """Through Hamilton's own drivers, with the inputs that the plan found to be needed."""
@@ -224,7 +227,9 @@ class Flow:
         if not self._needs_driver(plan):
             bridge = Bridge(asyncio.get_running_loop(), request.progress)
             tell = bridge.deliver if request.progress else None
-            run = partial(drivers.run_async_driver, self.graph, *given, self._fail, tell)
+            run = partial(
+                drivers.run_async_driver, self.graph, *given, self._fail, tell, request.observer
+            )
             return await self._limited(run, request.timeout, lambda: ())
         if request.executor.type == "hamilton" or self._refuses_policies(plan):
             raise UsageError(
@@ -234,7 +239,9 @@ class Flow:
         blocking = self._blocking_graph(request)
         local = request.executor.type == "local"
         threads = None if local else executors.threads(request.executor.max_workers)
-        blocked = drivers.BlockingRun(blocking, self._fail, threads, request.progress)
+        blocked = drivers.BlockingRun(
+            blocking, self._fail, threads, request.progress, request.observer
+        )
         return await self._limited(
             partial(blocked.run, *given), request.timeout, lambda: blocked.running
         )
@@ -267,6 +274,9 @@ class Flow:
 
         if (spans := tracing.spans()) is not None:
             request = msgspec.structs.replace(request, progress=spans.told(request.progress))
+        if request.observer is not None:
+            progress = request.observer.before(request.progress)
+            request = msgspec.structs.replace(request, progress=progress)
         node_hooks = hooks.for_nodes() if hooks else None
         self._refuse_on_cluster(plan, request, node_hooks)
 

@@ -29,6 +29,7 @@ from fp_async.gateway_hearing import Hearing
 from fp_async.gateway_offering import Offering
 from fp_async.gateway_schedules import Kept
 from fp_async.gateway_triggers import Triggers
+from fp_async.job_tracking import AgentTracking
 from fp_async.jobs import LEASE, Find, Member, Report
 from fp_async.link import Connection, Link, Will
 from fp_async.messages import GatewayState
@@ -66,6 +67,7 @@ class Gateway:
         self.board = Board()
         self.kept = Kept(self.store)
         self.patience = Patience()
+        self.tracking = AgentTracking(flows.root, backend.store)
         self.active = False
         self.counts: dict[str, int] = {}
         self.address = address
@@ -104,6 +106,9 @@ class Gateway:
                     await self.store.saw(Member(kind="gateway", name=self.owner), 0)
 
     async def _until_leading(self) -> None:
+        if await self.patience(self._renew):
+            return
+        log.info("gateway of site '%s': another one is active; waiting", self.topics.site)
         while not await self.patience(self._renew):  # noqa: ASYNC110 - a row, not an event
             await asyncio.sleep(RENEWAL)
 
@@ -174,13 +179,18 @@ class Gateway:
         gone = wire.encode(GatewayState(online=False))
         return msgspec.structs.replace(
             self.address,
-            client_id=f"fp-gateway-{self.topics.site}",
+            client_id=self._client_id(),
             clean_start=False,
             session_expiry=_SESSION_SECONDS,
             manual_ack=True,
             send_queue=_SEND_QUEUE,
             will=Will(topic=self.topics.gateway, payload=gone, qos=1, retain=True),
         )
+
+    def _client_id(self) -> str:
+        """With a login that of the user, which a broker may insist on."""
+        topics = self.topics
+        return topics.gateway_name if self.address.username else topics.gateway_client
 
     async def _work(self) -> None:
         await self.patience(self.load)
@@ -207,6 +217,7 @@ class Gateway:
             offering.cancels,
             offering.schedules,
             self._look_after,
+            self.tracking.run,
         )
         try:
             async with asyncio.TaskGroup() as group:
@@ -342,8 +353,10 @@ class Gateway:
             return
         await self.store.finish(reports)
         for report in reports:
+            each = self.board.open.get(report.id)
             self.board.release(report.id)
             self.hub.publish(f"job:{report.id}")
+            self.tracking.ended(report.id, None if each is None else each.job)
         self.wake()
 
 

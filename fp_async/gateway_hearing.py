@@ -224,6 +224,7 @@ class Hearing:
         for name, job in batch.adopted:
             batch.acknowledged[name].append(job.id)
             gateway.hub.publish(f"job:{job.id}")
+            gateway.tracking.ended(job.id, job)
             for each in gateway.backend.observers:
                 each.adopted(job)
         for name, report in batch.reports:
@@ -294,6 +295,7 @@ class Hearing:
         else:
             self._board.forget(report.id)
             gateway.count("outcomes")
+            gateway.tracking.ended(report.id, None if each is None else each.job)
         if each is not None:
             began = report.started_at or each.job.started_at
             for observer in gateway.backend.observers:

@@ -114,7 +114,33 @@ def _aims(
             (*place, "environment"), partial(flows.settings, pipeline), aim.environment
         )
     if aim.on is not None and not aim.on.startswith("$"):
-        yield from _raised((*place, "on"), targets.targeted, {"on": aim.on})
+        yield from _raised((*place, "on"), _target, aim.on)
+    if isinstance(aim, Runnable):
+        for pattern in aim.targets:
+            yield from _raised((*place, "targets"), targets.checked_pattern, pattern)
+    elif pipeline in names:
+        yield from _wanted(flows, place, aim)
+
+
+def _target(on: str) -> None:
+    targets.targeted({"on": on})
+    targets.check_single(on)
+
+
+def _wanted(flows: Flows, place: tuple[str, ...], aim: TopicTrigger) -> _Mistakes:
+    """Inputs and final variables that the pipeline has not."""
+    try:
+        flow = flows.flow(aim.pipeline, environment=aim.environment or configs.DEFAULT_ENVIRONMENT)
+    except FlowerPowerError:
+        return  # the pipeline's own mistakes are told by others
+    for name in aim.inputs or {}:
+        if name not in flow.graph.nodes:
+            hint = suggestion(name, flow.graph.inputs)
+            yield (*place, "inputs", name), f"no node of '{aim.pipeline}' reads this input{hint}"
+    for name in aim.final_vars or ():
+        if name not in flow.graph.nodes:
+            hint = suggestion(name, flow.graph.nodes)
+            yield (*place, "final_vars"), f"there is no node '{name}'{hint}"
 
 
 def _raised(place: tuple[str, ...], look: Callable[[Any], object], value: Any) -> _Mistakes:

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 from msgspec.structs import replace
 
-from fp_async import hearing, messages, orders, rules, topic_triggers, tracing, wire
+from fp_async import hearing, messages, orders, rules, targets, topic_triggers, tracing, wire
 from fp_async.config import Runnable, TopicTrigger
 from fp_async.errors import BrokerError, FlowerPowerError, MessageError
 from fp_async.jobs import Job, Letter, Offer, Report
@@ -142,6 +142,7 @@ class Triggers:
             tuple(message.user_properties),
         )
         wanted = self._wanted(name, trigger, told)
+        targets.check_single(wanted.options.get("on") or "")
         with tracing.message(name, told.topic, told.user_properties):
             job = orders.job(self._gateway.flows, wanted.pipeline, wanted.options, time.time())
         reply_to = told.response_topic

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from fp_async import jobs, messages, wire
 from fp_async.errors import MessageError
-from fp_async.jobs import Chunk, Failure, Job, Letter, Record, Report, Spec
+from fp_async.jobs import Chunk, Failure, Job, Letter, NodeTiming, Record, Report, Spec
 from fp_async.lifecycle import Event
 from fp_async.link_values import Message as Heard
 from fp_async.messages import Finished, ResultChunk, Started
@@ -20,6 +20,7 @@ from fp_async.messages import Finished, ResultChunk, Started
 _REASON = 500  # characters
 _TEXT = 65_536  # characters of a log, a message, a traceback
 _NODES = 1000
+_SUMMARY = 4096
 _LETTER_BYTES = 4096
 _KINDS = 50
 _OLDEST = 10 * 365 * 86_400.0  # seconds
@@ -59,6 +60,7 @@ def finished(told: Finished, agent: str, now: float, result: bytes | None) -> Re
         event=_EVENTS[told.outcome],
         reason=_reason(told),
         started_at=_by_our_clock(told, told.started_at, now),
+        ended_at=_by_our_clock(told, told.ended_at, now),
         result=result if result is not None else value(told),
         error=None if told.error is None else msgspec.json.encode(_bounded(told.error)),
         record=msgspec.json.encode(_record(told, agent, now)),
@@ -129,11 +131,14 @@ def _bounded(error: Failure) -> Failure:
 
 def _record(told: Finished, agent: str, now: float) -> Record:
     record = told.record or jobs.Record()
-    nodes = [
-        replace(each, at=now - _age(told.sent_at, each.at)) if each.at else each
-        for each in record.nodes[:_NODES]
-    ]
+    nodes = [_node(told, each, now) for each in record.nodes[:_NODES]]
     return replace(record, nodes=nodes, log=record.log[-_TEXT:], worker=agent)
+
+
+def _node(told: Finished, timing: NodeTiming, now: float) -> NodeTiming:
+    at = now - _age(told.sent_at, timing.at) if timing.at else 0.0
+    summary = timing.summary if len(timing.summary) <= _SUMMARY else ""
+    return replace(timing, at=at, summary=summary)
 
 
 def put_together(told: Finished, parts: Sequence[Chunk]) -> bytes | list[int]:

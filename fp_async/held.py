@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 import msgspec
 
@@ -13,6 +14,7 @@ from fp_async.jobs import Failure, Job, Report
 from fp_async.keeper import Why
 
 log = logging.getLogger("fp_async")
+Heard = Callable[[Report], None]
 
 
 class Attempt:
@@ -23,6 +25,7 @@ class Attempt:
 
     def __init__(self, job: Job, worker: str) -> None:
         self.job = job
+        self.worker = worker
         self.trail = Trail(worker)
         self.why: Why | None = None
         self.over = False
@@ -36,6 +39,9 @@ class Attempt:
         if self.why is None and self.task is not None:
             self.why = why
             self.task.cancel()
+
+
+Watch = Callable[[Attempt], Heard | None]
 
 
 def log_failure(job: Job, report: Report) -> None:

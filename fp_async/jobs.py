@@ -64,7 +64,8 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 class NodeTiming(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is kept of a node of the latest attempt; `seconds` is the time it took.
 
-    Of a traced job also when it began (`at`, epoch seconds).
+    Of a traced or tracked job also when it began (`at`, epoch seconds); of a tracked one a
+    `summaries.summary`.
     """
 
     node: str
@@ -72,6 +73,7 @@ class NodeTiming(msgspec.Struct, frozen=True, omit_defaults=True):
     seconds: float = 0.0
     error: str = ""
     at: float = 0.0
+    summary: str = ""
     place: str = ""  # the worker of a cluster
 
 
@@ -183,8 +185,8 @@ Changes = dict[str, Any]
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker tells of the attempt that it holds. `retry_in` seconds, for `retry`.
 
-    An agent tries again by itself: it tells its own `errors` and `crashes`, and when it began.
-    What `agent` tells is believed of jobs that it was offered, and of no others.
+    An agent tries again by itself: it tells its own `errors` and `crashes`, and its times. What
+    `agent` tells is believed of jobs that it was offered, and of no others.
     """
 
     id: str
@@ -193,6 +195,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
     retry_in: float = 0.0
     started_at: float | None = None
+    ended_at: float | None = None
     errors: int | None = None
     crashes: int | None = None
     result: bytes | None = None

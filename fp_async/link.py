@@ -15,7 +15,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Literal
 
 from fp_async.errors import BrokerError, PublishRefusedError, SessionTakenError, describe
@@ -271,18 +271,42 @@ async def serve(
     outage = _Outage(told)
     failures = 0
     while True:
-        began = float("inf")
         try:
-            async with connected(link() if callable(link) else link) as connection:
-                began = time.monotonic()
-                outage.end(connection)
-                await _until_lost(connection, body)
-                return
+            await _apart(_visit(link() if callable(link) else link, body, outage))
         except (BrokerError, BaseExceptionGroup) as raised:
             outage.go_on(_broker_error(raised))
-        failures = 0 if time.monotonic() - began > STEADY_SECONDS else failures
+        else:
+            return
+        failures = 0 if time.monotonic() - outage.since > STEADY_SECONDS else failures
         await asyncio.sleep(pause(failures, longest))
         failures += 1
+
+
+async def _visit(
+    link: Link, body: Callable[[Connection], Awaitable[None]], outage: _Outage
+) -> None:
+    outage.since = float("inf")
+    async with connected(link) as connection:
+        outage.end(connection)
+        await _until_lost(connection, body)
+
+
+async def _apart(work: Coroutine[Any, Any, None]) -> None:
+    """Await it in a task of its own. A task group in it whose child fails in the moment in which
+    it is cancelled raises the failure alone (Python 3.11 and 3.12), and it would go on for ever.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        while not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):  # once more: it is in a hurry
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # of no interest any more
+        raise
+    task.result()
 
 
 class _Outage:
@@ -291,6 +315,7 @@ class _Outage:
     def __init__(self, told: Callable[[BrokerError | None], object] | None) -> None:
         self._told = told or (lambda _: None)
         self._logged = False
+        self.since = float("inf")  # connected
 
     def go_on(self, error: BrokerError) -> None:
         if not self._logged:
@@ -299,6 +324,7 @@ class _Outage:
         self._told(error)
 
     def end(self, connection: Connection) -> None:
+        self.since = time.monotonic()
         if self._logged:
             log.warning("%s: connected again", connection._link)
         self._logged = False

@@ -74,13 +74,18 @@ class Link(msgspec.Struct, frozen=True):
     ) -> Self:
         """From `mqtt://user:password@host:1883`, `mqtts://` or `wss://host/path`.
 
-        What is given besides counts more. Raises ValueError for another scheme and for a port
-        that is no number.
+        What is given besides counts more. Raises ValueError for another scheme, for a port
+        that is no number, and for files of TLS without TLS.
         """
         parts = urlsplit(uri or "mqtt://")
         if parts.scheme not in cls.schemes:
             raise ValueError(f"not an MQTT broker's address: '{parts.scheme}://'")
         tls = settings.setdefault("tls", parts.scheme in {"mqtts", "ssl", "wss"})
+        for name in ("ca_file", "cert_file", "key_file"):
+            if settings.get(name) is not None and not tls:
+                raise ValueError(
+                    f"{name} is for TLS: write mqtts:// (or wss://), not {parts.scheme}://"
+                )
         web = parts.scheme in {"ws", "wss"}
         if web:
             query = f"?{parts.query}" if parts.query else ""

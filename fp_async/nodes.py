@@ -24,6 +24,7 @@ from fp_async import current
 from fp_async.awaitables import awaitable, close
 from fp_async.config import NodePolicy
 from fp_async.errors import describe
+from fp_async.node_events import NodeEvent, NodeObserver, ended
 from fp_async.plan import Plan
 from fp_async.spans import Spans
 from fp_async.threads import Threads, in_thread
@@ -35,21 +36,6 @@ log = logging.getLogger("fp_async")
 
 class AttemptTimeoutError(TimeoutError):
     """A node took longer than its own timeout."""
-
-
-class NodeEvent(msgspec.Struct, frozen=True):
-    """Something that happened to a node, for progress displays.
-
-    `status` is started, succeeded, failed, cancelled or retrying; `seconds` since its start, which
-    was `at` (epoch seconds; 0 where that is not known); `place` where it ran, if on a cluster.
-    """
-
-    node: str
-    status: str
-    seconds: float = 0.0
-    error: str = ""
-    at: float = 0.0
-    place: str = ""
 
 
 class Hooks(msgspec.Struct, frozen=True):
@@ -82,6 +68,7 @@ class Setup(msgspec.Struct, frozen=True):
     progress: Callable[[NodeEvent], None] | None = None
     policies: Mapping[str, NodePolicy] = {}
     spans: Spans | None = None
+    observer: NodeObserver | None = None
     plainly: frozenset[str] = frozenset()
 
 
@@ -105,7 +92,9 @@ class Caller:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self.aside: dict[object, int] = {}  # the slots of what `_aside` has in threads
-        self.watched = setup.progress is not None
+        self._told = setup.observer.tell if setup.observer else None
+        self._progress = setup.progress
+        self.watched = self._progress is not None or self._told is not None
         self.straight = self.plain = self.all_to_thread = False
         self.to_thread = self._threaded()
 
@@ -290,7 +279,13 @@ class Caller:
     # Telling --------------------------------------------------------------------------------
 
     def emit(self, event: NodeEvent) -> None:
-        """Queue an event for the progress callback, which is always called on the loop."""
+        """Tell the observer; queue the event for the progress callback, which is always called
+        on the loop.
+        """
+        if self._told is not None:
+            self._told(event)
+        if self._progress is None:
+            return
         self._events.append(event)
         if not self._flushing:
             self._flushing = True
@@ -310,14 +305,15 @@ class Caller:
     def flush(self) -> None:
         """Deliver the events that are waiting."""
         self._flushing = False
-        while self._events and self._setup.progress is not None:
+        while self._events and self._progress is not None:
             event = self._events.popleft()
             try:
-                self._setup.progress(event)
+                self._progress(event)
             except Exception:
                 log.exception("the progress callback failed; the run goes on without events")
                 self._events.clear()
-                self.watched = False
+                self._progress = None
+                self.watched = self._told is not None
 
 
 class _Watch:
@@ -347,13 +343,14 @@ class _Watch:
         spans = self._caller._setup.spans
         self._span = None if spans is None else spans.begin(self.name)
         if self._caller.watched:
-            self._caller.emit(NodeEvent(self.name, "started"))
+            at = time.time() if self._caller._setup.observer else 0.0
+            self._caller.emit(NodeEvent(self.name, "started", at=at))
         if self._hooks and self._hooks.before:
             try:
                 self._hooks.before(self.name, self.kwargs)
             except BaseException as error:
                 if self._caller.watched:
-                    self._caller.emit(self._ended(error))
+                    self._caller.emit(self._ended(None, error))
                 raise
 
     def after(self, value: Any, error: BaseException | None) -> None:
@@ -362,17 +359,12 @@ class _Watch:
         if spans is not None:
             spans.end(self._span, error)
         if self._caller.watched:
-            self._caller.emit(self._ended(error))
+            self._caller.emit(self._ended(value, error))
         if self._hooks and self._hooks.after:
             self._hooks.after(self.name, self.kwargs, value, error)
 
-    def _ended(self, error: BaseException | None) -> NodeEvent:
-        status, text = "succeeded", ""
-        if error is not None:
-            cut = isinstance(error, asyncio.CancelledError)
-            status, text = ("cancelled", "") if cut else ("failed", describe(error))
-        seconds = self.seconds
-        return NodeEvent(self.name, status, seconds, text, time.time() - seconds)
+    def _ended(self, value: Any, error: BaseException | None) -> NodeEvent:
+        return ended(self.name, self.seconds, value, error, self._caller._setup.observer)
 
 
 class _Rest:

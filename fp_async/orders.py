@@ -10,7 +10,7 @@ from typing import Any, TypedDict, get_args
 
 import msgspec
 
-from fp_async import codec, documents, executors, jobs, targets, tracing, triggers
+from fp_async import codec, documents, executors, jobs, targets, tracing, tracked_places, triggers
 from fp_async import config as configs
 from fp_async.config import ExecutorSettings, Retry, RunSettings, ScheduleEntry
 from fp_async.errors import ConfigError, UnknownNameError, UsageError
@@ -131,8 +131,8 @@ def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
     given = {key: value for key, value in options.items() if value is not None}
     environment = given.get("environment", configs.DEFAULT_ENVIRONMENT)
     settings = flows.settings(name, environment)
-    if given.get("with_tracker"):
-        raise UsageError("with_tracker: tracking is not part of this version yet")
+    if _either(given, settings, "with_tracker", False):
+        tracked_places.place(flows.root, name)
     target = None if "on" not in given else targets.targeted(given)
     if given.get("executor") is not None:
         executors.check_name(given["executor"])
@@ -181,6 +181,7 @@ def _spec(given: Mapping[str, Any], settings: RunSettings, environment: str) -> 
         "environment": environment,
         "executor": _executor(given.get("executor")),
         "params": _plain("params", given.get("params")),
+        "with_tracker": _either(given, settings, "with_tracker", None) or None,
         "timeout": _positive(timeout, "timeout"),
         "retry": retry,
         "on_crash": targets.one_of(

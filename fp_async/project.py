@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from fp_async import callbacks, retrying, scaffold
 from fp_async import config as configs
 from fp_async.callbacks import Given
-from fp_async.errors import ProjectNotFoundError, UsageError
+from fp_async.errors import ProjectNotFoundError
 from fp_async.flow import Flow, Progress
 from fp_async.flows import Flows, Params
 
@@ -121,14 +121,17 @@ class Project:
             adapters=adapters,
             materializers=materializers,
         )
+        place = None
         if flow.settings.with_tracker if with_tracker is None else with_tracker:
-            raise UsageError("with_tracker: tracking is not part of this version yet")
+            from fp_async import tracked_places
+
+            place = tracked_places.place(self.root, name)
         request = self.flows.request(
             flow, inputs, final_vars, overrides, executor, timeout, progress
         )
         try:
             hearing = self.flows.callbacks.then(callbacks.given(on_success, on_failure, on_retry))
-            return await retrying.run(self.flows, flow, request, environment, hearing)
+            return await retrying.run(self.flows, flow, request, environment, hearing, place)
         finally:
             if not flow.kept:
                 flow.namespace.unload()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -16,21 +17,41 @@ from fp_async.errors import FlowerPowerError, NodeError
 from fp_async.flow import Flow, Request
 from fp_async.flows import Flows
 
+if TYPE_CHECKING:
+    from fp_async.tracked_places import Place
+
 
 async def run(
-    flows: Flows, flow: Flow, request: Request, environment: str, hearing: Callbacks
+    flows: Flows,
+    flow: Flow,
+    request: Request,
+    environment: str,
+    hearing: Callbacks,
+    place: Place | None = None,
 ) -> Any:
-    """Run until it succeeds or is not tried again. `hearing` is told before this returns."""
+    """Run until it succeeds or is not tried again. `hearing` is told before this returns, and each
+    attempt is shown at `place`.
+    """
+
+    async def once(attempt: int) -> Any:
+        if place is None:
+            return await flows.run(flow, request)
+        from fp_async.tracked import tracked
+
+        tags = {"environment": environment, "attempt": str(attempt)}
+        with tracked(place, flow, request, tags) as told:
+            return await flows.run(flow, told)
+
     configured = callbacks.heard(flow.settings)
     if hearing is callbacks.NONE and not configured:
-        return await _retried(flows, flow, request, None)
+        return await _retried(flow, once, None)
     if configured:
         try:
             hearing = hearing.then(flows.hearing(flow.name, environment))
         except FlowerPowerError as error:
             callbacks.report([str(error)])
     story = _Story(flow, request, environment, hearing)
-    return await _retried(flows, flow, request, story)
+    return await _retried(flow, once, story)
 
 
 class _Story:
@@ -53,13 +74,13 @@ class _Story:
             await callbacks.tell(functions, replace(self._event, **fields))
 
 
-async def _retried(flows: Flows, flow: Flow, request: Request, story: _Story | None) -> Any:
+async def _retried(flow: Flow, once: Callable[[int], Awaitable[Any]], story: _Story | None) -> Any:
     attempt = 0
     while True:
         attempt += 1
         began = time.monotonic()
         try:
-            result = await flows.run(flow, request)
+            result = await once(attempt)
         except Exception as error:
             pause = _pause(flow, error, attempt)
             if story is not None:

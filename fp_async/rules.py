@@ -98,6 +98,8 @@ def reported(job: Job, report: Report, now: float) -> Changes | None:
 
 def _told_by_agent(job: Job, report: Report) -> Changes:
     told: Changes = {"started_at": report.started_at} if job.started_at is None else {}
+    if report.ended_at is not None:  # late, perhaps: how long it is kept counts from its arrival
+        told["ended_at"] = max(report.ended_at, job.started_at or report.started_at or 0.0)
     for name in ("errors", "crashes"):
         if (count := getattr(report, name)) is not None:
             told[name] = count

@@ -60,7 +60,7 @@ class InlineRunner:
 
         self._flows.refresh(within=1.0)
         captured(trail)
-        return await attempt(self._flows, order, trail.node)
+        return await attempt(self._flows, order, trail.tell)
 
     async def hear(self, call: Call) -> list[str]:
         """On the worker's loop, sync functions in threads."""

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from fp_async import engines, tracing
-from fp_async.attempt import FORMAT, Call, Called, Order, Outcome, cancelled_itself
+from fp_async.attempt import FORMAT, Call, Called, Drawn, Order, Outcome, cancelled_itself
 from fp_async.attempting import attempt, hear
 from fp_async.flows import Flows
 from fp_async.jobs import NodeTiming
@@ -81,7 +81,7 @@ async def _serve(connection: socket.socket) -> None:
 
 async def _attempt(flows: Flows, order: Order, writer: asyncio.StreamWriter) -> Outcome:
     # a task of its own: what the job sets in its context must not be the next one's
-    task = asyncio.create_task(attempt(flows, order, lambda timing: _tell(writer, timing)))
+    task = asyncio.create_task(attempt(flows, order, lambda told: _tell(writer, told)))
     try:
         await asyncio.wait([task])
     except asyncio.CancelledError:  # SIGTERM
@@ -120,8 +120,8 @@ class Surroundings:
             return False
 
 
-def _tell(writer: asyncio.StreamWriter, timing: NodeTiming) -> None:
-    _write(writer, NodeDone(timing))
+def _tell(writer: asyncio.StreamWriter, told: NodeTiming | Drawn) -> None:
+    _write(writer, told if isinstance(told, Drawn) else NodeDone(told))
 
 
 async def _read(reader: asyncio.StreamReader) -> Request:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from fp_async.attempt import Call, Called, Order, Outcome, Trail
+from fp_async.attempt import Call, Called, Drawn, Order, Outcome, Trail
 from fp_async.jobs import Failure, NodeTiming
 from fp_async.processes import how, kill
 
@@ -32,7 +32,7 @@ Write = Callable[[str], None]
 
 
 class NodeDone(msgspec.Struct, frozen=True, tag="node"):
-    """A node has come to an end."""
+    """A node has come to an end; of a tracked job also that it has begun."""
 
     timing: NodeTiming
 
@@ -49,7 +49,7 @@ class Settings(msgspec.Struct, frozen=True, tag="settings"):
     json: bool = False  # what it logs
 
 
-Answer = NodeDone | Connected | Outcome | Called
+Answer = NodeDone | Drawn | Connected | Outcome | Called
 Request = Settings | Order | Call
 _encode = msgspec.msgpack.Encoder().encode
 _answers = msgspec.msgpack.Decoder(Answer)
@@ -145,7 +145,9 @@ class RunnerProcess:
             if isinstance(answer, Connected):
                 self.connected = True
             elif isinstance(answer, NodeDone):
-                trail.node(answer.timing)
+                trail.tell(answer.timing)
+            elif isinstance(answer, Drawn):
+                trail.tell(answer)
 
     async def _read_frame(self) -> bytes:
         head = await self._read(LENGTH.size)

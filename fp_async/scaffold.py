@@ -10,7 +10,7 @@ import fcntl
 import keyword
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
@@ -91,6 +91,20 @@ def delete_pipeline(root: Path, name: str) -> list[Path]:
             if name in names:
                 module.unlink()
     return [*texts, *([module] if name in names else [])]
+
+
+def edit_file(root: Path, file: str, change: Callable[[Any], None]) -> Path:
+    """Make a change to the mapping in `conf/<file>`, which need not exist yet; returns the path.
+
+    Raises ConfigError, FileAccessError.
+    """
+    path = root / "conf" / file
+    with _file_errors(root), _locked(root):
+        path.parent.mkdir(exist_ok=True)
+        text = _read(path) if path.exists() else ""
+        with _replaced({path: editing.edit(text, f"conf/{file}", change)}):
+            pass
+    return path
 
 
 def pipeline_names(root: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +27,7 @@ def targeted(given: Mapping[str, Any]) -> str:
     on = given["on"]
     kind, colon, rest = on.partition(":") if isinstance(on, str) else ("", "", "")
     if not _is_target(kind, rest) or len(on) > LONGEST or not on.isprintable():
-        hint = f"; did you mean 'agent:{on}'?" if isinstance(on, str) and not colon else ""
+        hint = f"; did you mean 'agent:{on}'?" if isinstance(on, str) and not colon else ";"
         raise UsageError(
             f"on: {on!r} is no target{hint} valid: agent:NAME, any:tag=value, all:tag=value; "
             "any:* and all:* for every agent"
@@ -36,6 +37,22 @@ def targeted(given: Mapping[str, Any]) -> str:
     if "queue" in given:
         raise UsageError("on and queue exclude each other: agents have no queues")
     return str(on)
+
+
+def check_single(on: str) -> None:
+    """Refuse a group where one message makes one job. Raises UsageError."""
+    if on.startswith("all:"):
+        raise UsageError(
+            f"{on!r} would be a job for each agent, and a message makes one; name an agent, or "
+            "any:tag=value"
+        )
+
+
+def checked_pattern(pattern: str) -> None:
+    """What targets a message may name: `agent:*`, `any:gpu=*`. Raises UsageError."""
+    kind, colon, _ = pattern.partition(":")
+    if not colon or not any(fnmatch.fnmatchcase(each, kind) for each in ("agent", "any")):
+        raise UsageError(f"{pattern!r} matches no target; valid: agent:NAME, any:tag=value, and *")
 
 
 def _is_target(kind: str, rest: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from functools import cached_property
 from typing import Literal
@@ -10,6 +11,7 @@ import msgspec
 
 from fp_async.errors import UsageError
 
+PREFIX = "fp/v1"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}(/[A-Za-z0-9_.-]{1,64}){0,7}")
 _LONGEST_ANSWER = 1024  # bytes of a response topic
@@ -18,12 +20,25 @@ _LONGEST_ANSWER = 1024  # bytes of a response topic
 class Topics(msgspec.Struct, frozen=True, dict=True):
     """The names below one prefix and site."""
 
-    prefix: str = "fp/v1"
+    prefix: str = PREFIX
     site: str = "main"
 
     @cached_property
     def root(self) -> str:
         return f"{self.prefix}/{self.site}"
+
+    @cached_property
+    def gateway_name(self) -> str:
+        """The gateway as a client and a user of the broker."""
+        return f"fp-gateway-{self.site}"
+
+    @cached_property
+    def gateway_client(self) -> str:
+        """The client id of a gateway without a login: another one for each fleet on a broker."""
+        if self.prefix == PREFIX:
+            return self.gateway_name
+        mark = hashlib.blake2b(self.prefix.encode(), digest_size=4).hexdigest()
+        return f"{self.gateway_name}-{mark}"
 
     @cached_property
     def gateway(self) -> str:

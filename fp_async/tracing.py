@@ -23,7 +23,7 @@ from fp_async.jobs import Failure, Fire, Job, NodeTiming, Record, Report
 from fp_async.observing import OUTCOMES
 
 if TYPE_CHECKING:
-    from fp_async.nodes import NodeEvent
+    from fp_async.node_events import NodeEvent
     from fp_async.observing import Observer
 
 log = logging.getLogger("fp_async")

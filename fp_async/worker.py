@@ -15,26 +15,23 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-from fp_async import json_logs, processes, rules
+from fp_async import processes, rules
 from fp_async.attempt import Outcome, Trail, cancelled_itself, capture, order
 from fp_async.backend import Backend
 from fp_async.config import WorkerSettings
 from fp_async.ending import Ending
 from fp_async.errors import StoreError, describe
-from fp_async.held import Attempt
+from fp_async.held import Attempt, Watch
 from fp_async.jobs import LEASE, Job, Member, Report
 from fp_async.keeper import Keeper, KeeperThread, Why
 from fp_async.patience import Patience
 from fp_async.rescuing import rescue
-from fp_async.runner import InlineRunner, ProcessRunner, Runner
+from fp_async.runner import Runner
 from fp_async.stores import Store
-
-if TYPE_CHECKING:
-    from fp_async.flows import Flows
 
 log = logging.getLogger("fp_async")
 _NOTE = 1.0
@@ -49,7 +46,8 @@ class Worker:
 
     `connect` makes a store for the thread that keeps leases; None where no thread is needed.
     Without `seen` it does not show up among the members: nobody else looks into an agent's
-    store, and a write every few seconds wears a device's flash out.
+    store, and a write every few seconds wears a device's flash out. `watch` is told of every
+    attempt, and gives what wants to hear of its end.
     """
 
     def __init__(
@@ -60,6 +58,7 @@ class Worker:
         connect: Callable[[], Store] | None,
         *,
         seen: bool = True,
+        watch: Watch | None = None,
     ) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self.owner = processes.owner("worker")
@@ -71,7 +70,9 @@ class Worker:
         self._runner = runner
         self._connect = connect
         self._seen = seen
+        self._watch = watch
         self._limit = _limit(settings)
+        self._largest = settings.max_result_size
         self._attempts: dict[str, Attempt] = {}
         self._over = 0
         self._patience = Patience()
@@ -237,24 +238,25 @@ class Worker:
 
     async def _attempt(self, attempt: Attempt) -> None:
         try:
+            heard = self._watch(attempt) if self._watch else None
             report = await self._outcome(attempt)
+            if heard:
+                heard(report)
             attempt.over = True
             attempt.seconds = time.monotonic() - attempt.began
             self._over += 1
             self._room.set()
-            if report is not None:
-                await self._ending.report(attempt, report)
+            await self._ending.report(attempt, report)
         finally:
             del self._attempts[attempt.job.id]
             self._over -= attempt.over
             self._room.set()
 
-    async def _outcome(self, attempt: Attempt) -> Report | None:
+    async def _outcome(self, attempt: Attempt) -> Report:
         job, trail = attempt.job, attempt.trail
         try:
             trace = next(filter(None, (each.trace(job) for each in self._observers)), None)
-            wanted = order(job, self._settings.max_result_size, trace)
-            outcome = await self._runner.run(wanted, trail)
+            outcome = await self._runner.run(order(job, self._largest, trace, trail), trail)
             trail.traced = outcome.traced
         except asyncio.CancelledError:
             task = asyncio.current_task()
@@ -360,18 +362,3 @@ async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks)
-
-
-def make_worker(flows: Flows, backend: Backend, settings: WorkerSettings) -> Worker:
-    """A worker on this event loop, with the runner that its settings say."""
-    if settings.runner == "inline":
-        connect = backend.another_store if backend.store.shared else None
-        return Worker(backend, settings, InlineRunner(flows), connect)
-    runner = ProcessRunner(
-        flows.root,
-        settings.memory_limit,
-        settings.idle_timeout,
-        flows.callbacks,
-        json_logs.installed(),
-    )
-    return Worker(backend, settings, runner, None)

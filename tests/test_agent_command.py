@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import threading
 import time
@@ -369,7 +370,7 @@ def mounted(folder, options):
 
 @pytest.mark.parametrize(
     ("options", "code", "said"),
-    [("ro", 1, "Read-only file system"), ("size=16k", 3, "is full")],
+    [("ro", 3, "Read-only file system"), ("size=16k", 3, "is full")],
 )
 def test_a_disk_that_cannot_be_written_is_told(options, code, said, device):
     with mounted(device / "kept", options) as folder:
@@ -590,6 +591,17 @@ def test_the_doctor_finds_what_is_wrong(device):
     assert "note    foreign topics: allowed: this broker protects nothing" in done.stdout
 
 
+def test_a_trigger_of_an_unknown_pipeline_is_a_finding(device):
+    nobody = f"mqtt://127.0.0.1:{services.free_port()}"
+    own = {"broker": nobody, "triggers": {"t": {"topic": "a", "pipeline": "wrok"}}}
+    (device / "agent.yml").write_text(json.dumps(own))
+    said = fp_agent("doctor", cwd=device, code=1).stdout
+    assert "FAILED  triggers: t: there is no pipeline 'wrok'; did you mean 'work'" in said
+    own["triggers"]["t"] = {"topic": "a", "pipeline": "work", "on": "agent:x"}
+    (device / "agent.yml").write_text(json.dumps(own))
+    assert "a device runs its triggers itself" in fp_agent("run", cwd=device, code=2).stderr
+
+
 def test_two_connections_with_one_login_are_noted(device):
     nobody = f"mqtt://127.0.0.1:{services.free_port()}"
     own = {"broker": nobody, "password": "p", "triggers": {"t": {"topic": "a", "pipeline": "work"}}}
@@ -597,6 +609,23 @@ def test_two_connections_with_one_login_are_noted(device):
     assert "note    triggers: " in fp_agent("doctor", cwd=device, code=1).stdout
     (device / "agent.yml").write_text(json.dumps({**own, "triggers_broker": nobody}))
     assert "triggers" not in fp_agent("doctor", cwd=device, code=1).stdout
+
+
+def test_a_folder_of_the_store_that_is_not_there_is_said(device):
+    store = device / "nowhere" / "x.db"
+    done = fp_agent("run", "--store", store, cwd=device, code=3)
+    assert f"store {store}: cannot write x.db.lock: No such file or directory" in done.stderr
+
+
+def test_a_store_that_may_only_be_read_is_a_finding(device):
+    nobody = ("--broker", f"mqtt://127.0.0.1:{services.free_port()}")
+    with mounted(device / "kept", "size=2m") as folder:
+        with contextlib.closing(sqlite3.connect(folder / "x.db")) as db:
+            db.execute("CREATE TABLE t (x)")
+            db.commit()
+        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        done = fp_agent("doctor", "--store", folder / "x.db", *nobody, cwd=device, code=1)
+    assert "FAILED  store:" in done.stdout
 
 
 def test_a_store_that_cannot_be_written_is_a_finding(device):
@@ -713,6 +742,14 @@ def test_the_unit_locks_the_agent_in(device):
     assert service["MemoryMax"] == "328M"
     assert f"--config {device}/agent.yml" in service["ExecStart"]  # found in this folder
     assert "network-online" not in unit["Unit"]["After"]
+
+
+def test_the_unit_refuses_an_address_with_a_login(device):
+    done = fp_agent(
+        "install-service", "--print", "--broker", "mqtt://u:secret@b", cwd=device, code=2
+    )
+    assert "--broker: a login would stand in the unit" in done.stderr
+    assert "secret" not in done.stdout
 
 
 def test_the_unit_keeps_flags_but_no_password(device):

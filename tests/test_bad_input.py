@@ -1080,6 +1080,37 @@ FOLDERS = [
         "pipelines/pack/",
         files={"pipelines/pack/__init__.py": FLOW},
     ),
+    call("tracker: nobody", "run flow --with-tracker", "conf/tracker.yml", "needs `username`"),
+    call(
+        "tracker: no project",
+        "add-job flow --with-tracker",
+        "`pipeline.flow.project_id`",
+        "flowerpower tracker setup flow",
+        files={"conf/tracker.yml": "username: me\n"},
+    ),
+    call(
+        "tracker: a UI that is not there",
+        "tracker setup flow --username me --api-url http://127.0.0.1:9",
+        "http://127.0.0.1:9 does not answer: Connection refused",
+        code=3,
+    ),
+    call("tracker: no such pipeline", "tracker setup flwo --username me", "did you mean 'flow'?"),
+    call(
+        "hamilton-ui: a deployment without its file",
+        "hamilton-ui --no-open --port 0 --base-dir ui --settings-file deploy",
+        "needs a --config-file",
+    ),
+    call(
+        "hamilton-ui: an address of another machine",
+        "hamilton-ui --no-open --host 192.0.2.1",
+        "cannot listen on 192.0.2.1:8241",
+    ),
+    other(
+        "tracker.yml: no address",
+        "tracker.yml",
+        "api_url: localhost:8241\n",
+        "conf/tracker.yml:1: api_url: an address begins with http://",
+    ),
     call("show: a missing folder", "show flow -o no/flow.svg", "cannot write no/flow.svg: No such"),
 ]
 

@@ -695,7 +695,9 @@ async def test_embedded_ends_with_its_block_and_when_cancelled():
             await anyio.sleep(0)
         scope.cancel()
         await task
-    assert psutil.Process().children() == before
+    with anyio.fail_after(5):  # a killed one may not be gone yet
+        while psutil.Process().children() != before:
+            await anyio.sleep(0.02)
 
 
 @needs_iotcore

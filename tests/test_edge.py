@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import anyio
+import fleet
 import pytest
 import services
 from edge_kit import AGENT, Broker, check, conf, edge_fleet, until_known
@@ -137,8 +138,32 @@ async def test_any_and_all_choose_by_tags(edge):
     async for agent, result in await edge.project.run_job("flow", on="all:site=berlin", **ask):
         found[agent] = result
     assert found == {"pi-7": {"doubled": 2}, "pi-8": {"doubled": 2}}
+    await groups_from_the_command(edge)
     with pytest.raises(UsageError, match="no agent is known that 'all:site=rome' means"):
         await edge.project.add_job("flow", on="all:site=rome", **ask)
+
+
+async def groups_from_the_command(edge):
+    async def command(*arguments, code=0):
+        done = await anyio.run_process(
+            [fleet.COMMAND, *arguments, "--base-dir", str(edge.project.root)], check=False
+        )
+        assert done.returncode == code, done.stderr
+        return done.stdout.decode() + done.stderr.decode()
+
+    ask = ("flow", "--on", "all:site=berlin", "--final-vars")
+    told = await command("run-job", *ask, "doubled", "--inputs", "count=4", "--output", "json")
+    assert json.loads(told[: told.rindex("}") + 1]) == {
+        "pi-7": {"doubled": 8},
+        "pi-8": {"doubled": 8},
+    }
+    assert "pi-7: done" in told
+    assert "no such thing" in await command("run-job", *ask, "failing", code=1)
+    group = (await command("add-job", *ask, "doubled", "--inputs", "count=4")).strip()
+    assert f"flowerpower jobs --group {group}" in await command("result", group, code=2)
+    listed = await command("jobs", "--group", group)
+    assert "pi-7" in listed
+    assert "pi-8" in listed
 
 
 async def test_an_error_comes_back_with_the_users_traceback_and_log(edge):
@@ -389,6 +414,7 @@ async def triggered(edge):
         + "run:\n  flow: {on: 'agent:pi-7', overrides: [inputs, key, final_vars], targets: ['agent:*']}\n"
         + "triggers:\n  doors: {topic: doors/+/open, pipeline: flow, final_vars: [reading], on: 'any:*',\n"
         + "          inputs: {value: $payload, sensor: $topic.1}, key: $user.id}\n"
+        + "  far: {topic: far/+, pipeline: flow, final_vars: [reading], on: $payload.to}\n"
     )
     (edge.project.root / "conf" / "mqtt.yml").write_text(conf(edge.broker.port, extra))
     edge.flock.stop("g1")
@@ -513,6 +539,7 @@ async def until_online(edge):
         ("fp/v1/main/run/flow", '{"inpts": {}}', "inpts"),
         ("fp/v1/main/run/flow", '{"environment": "prod"}', "'environment' may not be given"),
         ("fp/v1/main/run/flow", '{"target": "all:*"}', "target 'all:\\*' is not allowed"),
+        ("far/x", '{"to": "all:*"}', "'all:\\*' would be a job for each agent"),
         ("doors/d1/open", "{", "no json"),
         ("doors/d1/open", "1", "no \\$user.id"),
     ],

@@ -20,7 +20,8 @@ import fp_async
 from fp_async import executors
 from fp_async.errors import NodeError, RunTimeoutError
 from fp_async.execution import Execution
-from fp_async.nodes import NodeEvent, Setup
+from fp_async.node_events import NodeEvent
+from fp_async.nodes import Setup
 from fp_async.plan import NodeSpec, compile_plan
 from fp_async.threads import Threads, in_thread
 

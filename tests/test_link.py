@@ -991,6 +991,34 @@ async def test_serve_raises_a_group_with_another_error():
         await serve(shared(), body)
 
 
+async def test_cancelling_serve_as_the_connection_is_lost_ends_it(proxy):
+    """A task group with a failed child forgets that it was cancelled in the same moment."""
+    inside = asyncio.Event()
+
+    async def fails(ends):
+        await ends.wait()
+        raise BrokerError("lost")
+
+    async def body(connection):
+        ends = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fails(ends))
+            asyncio.get_running_loop().call_soon(lambda: (ends.set(), task.cancel()))
+            inside.set()
+
+    task = asyncio.create_task(serve(through(proxy), body, longest=0.001))
+    await inside.wait()
+    await asyncio.wait([task], timeout=3)
+    assert task.cancelled()
+
+
+@pytest.mark.parametrize("uri", ["mqtt://h", "ws://h"])
+def test_files_of_tls_without_tls_are_refused(uri):
+    with pytest.raises(ValueError, match="ca_file is for TLS: write mqtts://"):
+        Link.of(uri, ca_file="ca.crt")
+    assert Link.of("mqtts://h", ca_file="ca.crt").tls
+
+
 @pytest.mark.parametrize("in_group", [False, True])
 async def test_serve_does_not_fight_for_a_session_that_was_taken(in_group):
     visits = Visits()

@@ -17,7 +17,7 @@ import pytest
 import fp_async
 from fp_async import ConfigError, FileAccessError
 from fp_async.cli.output import check_output, show_result
-from fp_async.nodes import NodeEvent
+from fp_async.node_events import NodeEvent
 from fp_async.params import Params, entries_read, was_read
 
 COMMAND = [sys.executable, "-m", "fp_async"]

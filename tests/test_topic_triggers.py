@@ -455,6 +455,22 @@ MISTAKES = {
         "run:\n  flow: {on: 'some:x'}\n",
         "conf/mqtt.yml:2: run.flow.on: on: 'some",
     ),
+    "a group as a target": (
+        OK + "    on: 'all:*'\n",
+        "conf/mqtt.yml:5: triggers.doors.on: 'all:*' would be a job for each agent",
+    ),
+    "a pattern that matches no target": (
+        "run:\n  flow: {targets: ['agnt:*']}\n",
+        "conf/mqtt.yml:2: run.flow.targets: 'agnt:*' matches no target",
+    ),
+    "an input that nobody reads": (
+        OK + "    inputs:\n      valeu: $payload\n",
+        "conf/mqtt.yml:6: triggers.doors.inputs.valeu: no node of 'flow' reads this input",
+    ),
+    "an unknown final variable": (
+        OK + "    final_vars: [nope]\n",
+        "conf/mqtt.yml:5: triggers.doors.final_vars: there is no node 'nope'",
+    ),
     "a site": ("site: a/b\n", "conf/mqtt.yml:1: site: site 'a/b': use letters"),
     "a prefix": ("prefix: /fp\n", "conf/mqtt.yml:1: prefix: prefix '/fp': write levels"),
     "an address": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import logging
 import subprocess
@@ -198,8 +199,8 @@ async def test_one_trace_from_a_message_to_an_agent(tmp_path, spans):
             flock.start_agent("pi-7", broker.port)
             async with project, connected(project.root) as backend:
                 gateway = make_gateway(project.flows, backend)
-                async with anyio.create_task_group() as group:
-                    group.start_soon(gateway.run)
+                working = asyncio.create_task(gateway.run())
+                try:
                     await until_known(project, "pi-7")
                     with trace.get_tracer("app").start_as_current_span("press the button"):
                         parent = tracing.current()
@@ -210,7 +211,9 @@ async def test_one_trace_from_a_message_to_an_agent(tmp_path, spans):
                     with anyio.fail_after(20):
                         while "job flow" not in Tree(spans).by_name:
                             await anyio.sleep(0.05)
-                    group.cancel_scope.cancel()
+                finally:
+                    working.cancel()
+                    await asyncio.wait([working])
     tree = Tree(spans)
     assert tree.parents == {
         "press the button": None,

@@ -54,6 +54,10 @@ _SECTIONS = {
             "Write a broker's users and rights.",
         ),
     },
+    "Tracking": {
+        "hamilton-ui": ("tracking", "hamilton_ui", "Serve the Hamilton UI on this machine."),
+        "tracker": ("tracking", "tracker", "Make a pipeline's project in the Hamilton UI."),
+    },
     "Services": {
         "start-worker": ("daemons", "start_worker", "Work on jobs and fire schedules."),
         "start-scheduler": ("daemons", "start_scheduler", "Fire schedules only."),
@@ -188,7 +192,11 @@ def _settle_streams() -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit at once: an abandoned node in a thread must not hold the process up."""
+    """Exit at once: an abandoned node in a thread must not hold the process up. What is tracked
+    gets the time that it would have.
+    """
+    if (tracking := sys.modules.get("fp_async.tracker")) is not None:
+        tracking.tracker().flush()
     if "fp_async.engines" in sys.modules:
         sys.modules["fp_async.engines"].shutdown()
     sys.stdout.flush()

@@ -243,7 +243,7 @@ async def _until_signalled(
 
 async def _work(daemon: Daemon, *, changes: dict[str, Any], gateway: bool) -> None:
     from fp_async.client import changed
-    from fp_async.worker import make_worker
+    from fp_async.workers import make_worker
 
     async with daemon.connected() as backend:
         settings = changed(backend.worker, changes)

@@ -9,7 +9,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,7 +226,7 @@ async def _up(project: Project, agents: int) -> None:
     from fp_async.ensemble import EndedError, Ensemble
 
     async with _broker(project) as uri, Ensemble(_echo) as ensemble:
-        flags = ("--broker", uri)
+        flags = ("--broker", uri, *_of_fleet(project))
         await ensemble.start("gateway", "fp_async", "start-gateway", cwd=project.root)
         await ensemble.start("worker", "fp_async", "start-worker", cwd=project.root)
         for number in range(1, agents + 1):
@@ -237,6 +237,22 @@ async def _up(project: Project, agents: int) -> None:
             await ensemble.start(name, "edge_agent", "run", *flags, *own, cwd=project.root)
         name = await ensemble.wait_any()
         raise EndedError(f"{name} has ended")
+
+
+def _of_fleet(project: Project) -> Iterator[str]:
+    """What agents have to know beside the address, as conf/mqtt.yml has it for the gateway."""
+    from fp_async import config
+
+    file = config.read(project.root, "mqtt.yml")
+    broker = file.broker or config.MqttBroker()
+    said = {"site": file.site, "prefix": file.prefix}
+    said |= {name: getattr(broker, name) for name in ("username", "password")}
+    for name in ("ca_file", "cert_file", "key_file"):
+        if (path := getattr(broker, name)) is not None:
+            said[name] = str(project.root / path)
+    for name, value in said.items():
+        if value is not None:
+            yield from (f"--{name.replace('_', '-')}", value)
 
 
 @contextlib.asynccontextmanager

@@ -27,6 +27,7 @@ _STATE_STYLES = {"succeeded": "green", "running": "cyan", "queued": "yellow", "f
 @click.option("--pipeline")
 @click.option("--queue")
 @click.option("--schedule", "schedule_id", metavar="ID")
+@click.option("--group", "group_id", metavar="ID", help="Of a job for all agents of a kind.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
 @output_option
 @base_dir
@@ -193,7 +194,9 @@ def _facts(job: Job) -> dict[str, str]:
     return {
         "reason": job.reason or "",
         "error": job.failure.message.partition("\n")[0] if job.failure else "",
-        "queue": job.queue + (f", priority {job.priority}" if job.priority else ""),
+        "on": _place(job),
+        "group": job.group_id or "",
+        "queue": _queue(job),
         "key": job.key or "",
         "schedule": job.schedule_id or "",
         "nominal time": local(job.nominal_at),
@@ -208,6 +211,17 @@ def _facts(job: Job) -> dict[str, str]:
         "options": _options(job),
         "inputs": _inputs(job),
     }
+
+
+def _place(job: Job) -> str:
+    if job.target is None or job.agent is None or job.target == f"agent:{job.agent}":
+        return job.target or ""
+    return f"{job.target}: agent {job.agent}"
+
+
+def _queue(job: Job) -> str:
+    priority = f"priority {job.priority}" if job.priority else ""
+    return ", ".join(part for part in ("" if job.target else job.queue, priority) if part)
 
 
 def _attempts(job: Job) -> str:

@@ -13,7 +13,7 @@ from fp_async.cli import base_dir
 from fp_async.cli.loop import run_until_signalled
 from fp_async.cli.ordering import job_options, taken
 from fp_async.cli.running import Seconds, ask, quiet_option, result_options, run_options
-from fp_async.errors import JobError, StoreError
+from fp_async.errors import JobError, StoreError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from fp_async.client import Client
@@ -61,7 +61,7 @@ async def _run_job(
     from fp_async.backend import connected
     from fp_async.cli.live import Progress
     from fp_async.cli.output import check_count
-    from fp_async.client import Client
+    from fp_async.client import Client, is_group
     from fp_async.project import Project
 
     project = Project(base_dir)
@@ -69,6 +69,8 @@ async def _run_job(
     check_count(output, asked.final_vars)
     async with project, connected(project.root) as backend:
         client = Client(project.flows)
+        if is_group(order.get("on")):
+            return await _run_group(client, name, {**asked.options, **order}, output, quiet=quiet)
         id = await client.add(name, {**asked.options, **order})
         if not quiet:
             click.echo(f"job {id}", err=True)
@@ -80,6 +82,30 @@ async def _run_job(
             if backend.store.shared:
                 click.echo(f"the job goes on; for its result: flowerpower result {id}", err=True)
             raise
+
+
+async def _run_group(
+    client: Client, name: str, options: dict[str, Any], output: str, *, quiet: bool
+) -> dict[str, Any]:
+    """The results by agent, told as they arrive; the first error once all have ended."""
+    from fp_async.cli.output import show_result
+
+    results = await client.run(name, None, options)
+    if not quiet:
+        click.echo(f"group {results.id}: {len(results.agents)} agents", err=True)
+    ended: dict[str, Any] = {}
+    async for agent, value in results:
+        ended[agent] = value
+        if isinstance(value, JobError):
+            click.echo(f"{agent}: {click.style(str(value), fg='red')}", err=True)
+        elif not quiet:
+            click.echo(f"{agent}: done, {len(ended)} of {len(results.agents)}", err=True)
+    done = {agent: value for agent, value in ended.items() if not isinstance(value, JobError)}
+    for error in ended.values():
+        if isinstance(error, JobError):
+            show_result(done, output)
+            raise error
+    return done
 
 
 async def explained(client: Client, result: Awaitable[T], *, shown: bool) -> T:
@@ -183,4 +209,17 @@ def with_client(
     from fp_async.project import Project
 
     project = Project(base_dir)
-    run_until_signalled(main(project, Client(project.flows)), finish)
+    run_until_signalled(_unless_group(project, main(project, Client(project.flows))), finish)
+
+
+async def _unless_group(project: Project, work: Coroutine[Any, Any, T]) -> T:
+    """Await it; say of an id that no job has, but a group, that it is one."""
+    try:
+        return await work
+    except UnknownNameError as error:
+        if error.kind == "job" and await project.list_jobs(group_id=error.name, limit=1):
+            raise UsageError(
+                f"{error.name} is a group of jobs, one for each agent: "
+                f"flowerpower jobs --group {error.name}"
+            ) from error
+        raise

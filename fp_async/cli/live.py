@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 if TYPE_CHECKING:
-    from fp_async.nodes import NodeEvent
+    from fp_async.node_events import NodeEvent
 
 MARKS = {"succeeded": "✓", "failed": "✗", "cancelled": "-", "retrying": "↻"}
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "retrying": "yellow"}

@@ -15,7 +15,7 @@ import click
 from fp_async.cli import base_dir
 from fp_async.cli.loop import run_until_signalled
 from fp_async.config import DEFAULT_ENVIRONMENT
-from fp_async.errors import NodeError, UnknownNameError, UsageError
+from fp_async.errors import FlowerPowerError, NodeError, UnknownNameError, UsageError
 from fp_async.typed import coerce, parse_assignments
 
 if TYPE_CHECKING:
@@ -118,14 +118,20 @@ def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options:
     The result goes to stdout, progress to stderr.
     """  # noqa: D301
     from fp_async.cli.output import check_output, show_result
+    from fp_async.cli.tracking import show_tracked
 
     check_output(output)
+
+    def finish(result: Any) -> None:
+        show_result(result, output)
+        show_tracked(quiet=quiet)
+
     try:
-        run_until_signalled(
-            _run(name, output=output, quiet=quiet, **options),
-            finish=lambda result: show_result(result, output),
-        )
-    except NodeError as error:
+        run_until_signalled(_run(name, output=output, quiet=quiet, **options), finish)
+    except FlowerPowerError as error:
+        show_tracked(quiet=quiet)
+        if not isinstance(error, NodeError):
+            raise
         if with_traceback and error.__cause__ is not None:
             click.echo("".join(traceback.format_exception(error.__cause__)), err=True)
         raise
@@ -176,6 +182,8 @@ def ask(
 
     Raises before anything has started, or was stored, what a run would raise.
     """
+    from fp_async import tracked_places
+
     use_packages(project)
     params = _params(param, project.parameters(name, environment))
     config = {key: coerce(value, Any) for key, value in assigned(config_, "--config").items()}
@@ -190,6 +198,8 @@ def ask(
         "timeout": timeout,
     }
     nodes, finals = project.planned(flow, **wanted)
+    if flow.settings.with_tracker if with_tracker is None else with_tracker:
+        tracked_places.place(project.root, name)  # before anything is shown
     settings = {"environment": environment, "config": config, "params": params}
     return Asked({**wanted, **settings, "with_tracker": with_tracker}, nodes, finals)
 

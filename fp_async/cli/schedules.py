@@ -66,11 +66,13 @@ def resume(outer: str | None, id: str, base_dir: str | None) -> None:
         return await client.resume(id)
 
     def show(row: Schedule) -> None:
-        from fp_async.cli.shown import ago, local
+        from fp_async.cli.shown import ago, local, state
 
         at = row.next_fire_time
         fires = "will not fire: its time has passed"
-        if at is not None:
+        if state(row) == "on agents":
+            fires = "is fired by its agents again"
+        elif at is not None:
             fires = f"fires next at {local(at)} ({ago(at)})"
         click.echo(f"{row.id} {fires}")
 

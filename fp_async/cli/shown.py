@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from fp_async import triggers
+from fp_async import orders, triggers
 from fp_async.jobs import Job, Schedule
 
 _SPANS = ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s"))
@@ -66,7 +66,7 @@ def job_row(job: Job) -> dict[str, Any]:
         "id": job.id,
         "pipeline": job.pipeline,
         "state": job.state,
-        "queue": job.queue,
+        "queue": job.queue if job.target is None else job.agent or job.target,
         "added": ago(job.created_at),
         "took": f"due {ago(job.run_at)}" if waits else took(job),
         "attempt": job.attempt or "",
@@ -77,6 +77,7 @@ _TIMES = ("created_at", "run_at", "expires_at", "started_at", "ended_at", "nomin
 _PLAIN = (
     *("id", "pipeline", "state", "reason", "queue", "priority", "attempt", "errors", "crashes"),
     *("key", "concurrency", "schedule_id", "retried_from", "owner"),
+    *("target", "agent", "group_id", "trigger"),
 )
 
 
@@ -108,9 +109,11 @@ def words(row: Schedule) -> str:
 
 
 def state(row: Schedule) -> str:
-    """Whether a schedule fires: active, paused, or over."""
+    """Whether a schedule fires: active, paused, over, or on agents, which fire it themselves."""
     if row.paused:
         return "paused"
+    if orders.template_of(row).offline:
+        return "on agents"
     return "over" if row.next_fire_time is None else "active"
 
 
