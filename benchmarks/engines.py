@@ -26,7 +26,7 @@ from typing import Any
 from fp_async import ExecutorSettings, Project, engines
 
 WIDTH, WORKERS = 16, 2
-COSTS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # ms
+COSTS = (0.1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)  # ms
 SIZES = (0.1, 1.0, 10.0, 100.0)  # MB
 EXECUTORS = {
     "threadpool": ExecutorSettings(type="threadpool", max_workers=WORKERS),
@@ -127,13 +127,13 @@ async def main(quick: bool, tell: Callable[[str, dict[str, dict[str, float]]], N
             (root / "pipelines" / f"{name}.py").write_text(source)
         async with Project(root) as project:
             for cost in COSTS[::3] if quick else COSTS:
-                rounds = 3 if quick else max(5, min(40, int(400 / (cost * WIDTH)) + 5))
+                rounds = 3 if quick else max(3, min(40, int(400 / (cost * WIDTH)) + 3))
                 inputs = {"turns": int(cost * per_ms)}
                 for name in ("wide", "chain"):
                     found = await measured(project, name, inputs, everybody, rounds)
                     tell(f"{name} {cost:g} ms", found)
                 inputs["count"] = 20 if quick else max(20, min(200, int(600 / cost)))
-                rounds = 2 if quick else 5
+                rounds = 2 if quick else 3
                 found = await measured(project, "items", inputs, without_processes, rounds)
                 tell(f"items {cost:g} ms", found)
             for size in SIZES[:2] if quick else SIZES:

@@ -87,7 +87,8 @@ def _nodes(nodes: list[NodeTiming]) -> list[NodeTiming]:
 
 def _short(node: NodeTiming) -> NodeTiming:
     name, error = head(node.node, _NODE_TEXT), head(node.error, _NODE_TEXT)
-    return replace(node, node=name, status=head(node.status, 64), error=error)
+    status, place = head(node.status, 64), head(node.place, 256)
+    return replace(node, node=name, status=status, error=error, place=place)
 
 
 def _fitting(texts: Iterable[str], most: int) -> list[str]:

@@ -13,7 +13,7 @@ import msgspec
 from fp_async import config, executors, orders, tracked_places
 from fp_async.annotations import fits, type_name
 from fp_async.callbacks import KINDS
-from fp_async.errors import FlowerPowerError, InputError, suggestion
+from fp_async.errors import FlowerPowerError, InputError, MissingExtraError, suggestion
 from fp_async.flow import Request
 from fp_async.params import was_read
 
@@ -144,7 +144,11 @@ def _check_tracker(project: Project, names: list[str]) -> Iterator[Problem]:
 def _check_flow(flow: Flow, where: str) -> Iterator[Problem]:
     wanted = flow.settings.final_vars or ()
     final_vars = (wanted,) if isinstance(wanted, str) else tuple(wanted)
-    executor = executors.resolve(flow.settings.executor)
+    executor = config.ExecutorSettings()
+    try:
+        executor = executors.resolve(flow.settings.executor)
+    except MissingExtraError as error:  # where it runs, it may be there
+        yield Problem("warning", where, str(error))
     try:
         flow.plan(Request({}, final_vars, {}, executor, None, None))
     except InputError as error:

@@ -38,7 +38,9 @@ def user_line(error: BaseException, folder: Path) -> str:
 def _places(traceback: TracebackType | None) -> list[tuple[str, int]]:
     places = []
     while traceback is not None:
-        places.append((traceback.tb_frame.f_code.co_filename, traceback.tb_lineno))
+        file = traceback.tb_frame.f_code.co_filename
+        linecache.lazycache(file, traceback.tb_frame.f_globals)  # it may be in memory only
+        places.append((file, traceback.tb_lineno))
         traceback = traceback.tb_next
     return places
 

@@ -48,3 +48,12 @@ def test_anything_else_is_taken_for_a_client(installed):
 def test_options_of_clusters_are_refused_elsewhere(option):
     with pytest.raises(UsageError, match=f"executor 'local' has no {next(iter(option))}"):
         executors.resolve(ExecutorSettings(type="local", **option))
+
+
+def test_check_warns_of_a_missing_extra(monkeypatch, make_project):
+    monkeypatch.setattr(executors, "find_spec", lambda name: None)
+    source = "def a() -> int:\n    return 1\n"
+    project = make_project("run: {flow: {dev: {executor: ray}}}", flow=source)
+    (problem,) = project.check().problems
+    assert problem.level == "warning"
+    assert 'pip install "fp-async[ray]"' in problem.message

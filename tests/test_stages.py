@@ -6,12 +6,13 @@ import asyncio
 import pickle
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fp_async import onsite_threads, parcels
+from fp_async import onsite_threads, parcels, remote
 from fp_async.errors import GraphError
 from fp_async.nodes import AttemptTimeoutError
 from fp_async.onsite import cut
@@ -225,3 +226,73 @@ def test_two_threads_write_apart(capsys):
     print("later")
     assert "".join(text for _, _, text in log.lines) == "mine\n"
     assert capsys.readouterr().out == "not mine\nlater\n"
+
+
+# The pipeline ---------------------------------------------------------------------------------
+
+
+def spec(sources, config=None):
+    return remote.GraphSpec(
+        folder=Path("/nowhere/at/all/pipelines"),
+        flow="flow",
+        package="fp_pipelines_flow_sent",
+        modules=("flow",),
+        params=pickle.dumps({}),
+        config=pickle.dumps(config or {}),
+        materializers=pickle.dumps(()),
+        allow_overrides=False,
+        libraries=(),
+        sources=tuple((name, text.encode()) for name, text in sources.items()),
+    )
+
+
+SENT = {
+    "flow.py": """
+import helper
+from pipelines.deeper import inside
+from . import helper as same
+
+class Own:
+    pass
+
+def a() -> int:
+    import helper as late
+    assert late is helper is same
+    return helper.ONE + inside.TWO
+
+def b() -> object:
+    return Own()
+
+def c(a: int) -> float:
+    return a / 0
+""",
+    "helper.py": "ONE = 1\n",
+    "deeper/inside.py": "TWO = 2\n",
+}
+
+
+def test_a_pipeline_is_loaded_from_what_was_sent():
+    graph = remote.graph(spec(SENT))
+    assert graph.nodes["a"].call() == 3
+    own = graph.nodes["b"].call()
+    assert type(pickle.loads(pickle.dumps(own))) is type(own)
+    assert remote.graph(spec(SENT)) is graph
+
+
+def test_an_edited_pipeline_takes_the_place_of_the_older_one():
+    remote.graph(spec(SENT))
+    newer = remote.graph(spec({**SENT, "helper.py": "ONE = 10\n"}))
+    assert newer.nodes["a"].call() == 12
+    assert remote.graph(spec(SENT)).nodes["a"].call() == 3
+
+
+def test_an_error_shows_lines_that_are_only_in_memory():
+    graph = remote.graph(spec(SENT))
+    try:
+        graph.nodes["c"].call(a=1)
+    except ZeroDivisionError as error:
+        failure = remote.failure(error, Path("/nowhere/at/all/pipelines"))
+    assert failure.line == "pipelines/flow.py:18: return a / 0"
+    error = remote.raised(failure, "a worker")
+    assert "in c" in str(error.__cause__)
+    assert "return a / 0" in str(error.__cause__)

@@ -16,6 +16,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
+# Its own messages would stand between the progress and the result; what fails is raised.
+os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "error")
 import cloudpickle
 import distributed
 from dask.sizeof import sizeof
