@@ -57,6 +57,13 @@ def start(settings: ExecutorSettings) -> RayEngine:
     told.setLevel(logging.ERROR)  # it warns that this thread has no signal handlers: it must not
     try:
         ray.init(**options)
+    except ConnectionError as error:
+        if settings.address and not os.environ.get("RAY_AUTH_MODE"):
+            text = (
+                f"{error}; a cluster of Ray 2.60 or newer asks for a token: set RAY_AUTH_MODE=token"
+            )
+            raise ConnectionError(text) from error
+        raise
     finally:
         told.setLevel(level)
     return RayEngine(ours=True, has=None if settings.address else _resources())
