@@ -93,7 +93,8 @@ SOURCE = """
             time.sleep(0.05)
         return tick
     def stuck(file: str) -> int:
-        Path(file).write_text(str(os.getpid()))
+        with open(file, "a") as log:
+            print(os.getpid(), file=log)
         time.sleep(60)
         return 0
     def flaky(file: str) -> int:
@@ -159,6 +160,13 @@ async def until(condition, seconds=20.0):
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
+
+
+async def gone(file):
+    """Wait until the one process that noted itself in a file has ended."""
+    (pid,) = map(int, file.read_text().split())
+    await until(lambda: not psutil.pid_exists(pid))
+    assert file.read_text().split() == [str(pid)]
 
 
 # Results --------------------------------------------------------------------------------------
@@ -356,7 +364,7 @@ async def test_a_timeout_ends_what_sleeps(executor, project, tmp_path):
     await project.run("flow", {"x": 1}, "first", executor=executor)
     with pytest.raises(RunTimeoutError):
         await project.run("flow", {"file": str(file)}, "stuck", executor=executor, timeout=0.6)
-    await until(lambda: not psutil.pid_exists(int(file.read_text())))
+    await gone(file)
     assert (await project.run("flow", {"x": 1}, "first", executor=executor)) == {"first": 2}
 
 
@@ -377,7 +385,7 @@ async def test_a_nodes_own_timeout(executor, make_project, tmp_path, node):
     with pytest.raises(NodeTimeoutError, match=f"node '{node}' .* its timeout of 0.4 s"):
         await project.run("flow", {"file": str(tmp_path / "file")}, node, executor=executor)
     if node == "stuck":
-        await until(lambda: not psutil.pid_exists(int((tmp_path / "file").read_text())))
+        await gone(tmp_path / "file")
 
 
 async def test_a_nodes_own_retry(executor, make_project, tmp_path):

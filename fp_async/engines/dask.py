@@ -36,6 +36,7 @@ _LARGE = 8 * 2**20  # bytes from which an input does not go through the schedule
 _CONNECTING = 10.0  # seconds for a scheduler to answer and to have a worker
 _EMPTY = 30.0  # seconds that a cluster may be without any worker
 _ANSWER = 2 * onsite_threads.GRACE  # seconds in which a worker says whether a node runs on
+_DROPPING = 0.01  # seconds between looks whether the scheduler has dropped a task
 
 _threads = Threads()  # what waits for a cluster keeps no node from running here
 
@@ -129,7 +130,7 @@ class DaskTask:
         await asyncio.wait([self._waiting])  # not cancelled: Dask would complain
         report: Report = self._waiting.result()
         if report.stuck:
-            await self._engine.kill([report.place])
+            await self._engine.end_stuck(self._future, self._report, report.place)
         return report
 
     async def cancel(self) -> None:
@@ -237,6 +238,15 @@ class DaskEngine:
         except TimeoutError:
             return True  # not even its event loop hears: the node does not let go of the GIL
         return answers.get(worker) is True
+
+    async def end_stuck(self, task: Any, report: Any, worker: str) -> None:
+        """Drop a task, then kill its worker: Dask would run it again for the results it had."""
+        with suppress(Exception):
+            await self._call(self.client.cancel, [report, task], force=True)
+            async with asyncio.timeout(_ANSWER):
+                while task.key in (await self._call(self.client.has_what, [worker]))[worker]:
+                    await asyncio.sleep(_DROPPING)
+        await self.kill([worker])
 
     async def kill(self, workers: list[str]) -> None:
         """End what does not end by itself; only on workers that are ours and do one thing.
