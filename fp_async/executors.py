@@ -9,8 +9,11 @@ event loop.
 from __future__ import annotations
 
 import functools
+import re
 from importlib.util import find_spec
 from typing import Any
+
+import msgspec
 
 from fp_async.config import ExecutorSettings
 from fp_async.errors import MissingExtraError, UnknownNameError, UsageError
@@ -20,6 +23,7 @@ DEFAULT = "threadpool"
 NAMES = ("local", "threadpool", "processpool", "hamilton")
 CLUSTERS = {"ray": "ray", "dask": "distributed"}  # and the package of each
 _FOR_CLUSTERS = ("address", "resources", "options")
+_ADDRESS = re.compile(r"(?:\w+://)?[^/]+:(\d{1,5})(?:/.*)?")
 
 
 class Attached(ExecutorSettings, frozen=True):
@@ -35,6 +39,14 @@ def resolve(executor: Any, settings: str | ExecutorSettings | None = None) -> Ex
     Raises UnknownNameError for a name that does not exist, MissingExtraError for one whose
     engine is not there, UsageError for options that it does not have.
     """
+    found = described(executor, settings)
+    if found.type in CLUSTERS and find_spec(CLUSTERS[found.type]) is None:
+        raise MissingExtraError(f"executor '{found.type}'", found.type)
+    return found
+
+
+def described(executor: Any, settings: str | ExecutorSettings | None = None) -> ExecutorSettings:
+    """As `resolve`, of one that may be installed only where it is to be used."""
     configured = _named(settings)
     found = configured if executor is None else _named(executor)
     if isinstance(executor, str) and executor == configured.type:
@@ -51,24 +63,47 @@ def check_name(executor: Any) -> None:
 
 def _named(executor: Any) -> ExecutorSettings:
     if isinstance(executor, ExecutorSettings):
-        return executor
+        return executor if isinstance(executor, Attached) else _typed(executor)
     if executor is None or isinstance(executor, str):
         name, _, address = (executor or DEFAULT).partition(":")
         return ExecutorSettings(type=name, address=address or None)
     return Attached(type="dask", client=executor)
 
 
+def _typed(settings: ExecutorSettings) -> ExecutorSettings:
+    """What was made in Python has not been validated."""
+    values = msgspec.structs.asdict(settings)
+    try:
+        msgspec.convert(values, ExecutorSettings)
+    except msgspec.ValidationError as error:
+        from fp_async import documents
+
+        text = documents.explained(error, values, ExecutorSettings)
+        raise UsageError(f"executor: {text}") from error
+    return settings
+
+
 def _checked(settings: ExecutorSettings) -> ExecutorSettings:
     check_name(settings)
-    name = settings.type
-    if name in CLUSTERS:
-        if find_spec(CLUSTERS[name]) is None:
-            raise MissingExtraError(f"executor '{name}'", name)
+    if settings.type in CLUSTERS:
+        _check_address(settings)
         return settings
     for field in _FOR_CLUSTERS:
         if getattr(settings, field) is not None:
-            raise UsageError(f"executor '{name}' has no {field}; ray and dask have")
+            raise UsageError(f"executor '{settings.type}' has no {field}; ray and dask have")
     return settings
+
+
+def _check_address(settings: ExecutorSettings) -> None:
+    address = settings.address
+    if address is None or address in ("auto", "local") or address.startswith("inproc://"):
+        return
+    found = _ADDRESS.fullmatch(address)
+    if found is None or not 0 < int(found[1]) < 65_536:
+        raise UsageError(
+            f"executor '{settings.type}': an address is HOST:PORT, or a scheme and that, "
+            f"not '{address}'"
+        )
 
 
 @functools.cache

@@ -279,23 +279,22 @@ class Flow:
             request = msgspec.structs.replace(request, progress=progress)
         node_hooks = hooks.for_nodes() if hooks else None
         self._refuse_on_cluster(plan, request, node_hooks)
+        client = getattr(request.executor, "client", None)
 
         async def run() -> dict[str, Any]:
-            engine = await engines.connected(
-                request.executor, getattr(request.executor, "client", None)
-            )
-            run = clustered.ClusterRun(
-                engine,
-                self._spec_for_cluster(),
-                plan,
-                self.graph.roles,
-                request.executor,
-                self.settings.nodes or {},
-                node_hooks,
-                request.progress,
-                self._failure,
-            )
-            return await run.run(values)
+            async with engines.connected(request.executor, client) as engine:
+                run = clustered.ClusterRun(
+                    engine,
+                    self._spec_for_cluster(),
+                    plan,
+                    self.graph.roles,
+                    request.executor,
+                    self.settings.nodes or {},
+                    node_hooks,
+                    request.progress,
+                    self._failure,
+                )
+                return await run.run(values)
 
         return await self._limited(run, request.timeout, lambda: ())
 

@@ -342,6 +342,22 @@ async def test_waiting_costs_nothing_here(executor, project):
     assert time.process_time() - before < 0.3
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"n_wokers": 2}, "TypeError: .* 'n_wokers'"),
+        ({"memory_limit": "abc"}, "ValueError: Could not interpret 'abc' as a byte unit"),
+    ],
+)
+async def test_wrong_options_are_told_in_a_line(executor, project, options, said, capfd):
+    if executor.type != "dask":
+        pytest.skip("LocalCluster's")
+    settings = ExecutorSettings(type="dask", options=options)
+    with pytest.raises(ClusterError, match=f"^Dask did not start: {said}$"):
+        await project.run("flow", {"x": 1}, "first", executor=settings)
+    assert capfd.readouterr().err == ""
+
+
 # Ending ---------------------------------------------------------------------------------------
 
 
@@ -420,9 +436,9 @@ async def test_what_kills_every_worker_is_an_error(executor, project, tmp_path):
 
 
 async def address_of(executor):
-    engine = await engines.connected(executor)
-    if executor.type == "dask":
-        return engine.client.scheduler.address
+    async with engines.connected(executor) as engine:
+        if executor.type == "dask":
+            return engine.client.scheduler.address
     import ray
 
     return ray.get_runtime_context().gcs_address
@@ -443,11 +459,20 @@ async def test_a_command_uses_a_cluster_by_its_address(executor, project):
     assert await project.run("flow", {"x": 1}, "first", executor=executor) == {"first": 2}
 
 
-async def test_a_process_has_one_ray(executor, project):
+async def test_a_process_has_one_ray_at_a_time(executor, project, tmp_path):
     if executor.type != "ray":
         pytest.skip("of Dask it may have several")
-    with pytest.raises(UsageError, match="connected to Ray .* already"):
-        await project.run("flow", {"x": 1}, "first", executor="ray:192.0.2.1:6379")
+    address = await address_of(executor)
+    file = tmp_path / "tick"
+    run = asyncio.ensure_future(
+        project.run("flow", {"file": str(file)}, "ticking", executor=executor)
+    )
+    await until(file.exists)
+    with pytest.raises(UsageError, match=f"something on a Ray of its own: .* Ray at {address}"):
+        await project.run("flow", {"x": 1}, "first", executor=f"ray:{address}")
+    run.cancel()
+    await asyncio.wait([run])
+    assert (await project.run("flow", {"x": 1}, "first", executor=executor)) == {"first": 2}
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -477,13 +502,10 @@ async def test_a_client_of_the_users(executor, project, tmp_path, asynchronous):
         client.close()
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
-async def test_a_cluster_that_is_not_there(executor, project, monkeypatch, address):
-    if executor.type == "ray":
-        pytest.skip("this process has one")
-    monkeypatch.setattr("fp_async.engines.dask._CONNECTING", 0.5)
-    with pytest.raises(ClusterError, match=f"no connection to dask at {address}: "):
-        await project.run("flow", {"x": 1}, "first", executor=f"dask:{address}")
+async def test_a_cluster_that_is_not_there(executor, project, monkeypatch):
+    monkeypatch.setattr(f"fp_async.engines.{executor.type}._CONNECTING", 0.5)
+    with pytest.raises(ClusterError, match=f"no connection to {executor.type} at 127.0.0.1:1: "):
+        await project.run("flow", {"x": 1}, "first", executor=f"{executor.type}:127.0.0.1:1")
 
 
 async def test_what_no_worker_has_is_said_at_once(executor, project):

@@ -50,6 +50,31 @@ def test_options_of_clusters_are_refused_elsewhere(option):
         executors.resolve(ExecutorSettings(type="local", **option))
 
 
+@pytest.mark.parametrize(
+    "address", ["host", "host:x", "host:0", "host:65536", ":1", "tcp://h", "x"]
+)
+@pytest.mark.parametrize("name", ["ray", "dask"])
+def test_an_address_without_a_port_is_refused(installed, name, address):
+    with pytest.raises(UsageError, match=f"'{name}': an address is HOST:PORT.* not '{address}'"):
+        executors.resolve(f"{name}:{address}")
+
+
+@pytest.mark.parametrize(
+    "address", ["auto", "h:1", "tls://h:65535", "[::1]:8786", "ws://h:1/a", "inproc://h/1/2"]
+)
+def test_addresses(installed, address):
+    assert executors.resolve(f"dask:{address}").address == address
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({"max_workers": "2"}, "max_workers: expected"), ({"retries": -1}, "retries: expected")],
+)
+def test_settings_made_in_python_are_checked(installed, values, said):
+    with pytest.raises(UsageError, match=f"^executor: {said}"):
+        executors.resolve(ExecutorSettings(type="dask", **values))
+
+
 def test_check_warns_of_a_missing_extra(monkeypatch, make_project):
     monkeypatch.setattr(executors, "find_spec", lambda name: None)
     source = "def a() -> int:\n    return 1\n"

@@ -213,7 +213,7 @@ def _executor(name: str | None, texts: tuple[str, ...], configured: Any) -> Any:
     from fp_async import documents, executors
     from fp_async.config import ExecutorSettings
 
-    values: dict[str, Any] = msgspec.to_builtins(executors.resolve(name, configured))
+    values: dict[str, Any] = msgspec.to_builtins(executors.described(name, configured))
     for path, value in assigned(texts, "--executor-option").items():
         option, dot, key = path.partition(".")
         typed = coerce(value, Any)

@@ -12,7 +12,8 @@ import atexit
 import concurrent.futures
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from fp_async.config import ExecutorSettings
@@ -79,6 +80,7 @@ class _Connection:
         self, start: Callable[[], Engine], name: str, before: _Connection | None = None
     ) -> None:
         self.engine: concurrent.futures.Future[Engine] = concurrent.futures.Future()
+        self.runs = 0  # that use it
         self._start = start
         self._before = before  # what it takes the place of
         self._end = threading.Event()
@@ -118,8 +120,9 @@ on_connect: list[Callable[[], None]] = []  # called in the loop's thread before 
 _lock = threading.Lock()
 
 
-async def connected(settings: ExecutorSettings, client: Any = None) -> Engine:
-    """The engine for these settings, started or connected to if it is not yet.
+@asynccontextmanager
+async def connected(settings: ExecutorSettings, client: Any = None) -> AsyncIterator[Engine]:
+    """The engine for these settings, started or connected to if it is not yet, to run something.
 
     `client` is a connection of the user's own, which stays the user's. Cancelling waits no
     longer; the cluster goes on starting for the next run. Raises ClusterError, UsageError.
@@ -127,9 +130,19 @@ async def connected(settings: ExecutorSettings, client: Any = None) -> Engine:
     if client is not None:
         from fp_async.engines.dask import attached
 
-        return attached(client)
+        yield attached(client)
+        return
     with _lock:
         connection = _connection(settings)
+        connection.runs += 1
+    try:
+        yield await _established(connection, settings)
+    finally:
+        with _lock:
+            connection.runs -= 1
+
+
+async def _established(connection: _Connection, settings: ExecutorSettings) -> Engine:
     try:
         return await asyncio.wrap_future(connection.engine)
     except FlowerPowerError:
@@ -148,22 +161,31 @@ def _connection(settings: ExecutorSettings) -> _Connection:
         atexit.register(shutdown)
         for told in on_connect:
             told()
-    _connections[key] = connection = _Connection(_starter(settings), settings.type, found)
+    before = found or (_other_ray(key) if settings.type == "ray" else None)
+    _connections[key] = connection = _Connection(_starter(settings), settings.type, before)
     return connection
 
 
 def _key(settings: ExecutorSettings) -> str:
-    """A process has one Ray, and one of each cluster of Dask."""
     if settings.type == "dask":
         return f"dask {settings.address} {settings.max_workers} {settings.options}"
-    for key, connection in _connections.items():
-        other = key.startswith("ray ") and key != f"ray {settings.address}"
-        if other and connection.usable():
+    return f"ray {settings.address or ''}"
+
+
+def _other_ray(key: str) -> _Connection | None:
+    """The one to be ended: a process is connected to one Ray at a time. Raises UsageError."""
+    others = [k for k, c in _connections.items() if k.startswith("ray ") and k != key]
+    for other in others:
+        if _connections[other].runs and _connections[other].usable():
             raise UsageError(
-                f"this process is connected to Ray ({key.removeprefix('ray ')}) already; it can "
-                f"have one cluster only, not {settings.address} beside it"
+                f"this process runs something on {_where(other)}: it can use one cluster of Ray "
+                f"at a time, not {_where(key)} beside it"
             )
-    return f"ray {settings.address}"
+    return _connections.pop(others[0]) if others else None
+
+
+def _where(key: str) -> str:
+    return key.replace("ray ", "Ray at ") if key != "ray " else "a Ray of its own"
 
 
 def _starter(settings: ExecutorSettings) -> Callable[[], Engine]:

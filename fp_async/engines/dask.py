@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 # Its own messages would stand between the progress and the result; what fails is raised.
-os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "error")
+os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")
 import cloudpickle
 import distributed
 from dask.sizeof import sizeof
@@ -244,9 +244,12 @@ class DaskEngine:
         with suppress(Exception):
             await self._call(self.client.cancel, [report, task], force=True)
             async with asyncio.timeout(_ANSWER):
-                while task.key in (await self._call(self.client.has_what, [worker]))[worker]:
+                while await self._has(worker, task.key):  # noqa: ASYNC110 - nothing tells of it
                     await asyncio.sleep(_DROPPING)
         await self.kill([worker])
+
+    async def _has(self, worker: str, key: str) -> bool:
+        return key in (await self._call(self.client.has_what, [worker]))[worker]
 
     async def kill(self, workers: list[str]) -> None:
         """End what does not end by itself; only on workers that are ours and do one thing.

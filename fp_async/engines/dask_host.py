@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fp_async.errors import ClusterError
+from fp_async.errors import ClusterError, describe
 from fp_async.processes import die_with_parent, how, kill
 
 _START = (
@@ -50,8 +52,12 @@ def start(workers: int | None, retries: int, options: dict[str, Any]) -> Host:
         "n_workers": workers or os.cpu_count() or 1,
         "threads_per_worker": 1,
         "dashboard_address": None,
+        "silence_logs": logging.CRITICAL,  # its level for workers, whatever the configuration says
         **options,
     }
+    if wanted["dashboard_address"] is None:  # its HTTP server would still ask for port 8787
+        own = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+        wanted["scheduler_kwargs"] = {**own, **(options.get("scheduler_kwargs") or {})}
     path = json.dumps([str(Path(entry or os.curdir).resolve()) for entry in sys.path])
     settings = json.dumps({"retries": retries, "cluster": wanted})
     process = subprocess.Popen(
@@ -59,14 +65,17 @@ def start(workers: int | None, retries: int, options: dict[str, Any]) -> Host:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
-        env={"DASK_LOGGING__DISTRIBUTED": "error", **os.environ},
+        env={"DASK_LOGGING__DISTRIBUTED": "critical", **os.environ},
     )
     assert process.stdout is not None
     with process.stdout as answers:
-        address = answers.readline().decode().strip()
+        answer = answers.readline().decode()
+    address, error = json.loads(answer or '["", ""]')
+    host = Host(process, address, wanted)
     if not address:
-        raise ClusterError(f"Dask did not start ({how(process.wait())}); see above")
-    return Host(process, address, wanted)
+        host.close()
+        raise ClusterError(f"Dask did not start: {error or how(process.wait())}")
+    return host
 
 
 # In the process -----------------------------------------------------------------------------
@@ -78,15 +87,32 @@ def main() -> None:
     settings = json.loads(sys.argv[3])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    asyncio.run(_serve(settings, answers))
+
+    def answer(address: str, error: str = "") -> None:
+        with answers:
+            print(json.dumps([address, error]), file=answers)
+
+    try:
+        asyncio.run(_serve(settings, answer))
+    except Exception as error:
+        if answers.closed:
+            raise
+        answer("", describe(_first(error)))
+        sys.exit(1)
 
 
-async def _serve(settings: dict[str, Any], answers: Any) -> None:
+def _first(error: BaseException) -> BaseException:
+    """What led to it: the last of Dask's errors says only that something did not start."""
+    while error.__cause__ is not None and not isinstance(error, ValueError | TypeError):
+        error = error.__cause__
+    return error
+
+
+async def _serve(settings: dict[str, Any], answer: Callable[[str], None]) -> None:
     import dask
     import distributed
 
     dask.config.set({"distributed.scheduler.allowed-failures": settings["retries"]})
     async with distributed.LocalCluster(asynchronous=True, **settings["cluster"]) as cluster:
-        answers.write(f"{cluster.scheduler_address}\n")
-        answers.flush()
+        answer(cluster.scheduler_address)
         await asyncio.to_thread(sys.stdin.read)
