@@ -201,6 +201,10 @@ class Board:
                 self._refusals = deque(e for e in self._refusals if e[1] in self._refused)
         self._refused[id].add(agent)
 
+    def refused(self) -> int:
+        """How many jobs were refused by some agent, and may stand before others."""
+        return len(self._refused)
+
     def nobody_left(self, job: Job) -> bool:
         """Whether every agent that is meant has refused the job."""
         target, refused = job.target or "", self._refused.get(job.id, set())

@@ -13,9 +13,9 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -37,6 +37,7 @@ from fp_async.patience import Patience
 from fp_async.presence import Known
 from fp_async.topics import Topics
 
+T = TypeVar("T")
 log = logging.getLogger("fp_async.gateway")
 RENEWAL = 2.5
 _UNRENEWED = 8.0
@@ -47,7 +48,7 @@ _RELOAD = 30.0
 _FLUSH = 10.0
 _PRESENCE = 10.0
 _SEND_QUEUE = 100_000  # some messages for each of a large fleet
-_AT_ONCE = 200  # agents that are written or looked at before others get their turn
+_AT_ONCE = 200  # agents or jobs that are written or looked at before others get their turn
 _BATCH = 500
 _LONGEST_PAUSE = 5.0  # it is the only one of its kind: no broker is rushed by it
 
@@ -239,8 +240,8 @@ class Gateway:
 
     async def load(self) -> None:
         """Have in mind what the store says."""
-        board = self.board
-        for member in await self.store.members("agent"):
+        board, before = self.board, set(self.board.open)
+        async for member in _by_turns(await self.store.members("agent")):
             known = msgspec.json.decode(member.info, type=Known)
             if member.name not in board.agents:
                 board.believe(member.name, known)
@@ -253,10 +254,10 @@ class Gateway:
             job.id: job
             for job in await self.store.find(Find(states=BOUND, bound=True, limit=1_000_000))
         }
-        for id in board.open.keys() - rows.keys():
+        for id in before - rows.keys():
             board.release(id)
         now = time.monotonic()
-        for job in rows.values():
+        async for job in _by_turns(rows.values()):
             each = board.open.get(job.id)
             if each is None or each.job.attempt != job.attempt:
                 board.bind(job, now, chance=random.random())
@@ -312,9 +313,8 @@ class Gateway:
                     await self.patience(self.load)
 
     async def _look_at_agents(self, wall: float) -> None:
-        for number, (name, known) in enumerate(list(self.board.agents.items()), 1):
-            if number % _AT_ONCE == 0:
-                await asyncio.sleep(0)
+        async for name in _by_turns(list(self.board.agents)):
+            known = self.board.agents[name]
             if (new := presence.settled(known, wall)) is not None:
                 await self._replaced(name)
                 self.believe(name, new)
@@ -358,6 +358,14 @@ class Gateway:
             self.hub.publish(f"job:{report.id}")
             self.tracking.ended(report.id, None if each is None else each.job)
         self.wake()
+
+
+async def _by_turns(items: Collection[T]) -> AsyncIterator[T]:
+    """All of them, others having their turn now and then."""
+    for number, item in enumerate(items, 1):
+        if number % _AT_ONCE == 0:
+            await asyncio.sleep(0)
+        yield item
 
 
 @contextlib.asynccontextmanager

@@ -75,8 +75,8 @@ class Offering:
             return False
         room = self._board.room(targets, _OFFERS, time.monotonic())
         jobs, offers = await self._assigned(targets, room)
-        if len(offers) < room == len(jobs) < _OFFERS:  # some of them nobody may have now
-            jobs, offers = await self._assigned(targets, _OFFERS)
+        if len(offers) < room == len(jobs):  # some of them nobody may have now
+            jobs, offers = await self._assigned(targets, _OFFERS + self._board.refused())
         bound = await self._patience(lambda: self._store.fleet.offer(offers)) if offers else []
         for job in bound:
             if job is not None:

@@ -1,0 +1,57 @@
+"""What the gateway offers next, over a store of its own and no broker."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import stores_kit as kit
+
+from fp_async import gateway_offering
+from fp_async.board import Board
+from fp_async.gateway_offering import Offering
+from fp_async.messages import AgentState
+from fp_async.patience import Patience
+from fp_async.presence import Known
+from fp_async.stores.sqlite import SqliteStore
+from fp_async.topics import Topics
+
+
+@pytest.fixture
+async def offering():
+    store = SqliteStore(":memory:")
+    await store.open()
+    said = []
+    gateway = SimpleNamespace(
+        store=store,
+        board=Board(),
+        patience=Patience(),
+        hub=None,
+        topics=Topics("fp/v1", "main"),
+        count=lambda name: None,
+    )
+    connection = SimpleNamespace(publish_soon=lambda *args, **options: said.append(args))
+    yield Offering(gateway, connection), gateway, said
+    await store.close()
+
+
+def ready(**more):
+    state = AgentState(status="ready", store="s", starts=1, n=1, slots=1, window=2)
+    return Known(state=state, seen_at=1.0, **more)
+
+
+@pytest.mark.parametrize("refused", [2, 5, 40])
+async def test_what_all_that_are_there_have_refused_holds_up_nobody(offering, monkeypatch, refused):
+    """It waits for the one that is away; what comes after it does not."""
+    monkeypatch.setattr(gateway_offering, "_OFFERS", 3)
+    offering, gateway, said = offering
+    gateway.board.believe("here", ready())
+    gateway.board.believe("away", ready(away_since=1.0))
+    ids = await gateway.store.add([kit.job(target="any:*") for _ in range(refused + 1)])
+    for id in ids[:-1]:
+        gateway.board.refuse(id, "here", 0.0)
+    wanted = await gateway.store.fleet.wanted()
+    while await offering._offer_some(wanted):
+        pass
+    assert [ids.index(id) for id in gateway.board.open] == [refused]
+    assert [topic for topic, _ in said] == ["fp/v1/main/agent/here/do"]
