@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import threading
 import time
 from collections import Counter
 
@@ -1206,6 +1207,16 @@ def test_a_file_whose_tables_are_made_at_this_moment_is_no_foreign_one(tmp_path)
         with pytest.raises(StoreError, match="something else"):
             tables.check(second)
         assert not second.in_transaction
+
+
+async def test_a_file_that_cannot_be_opened_leaves_no_thread(tmp_path):
+    """One that is left speaks to a loop that may be gone."""
+    before = set(threading.enumerate())
+    store = kit.Place("sqlite", f"sqlite:///{tmp_path}").store()
+    with pytest.raises(StoreError, match="unable to open"):
+        await store.open()
+    left = set(threading.enumerate()) - before
+    assert [thread for thread in left if "asyncio" not in thread.name] == []
 
 
 @shared

@@ -189,7 +189,11 @@ class Units:
 async def _prepared(
     connecting: aiosqlite.Connection, check: Callable[[sqlite3.Connection], None]
 ) -> aiosqlite.Connection:
-    connection = await connecting
+    try:
+        connection = await connecting
+    except BaseException:  # aiosqlite stops its thread, but does not wait for that
+        await asyncio.to_thread(connecting._thread.join)
+        raise
     try:
         await connection._execute(check, connection._conn)  # type: ignore[no-untyped-call]
         await connection._execute(_log_ahead, connection._conn)  # type: ignore[no-untyped-call]
