@@ -207,10 +207,12 @@ async def _by_the_agent(settings: AgentSettings, running: dict[str, Any]) -> Asy
         text = str(answer["error"]) if running["gateway"] else "no gateway is there"
         yield Step("gateway", "failed", text, _NO_GATEWAY)
         return
-    yield _answered(answer["milliseconds"], answer["clock_offset"])
+    yield _answered(answer["milliseconds"], answer["clock_offset"], answer["doubt"])
 
 
-def _answered(milliseconds: float, offset: float) -> Step:
+def _answered(milliseconds: float, offset: float, doubt: str) -> Step:
+    if doubt:
+        return Step("gateway", "failed", f"it gives this agent no jobs: {doubt}")
     text = f"answered in {milliseconds} ms, its clock is {offset:+.1f} s against ours"
     if abs(offset) <= _OFFSET:
         return Step("gateway", "ok", text)
@@ -266,7 +268,7 @@ async def _gateway(settings: AgentSettings, connection: Connection) -> Step:
         return Step("gateway", "failed", str(error), _RIGHTS)
     took = round(1e3 * (time.monotonic() - began), 1)
     assert isinstance(pong, Pong)
-    return _answered(took, pong.clock - time.time())
+    return _answered(took, pong.clock - time.time(), pong.doubt)
 
 
 def _answers(message: Message, nonce: str) -> bool:

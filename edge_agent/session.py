@@ -127,7 +127,11 @@ class Session:
         finally:
             del self._pings[nonce]
         took = time.monotonic() - began
-        return {"milliseconds": round(1e3 * took, 1), "clock_offset": pong.clock - time.time()}
+        return {
+            "milliseconds": round(1e3 * took, 1),
+            "clock_offset": pong.clock - time.time(),
+            "doubt": pong.doubt,
+        }
 
     # Hearing ----------------------------------------------------------------------------------
 

@@ -335,11 +335,16 @@ class Hearing:
             case ScheduleState():
                 await self._schedule_state(name, told)
             case Ping():
-                self._tell(name, messages.Pong(nonce=told.nonce, clock=time.time()))
+                self._tell(name, self._pong(name, told.nonce, time.time()))
             case Malformed():
                 log.warning("agent '%s' cannot read %d messages: %s", name, told.count, told.reason)
             case _:
                 return
+
+    def _pong(self, name: str, nonce: str, now: float) -> messages.Pong:
+        known = self._board.agents.get(name)
+        doubt = "" if known is None else presence.doubt(name, known, now)
+        return messages.Pong(nonce=nonce, clock=now, doubt=doubt[:500])
 
     async def _progress(self, name: str, told: Progress) -> None:
         each = self._board.open.get(told.id)

@@ -136,10 +136,13 @@ class Ping(Message, frozen=True):
 
 
 class Pong(Message, frozen=True):
-    """The answer to a Ping."""
+    """The answer to a Ping. A gateway that gives an agent no jobs because it doubts who speaks
+    under that name says so.
+    """
 
     nonce: Word
     clock: Moment
+    doubt: Annotated[str, Meta(max_length=500)] = ""
 
 
 Do = (

@@ -129,6 +129,15 @@ def may_work(known: Known) -> bool:
     return ready and known.quarantine is None and known.came_at is None
 
 
+def doubt(name: str, known: Known, now: float) -> str:
+    """Why it is not certain who speaks under that name, and what ends that; empty where it is."""
+    if known.quarantine:
+        return f"{known.quarantine}; when that is mended: flowerpower agent {name} --readmit"
+    if known.came_at is not None and now - known.came_at < CONTEST:
+        return f"its store is new under this name: it is believed {CONTEST:g} s after it came"
+    return ""
+
+
 def matches(target: str, name: str, tags: dict[str, str]) -> bool:
     """Whether an agent is meant by `agent:NAME`, `any:tag=value,...` or `all:tag=value,...`.
 

@@ -585,6 +585,10 @@ async def test_a_response_topic_hears_the_id_then_the_outcome(triggered):
 # Ghosts -------------------------------------------------------------------------------------
 
 
+async def text(command, folder):
+    return (await anyio.run_process(command, cwd=folder, check=False)).stdout.decode()
+
+
 async def test_two_agents_with_one_name_are_quarantined(edge, tmp_path):
     await edge.agent("pi-7")
     other = tmp_path / "devices" / "other"
@@ -604,6 +608,15 @@ async def test_two_agents_with_one_name_are_quarantined(edge, tmp_path):
             await anyio.sleep(0.2)
     assert "two devices use this name" in agent.problem
     edge.flock.stop("ghost")
+    command = [AGENT, "doctor", "--name", "pi-7", "--project", str(edge.device("pi-7"))]
+    command += ["--broker", f"mqtt://127.0.0.1:{edge.broker.port}"]
+    said = (
+        "FAILED  gateway: it gives this agent no jobs: two devices use this name, with the stores"
+    )
+    with anyio.fail_after(40):
+        while said not in (heard := await text(command, edge.device("pi-7"))):
+            assert "FAILED  broker" in heard, heard  # it has yet to come back
+    assert "flowerpower agent pi-7 --readmit" in heard
     await edge.project.readmit_agent("pi-7")
     ask = {"inputs": {"count": 2}, "final_vars": ["doubled"]}
     with anyio.fail_after(20):
