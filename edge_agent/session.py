@@ -183,6 +183,9 @@ class Session:
                 return  # or two echoes on their way would be answered for ever, each by one more
             if said.n > own.n:
                 self._agent.n = said.n
+        await self._show_anew()
+
+    async def _show_anew(self) -> None:
         self._agent.n += 1
         await self.show()
 
@@ -276,6 +279,8 @@ class Session:
         elif isinstance(asked, Ping):
             agent.notice(f"ping:{asked.nonce}", Pong(nonce=asked.nonce, clock=time.time()))
         elif isinstance(asked, AskSync):
+            if asked.state:
+                await self._show_anew()
             self._reporter.sync_within(0.0)
         elif isinstance(asked, Missing):
             await self._reporter.send_chunks(asked)

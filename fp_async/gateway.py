@@ -73,6 +73,7 @@ class Gateway:
         self.counts: dict[str, int] = {}
         self.address = address
         self.news = asyncio.Event()
+        self.readmitted: set[str] = set()  # agents that are to say once more who they are
         self._changed: set[str] = set()  # agents whose rows have to be written
         self._urgent = False  # some of them at once
         self._renewed = float("-inf")
@@ -245,10 +246,13 @@ class Gateway:
             known = msgspec.json.decode(member.info, type=Known)
             if member.name not in board.agents:
                 board.believe(member.name, known)
+                if known.anyone:
+                    self.readmitted.add(member.name)
         board.drained = {member.name for member in await self.store.members("drained")}
         for member in await self.store.members("readmitted"):
             if member.name in board.agents:
                 self.believe(member.name, presence.readmitted(board.agents[member.name]))
+                self.readmitted.add(member.name)
             await self.store.saw(member, 0)
         rows = {
             job.id: job

@@ -117,6 +117,9 @@ class Offering:
         """Say again what was not answered."""
         while True:
             now = time.monotonic()
+            while self._gateway.readmitted:
+                body = messages.AskSync(state=True)
+                self._ask(self._gateway.readmitted.pop(), wire.encode(body))
             for each in self._board.repeats(now, random.random()):
                 await self._patience(lambda: self._say_again(each))  # noqa: B023
             after = self._board.next_repeat()
@@ -152,8 +155,10 @@ class Offering:
         body = wire.encode(messages.AskSync())
         for name, known in self._board.agents.items():
             if known.away_since is None:
-                topic = self._topics.agent(name, "do")
-                self._connection.publish_soon(topic, body, qos=1, expiry=60)
+                self._ask(name, body)
+
+    def _ask(self, name: str, body: bytes) -> None:
+        self._connection.publish_soon(self._topics.agent(name, "do"), body, qos=1, expiry=60)
 
     # Cancels ----------------------------------------------------------------------------------
 

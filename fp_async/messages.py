@@ -126,7 +126,9 @@ class DeleteSchedule(Message, frozen=True):
 
 
 class AskSync(Message, frozen=True):
-    """Say what you have."""
+    """Say what you have; with `state`, who you are, too."""
+
+    state: bool = False
 
 
 class Ping(Message, frozen=True):
