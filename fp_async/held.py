@@ -30,13 +30,16 @@ class Attempt:
         self.why: Why | None = None
         self.over = False
         self.outcome: Outcome | None = None
+        self.heard: Heard | None = None  # what wants to know of its end
         self.began = time.monotonic()
         self.seconds = 0.0
         self.task: asyncio.Task[None] | None = None
 
     def stop(self, why: Why) -> None:
-        """End it, unless somebody has already."""
-        if self.why is None and self.task is not None:
+        """End it, unless somebody has already. What is over has an outcome, which counts if the
+        attempt is the latest one still: the store knows, however late it hears of it.
+        """
+        if self.why is None and not self.over and self.task is not None:
             self.why = why
             self.task.cancel()
 

@@ -52,6 +52,21 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     trace: Annotated[str, msgspec.Meta(max_length=128)] | None = None  # W3C traceparent
 
 
+class _Retry(Retry, frozen=True, forbid_unknown_fields=False):
+    """As in a row."""
+
+
+class _Executor(ExecutorSettings, frozen=True, forbid_unknown_fields=False):
+    """As in a row."""
+
+
+class _Kept(Spec, frozen=True, omit_defaults=True, forbid_unknown_fields=False):
+    """As in a row: a newer release may have written it, which must not end the older workers."""
+
+    executor: str | _Executor | None = None
+    retry: _Retry | None = None
+
+
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why an attempt failed: the class of the error, its text, the user's own traceback."""
 
@@ -175,7 +190,7 @@ CHANGING: tuple[str, ...] = (  # what a new job never has
     *("crashes", "owner", "lease_until", "cancel_at", "slot", "lane_held", "pruned"),
     *("replied_at", "error", "result", "record"),
 )
-_specs = msgspec.json.Decoder(Spec)
+_specs = msgspec.json.Decoder(_Kept)
 _failures = msgspec.json.Decoder(Failure)
 _records = msgspec.json.Decoder(Record)
 

@@ -19,6 +19,7 @@ from fp_async.patience import Patience
 from fp_async.stores import CANCEL, LOST, Store
 
 RENEWAL = 2.5
+_AGAIN = 0.5  # seconds after a renewal that has failed
 UNRENEWED = 8.0  # seconds without a renewal after which an attempt is given up, before its lease is
 
 Why = Literal["cancel", "lost", "drain"]
@@ -58,31 +59,48 @@ class Keeper:
         """Renew every 2.5 s, as long as something is held, until cancelled."""
         self._loop, self._wanted = asyncio.get_running_loop(), asyncio.Event()
         while True:
-            await self._renew(store, sorted(self._held()))
+            renewed = await self._renew(store, sorted(self._held()))
             self._resting = True  # before looking: who claims now sees it, or is seen
             if not any(self._held()):
                 await self._wanted.wait()
                 self._wanted.clear()
             self._resting = False
             with suppress(TimeoutError):
-                async with asyncio.timeout(RENEWAL):
+                async with asyncio.timeout(RENEWAL if renewed else min(_AGAIN, self._left())):
                     await self._wanted.wait()
             self._wanted.clear()
 
-    async def _renew(self, store: Store, held: list[tuple[str, int]]) -> None:
+    def miss(self) -> None:
+        """There is no store to renew with: give up what was not renewed for too long."""
+        held = sorted(self._held())
+        self._know(held, time.monotonic())
+        self._apply(held, [], 0.0)
+
+    async def _renew(self, store: Store, held: list[tuple[str, int]]) -> bool:
+        """Whether the store has answered."""
         now = time.monotonic()
-        self._renewed_at = {pair: self._renewed_at.get(pair, now) for pair in held}
+        self._know(held, now)
         if not held:
-            return
+            return True
+        answers: list[str] = []
         try:
-            async with asyncio.timeout(RENEWAL):
+            async with asyncio.timeout(min(RENEWAL, self._left())):
                 answers = await store.renew(self._owner, held, LEASE)
         except StoreUnavailableError as error:
             self._patience.failed(error)
-            answers = []
         except TimeoutError:
-            answers = []
+            self._patience.failed(StoreUnavailableError("leases were not renewed in time"))
         self._apply(held, answers, now)
+        return bool(answers)
+
+    def _know(self, held: list[tuple[str, int]], now: float) -> None:
+        self._renewed_at = {pair: self._renewed_at.get(pair, now) for pair in held}
+
+    def _left(self) -> float:
+        """Seconds until the next attempt has to be given up."""
+        now = time.monotonic()
+        left = [at + UNRENEWED - now for at in self._renewed_at.values()]
+        return min((seconds for seconds in left if seconds > 0), default=RENEWAL)
 
     def _apply(self, held: list[tuple[str, int]], answers: list[str], began: float) -> None:
         for pair, answer in zip(held, answers, strict=False):
@@ -93,7 +111,7 @@ class Keeper:
             if answer == CANCEL:
                 self._stop(*pair, "cancel")
         for pair, renewed in self._renewed_at.items():
-            if time.monotonic() - renewed > UNRENEWED:
+            if time.monotonic() - renewed >= UNRENEWED:
                 self._stop(*pair, "lost")
 
 
@@ -134,7 +152,18 @@ class KeeperThread:
     async def _serve(self) -> None:
         store = self._connect()
         try:
-            await Patience()(store.open)
+            await self._opened(store)
             await self._keeper.run(store)
         finally:
             await store.close()
+
+    async def _opened(self, store: Store) -> None:
+        """Open it, however long that takes; what is held is given up in time."""
+        opening = asyncio.create_task(Patience()(store.open))
+        try:
+            while not (await asyncio.wait([opening], timeout=_AGAIN))[0]:
+                self._keeper.miss()
+        finally:
+            opening.cancel()
+            await asyncio.wait([opening])
+        opening.result()

@@ -80,6 +80,8 @@ class Worker:
         self._room = asyncio.Event()
         self._ending = Ending(backend, runner, self._patience, self._room.set)
         self._busy = asyncio.Event()  # set at a claim, cleared by who finds that nothing runs
+        self._between_claims = asyncio.Event()
+        self._between_claims.set()
         self._draining = False
         self._loop = asyncio.get_running_loop()
         self._main: asyncio.Task[None] | None = None
@@ -147,7 +149,13 @@ class Worker:
         self._hub.publish(f"work:{self._settings.queues[0]}")
 
     async def _end(self, working: asyncio.Task[None]) -> None:
-        """Stop claiming, and give back what still runs."""
+        """Stop claiming, and give back what still runs. A claim that is on its way is awaited:
+        nobody would have what it takes.
+        """
+        self._draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GIVE_BACK):
+                await self._between_claims.wait()
         await _cancelled([working])
         for attempt in list(self._attempts.values()):
             attempt.stop("drain")
@@ -198,8 +206,7 @@ class Worker:
         return min(self._limit - (len(self._attempts) - over) - self._ending.going_on, _BATCH)
 
     async def _claim(self, limit: int) -> list[Job]:
-        queues = self._settings.queues
-        jobs = await self._patience(lambda: self._store.claim(self.owner, queues, limit, LEASE))
+        jobs = await self._patience(lambda: self._claimed(limit))
         self._nearby.claimed(jobs)
         for job in jobs:
             attempt = self._attempts[job.id] = Attempt(job, self.name)
@@ -210,6 +217,13 @@ class Worker:
             self._busy.set()
             self._keeper.begin()
         return jobs
+
+    async def _claimed(self, limit: int) -> list[Job]:
+        self._between_claims.clear()
+        try:
+            return await self._store.claim(self.owner, self._settings.queues, limit, LEASE)
+        finally:
+            self._between_claims.set()
 
     async def _next_run_at(self) -> float | None:
         """On this process's monotonic clock."""
@@ -238,10 +252,9 @@ class Worker:
 
     async def _attempt(self, attempt: Attempt) -> None:
         try:
-            heard = self._watch(attempt) if self._watch else None
             report = await self._outcome(attempt)
-            if heard:
-                heard(report)
+            if attempt.heard:
+                attempt.heard(report)
             attempt.over = True
             attempt.seconds = time.monotonic() - attempt.began
             self._over += 1
@@ -255,6 +268,8 @@ class Worker:
     async def _outcome(self, attempt: Attempt) -> Report:
         job, trail = attempt.job, attempt.trail
         try:
+            if self._watch:
+                attempt.heard = self._watch(attempt)
             trace = next(filter(None, (each.trace(job) for each in self._observers)), None)
             outcome = await self._runner.run(order(job, self._largest, trace, trail), trail)
             trail.traced = outcome.traced

@@ -99,7 +99,12 @@ class SqlStore:
                 return claimed
         left = limit - len(claimed)
         unit = partial(sql_claiming.claim, owner=owner, queues=queues, limit=left, lease=lease)
-        return claimed + await self._server.write(unit)
+        try:
+            return claimed + await self._server.write(unit)
+        except StoreUnavailableError:
+            if claimed:  # they are the caller's
+                return claimed
+            raise
 
     async def renew(self, owner: str, held: Sequence[tuple[str, int]], lease: float) -> list[str]:
         unit = partial(sql_claiming.renew, owner=owner, held=held, lease=lease)

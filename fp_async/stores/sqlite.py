@@ -214,8 +214,8 @@ def _rows(db: _Db, *, sql: str, values: tuple[object, ...] = ()) -> list[tuple[A
     return db.execute(sql, values).fetchall()
 
 
-def _add(db: _Db, jobs: Sequence[Job]) -> list[str]:
-    now = time.time()
+def _add(db: _Db, jobs: Sequence[Job], now: float | None = None) -> list[str]:
+    now = now or time.time()
     return [id for part in reporting.parts(jobs) for id in _add_part(db, part, now)]
 
 
@@ -294,7 +294,7 @@ def _fire_one(db: _Db, fire: Fire, now: float) -> list[str] | None:
     which = (fire.id, fire.revision, fire.expected)
     if db.execute(known, which).fetchone() is None:
         return None
-    ids = _add_part(db, fire.jobs, now) if fire.jobs else []
+    ids = _add(db, fire.jobs, now)
     added = [id for id, job in zip(ids, fire.jobs, strict=True) if id == job.id]
     skipped = fire.skipped + len(fire.jobs) - len(added)
     moved = (fire.next_fire_time, fire.last_fire_time, len(added), skipped)
