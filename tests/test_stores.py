@@ -786,6 +786,14 @@ def fire(row, *jobs, to: float | None = 2000.0, **fields):
     )
 
 
+@pytest.mark.parametrize("place", ("memory", "sqlite"), indirect=True)
+async def test_a_fire_for_a_large_fleet_is_more_than_one_statement_takes(store):
+    row = await store.put(schedule())
+    (fired,) = await store.fire([fire(row, *(job() for _ in range(10_000)))])
+    assert len(fired) == 10_000
+    assert (await store.schedule("s")).fired == 10_000
+
+
 async def test_put_inserts_a_schedule(store):
     given_one = schedule(
         policy=b'{"p": 1}', template=b'{"x": 2}', origin="conf", next_fire_time=1 / 3

@@ -140,6 +140,26 @@ def test_the_password_is_shown_nowhere():
 # Values -------------------------------------------------------------------------------------
 
 
+async def test_what_half_a_claim_has_taken_is_the_callers(opened, place, monkeypatch):
+    """The quick half takes the highest priority; the server goes before the other half."""
+    if place[0] != "postgres":
+        pytest.skip("MySQL claims in one piece")
+    store = await opened()
+    high, low = job(priority=5), job()
+    await store.add([high, low])
+
+    async def write(*_):
+        raise StoreUnavailableError("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._server, "write", write)
+        claimed = await store.claim("me", Q, 10, 60)
+        assert [each.id for each in claimed] == [high.id]
+        with pytest.raises(StoreUnavailableError):
+            await store.claim("me", ["default", "other"], 10, 60)
+    assert [each.id for each in await store.claim("me", Q, 10, 60)] == [low.id]
+
+
 async def test_any_bytes_come_back_as_they_were(store):
     blob = bytes(range(256)) * 300
     (id,) = await store.add([job(inputs=blob)])
