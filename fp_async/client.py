@@ -178,10 +178,7 @@ class Client:
         """See `Project.remove_schedule`. What was removed."""
         async with self._connected() as backend:
             row = await _known(backend, id, await backend.store.schedule(id))
-            if orders.template_of(row).offline:
-                await fleet.remember_removed(backend.store, row)
-            await backend.store.delete(id)
-            backend.hub.publish("schedules")
+            await _delete(backend, row)
             return row
 
     def _connected(self) -> AbstractAsyncContextManager[Backend]:
@@ -240,6 +237,8 @@ async def _put(backend: Backend, new: Schedule) -> Schedule:
     old = await backend.store.schedule(new.id)
     if old is not None and orders.same(old, new):
         return old
+    if old is None:
+        new = await fleet.revived(backend.store, new)
     stored = await backend.store.put(new)
     backend.hub.publish("schedules")
     return stored
@@ -252,8 +251,15 @@ async def apply(flows: Flows, backend: Backend) -> list[Schedule]:
     names = {schedule.id for schedule in kept}
     for old in await backend.store.schedules():
         if old.origin == orders.FROM_CONF and old.id not in names:
-            await backend.store.delete(old.id)
+            await _delete(backend, old)
     return kept
+
+
+async def _delete(backend: Backend, row: Schedule) -> None:
+    if orders.template_of(row).offline:
+        await fleet.remember_removed(backend.store, row)
+    await backend.store.delete(row.id)
+    backend.hub.publish("schedules")
 
 
 # Outcomes -----------------------------------------------------------------------------------

@@ -149,6 +149,11 @@ async def remember_removed(store: Store, row: Schedule) -> None:
     await gateway_schedules.removed(store, row)
 
 
+async def revived(store: Store, row: Schedule) -> Schedule:
+    """A schedule that is new here, as agents that have kept an earlier one of its id take it."""
+    return await gateway_schedules.revived(store, row)
+
+
 async def schedule_states(store: Store, id: str) -> list[dict[str, Any]]:
     """What agents said of a schedule that they keep."""
     found = [msgspec.json.decode(m.info) for m in await store.members("agent-schedule")]

@@ -10,6 +10,7 @@ import time
 
 import msgspec
 from msgspec import Raw
+from msgspec.structs import replace
 
 from fp_async import presence
 from fp_async.jobs import Member, Schedule, Template
@@ -36,6 +37,15 @@ async def removed(store: Store, row: Schedule) -> None:
     await store.saw(Member(kind=REMOVED, name=row.id, info=info), REMEMBERED)
 
 
+async def revived(store: Store, row: Schedule) -> Schedule:
+    """A new schedule, newer than one of this id that agents may still have."""
+    if not is_offline(row):
+        return row
+    found = [member.info for member in await store.members(REMOVED) if member.name == row.id]
+    revisions = [msgspec.json.decode(info)["revision"] for info in found]
+    return replace(row, revision=1 + max(revisions, default=0))
+
+
 async def kept_elsewhere(store: Store) -> dict[str, int]:
     """The revisions of the schedules that agents keep, and of those that they have to forget."""
     wanted = {row.id: row.revision for row in await store.schedules() if is_offline(row)}
@@ -53,7 +63,7 @@ class Kept:
         self._store = store
         self._until = 0.0
         self._rows: list[tuple[Schedule, str]] = []  # with the target
-        self._gone: set[str] = set()
+        self._ours: set[str] = set()  # ids that agents have from us, if at all
         self._changes = 0
 
     def changed(self) -> None:
@@ -75,15 +85,17 @@ class Kept:
                 if revisions.get(row.id) != row.revision:
                     said.append(put(row))
         for id, revision in revisions.items():
-            if id not in wanted and id in self._gone:
+            if id not in wanted and id in self._ours:
                 said.append(DeleteSchedule(id=id, revision=revision))
         return said
 
     async def _look(self) -> None:
         changes = self._changes
-        rows = ((r, _templates.decode(r.template)) for r in await self._store.schedules())
+        found = await self._store.schedules()
+        rows = ((row, _templates.decode(row.template)) for row in found)
         self._rows = [(row, each.target or "") for row, each in rows if each.offline]
-        self._gone = {member.name for member in await self._store.members(REMOVED)}
+        removed = {member.name for member in await self._store.members(REMOVED)}
+        self._ours = removed | {row.id for row in found}
         if changes == self._changes:
             self._until = time.monotonic() + _SECONDS
 

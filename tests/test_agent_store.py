@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sqlite3
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import stores_kit as kit
+from fleet import make
 from msgspec import Raw
 from msgspec.structs import replace
 
@@ -23,8 +25,11 @@ from edge_agent.agent import Agent
 from edge_agent.clock import Reading
 from edge_agent.store import AgentStore, Holding
 from fp_async import triggers
+from fp_async.backend import connected
+from fp_async.gateway_schedules import Kept
 from fp_async.jobs import Job, Report, Template
-from fp_async.messages import DeleteSchedule, PutSchedule
+from fp_async.messages import AgentState, DeleteSchedule, PutSchedule
+from fp_async.presence import Known
 from fp_async.stores.sqlite import SqliteStore
 from fp_async.stores.units import Units
 
@@ -555,6 +560,72 @@ async def test_a_broken_new_revision_leaves_the_one_before(agent):
     assert state.error
     (row,) = await agent.store.schedules()
     assert scheduling.revision_of(row) == 1
+
+
+class Center:
+    """A project whose schedules an agent is told of as a gateway would, whenever it is back."""
+
+    def __init__(self, project, agent):
+        self.project, self.agent = project, agent
+
+    async def schedule(self, trigger=("interval",), **options):
+        given = {"id": "tick", "on": "agent:pi", "offline": True, "seconds": 60, **options}
+        await self.project.schedule("flow", *trigger, **given)
+
+    async def meet(self):
+        """What the agent keeps then: ids and seconds."""
+        state = AgentState(status="ready", store="s", starts=1, n=1)
+        async with connected(self.project.root) as backend:
+            kept = Kept(backend.store)
+            for _ in range(2):
+                rows = await self.agent.store.schedules()
+                has = {row.id: scheduling.revision_of(row) for row in rows}
+                told = await kept.differences("pi", Known(state=state), has)
+                for asked in told:
+                    await scheduling.change(self.agent, asked)
+        assert told == [], "nothing is said twice"
+        rows = await self.agent.store.schedules()
+        return {row.id: json.loads(row.trigger)["seconds"] for row in rows}
+
+
+@pytest.fixture
+def center(agent, tmp_path):
+    project = make(tmp_path / "center", "data_store:\n  type: sqlite\n")
+    (project.root / "pipelines" / "flow.py").write_text("def out() -> int:\n    return 1\n")
+    return Center(project, agent)
+
+
+async def test_a_schedule_that_was_made_anew_meanwhile_is_the_new_one(center):
+    for seconds in (60, 61, 62):
+        await center.schedule(seconds=seconds)
+    assert await center.meet() == {"tick": 62}
+    await center.project.remove_schedule("tick")
+    await center.schedule(seconds=5)
+    assert await center.meet() == {"tick": 5}
+    await center.project.remove_schedule("tick")
+    assert await center.meet() == {}
+
+
+@pytest.mark.parametrize("change", [{"on": "agent:other"}, {"on": None, "offline": False}])
+async def test_a_schedule_that_is_an_agents_no_more_is_forgotten_there(center, change):
+    await center.schedule()
+    assert await center.meet() == {"tick": 60}
+    await center.schedule(**change)
+    assert await center.meet() == {}
+    await center.schedule(seconds=7)
+    assert await center.meet() == {"tick": 7}
+
+
+async def test_a_schedule_that_left_the_configuration_is_forgotten_there(center):
+    conf = center.project.root / "conf" / "pipelines.yml"
+    entry = "{id: tick, type: interval, params: {seconds: 60}, on: 'agent:pi', offline: true}"
+    conf.write_text(f"run: {{flow: {{dev: {{schedule: {entry}}}}}}}\n")
+    await center.project.apply_schedules()
+    assert await center.meet() == {"tick": 60}
+    conf.write_text("run: {}\n")
+    center.project.reload()
+    await center.project.apply_schedules()
+    assert await center.meet() == {}
 
 
 def test_revisions_are_those_of_the_center():
