@@ -144,7 +144,7 @@ class Daemon:
         if self._signals == 1:
             notify.stopping()
             if self._session is not None:
-                agent.soon(self._session.show())
+                agent.soon(self._session.try_to_show())
             agent.worker.drain()
         elif self._main is not None:
             self._main.cancel()

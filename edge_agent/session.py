@@ -103,6 +103,11 @@ class Session:
         topic = self._topics.agent(self._name, "state")
         await self._connection.publish(topic, wire.encode(state), qos=1, retain=True)
 
+    async def try_to_show(self) -> None:
+        """As `show`, for somebody whose work a lost connection must not end."""
+        with contextlib.suppress(BrokerError):
+            await self.show()
+
     async def say_goodbye(self) -> None:
         """Tell what ended last, and that this is a clean stop: nobody has to wait for the will."""
         outbox = self._agent.outbox

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import shutil
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -14,8 +16,10 @@ import fleet
 import pytest
 import services
 from edge_kit import AGENT, Broker, check, conf, edge_fleet, until_known
+from faults import Proxy
 from fleet import make, until_ended
 
+from edge_agent import control
 from fp_async.errors import JobCancelledError, JobFailedError, JobNotFinishedError, UsageError
 
 SQLITE = "data_store:\n  type: sqlite\n  uri: sqlite:///jobs.db\n"
@@ -359,7 +363,6 @@ async def test_a_schedule_that_agents_keep_fires_without_a_network(edge):
     assert {row.state for row in rows} == {"succeeded"}
     await edge.project.remove_schedule("tick")
     store = edge.device("pi-7") / "fp-agent.db"
-    import sqlite3
 
     with anyio.fail_after(20):
         while True:
@@ -580,6 +583,30 @@ async def test_a_response_topic_hears_the_id_then_the_outcome(triggered):
     assert bodies[1]["result"] == {"doubled": 6}
     assert all(message.correlation == b"\x01" for message in heard)
     assert len(await triggered.project.list_jobs()) == 1
+
+
+# Ends -----------------------------------------------------------------------------------------
+
+
+async def test_a_stopped_agent_ends_its_job_though_the_network_hangs(edge):
+    """It cannot say that it drains, and loses the connection while it tries to."""
+    async with Proxy(edge.broker.port) as proxy:
+        agent = edge.flock.start_agent("pi-7", proxy.port)
+        await until_known(edge.project, "pi-7")
+        id = await edge.project.add_job("work", on="agent:pi-7", inputs=edge.flock.inputs(1, 3.0))
+        with anyio.fail_after(20):
+            while not edge.flock.lines():
+                await anyio.sleep(0.02)
+        proxy.stall()
+        agent.terminate()
+        store = edge.device("pi-7") / "fp-agent.db"
+        with anyio.fail_after(5):
+            while control.ask(str(store), "status")["status"] != "draining":
+                await anyio.sleep(0.02)
+        await proxy.cut()
+        assert await asyncio.to_thread(agent.wait, 30) == 0
+    with contextlib.closing(sqlite3.connect(store)) as db:
+        assert db.execute("SELECT state FROM jobs WHERE id = ?", (id,)).fetchone() == ("succeeded",)
 
 
 # Ghosts -------------------------------------------------------------------------------------
