@@ -16,7 +16,7 @@ from fp_async.errors import FlowerPowerError, MessageError
 from fp_async.jobs import Job, Letter, Spec, identity
 from fp_async.link import Connection, Link, Message
 from fp_async.patience import Patience
-from fp_async.topic_triggers import Filters, Rate, Told
+from fp_async.topic_triggers import Filters, Rates, Told
 
 if TYPE_CHECKING:
     from edge_agent.agent import Agent
@@ -52,7 +52,7 @@ class Listening:
         self._agent = agent
         self._triggers = agent.settings.triggers
         self._filters = Filters(each.topic for each in self._triggers.values())
-        self._rates = {n: Rate(t.rate) for n, t in self._triggers.items() if t.rate is not None}
+        self._rates = Rates({name: each.rate for name, each in self._triggers.items()})
         self._patience = Patience()
 
     async def run(self, connection: Connection) -> None:
@@ -87,12 +87,12 @@ class Listening:
         await agent.rows.born(new)
         if letters:
             await agent.store.fleet.bury(letters)
+        self._rates.settle()
         agent.backend.hub.publish_here("work:default")
 
     async def _job(self, name: str, message: Message) -> Job:
         agent, trigger = self._agent, self._triggers[name]
-        rate = self._rates.get(name)
-        if rate is not None and not rate.allows():
+        if not self._rates.allows(name, message):
             raise MessageError(f"too many: it takes {trigger.rate:g} a second")
         if agent.house.full:
             agent.house.skipped(f"trigger '{name}': {agent.house.full}")

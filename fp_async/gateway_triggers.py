@@ -22,10 +22,10 @@ from msgspec.structs import replace
 from fp_async import hearing, messages, orders, rules, targets, topic_triggers, tracing, wire
 from fp_async.config import Runnable, TopicTrigger
 from fp_async.errors import BrokerError, FlowerPowerError, MessageError
-from fp_async.jobs import Job, Letter, Offer, Report
+from fp_async.jobs import Job, Offer, Report
 from fp_async.link import Message as Heard
 from fp_async.messages import JobOutcome, JobQueued, Message, Refused
-from fp_async.topic_triggers import RUN, Filters, Rate, Told, Wanted
+from fp_async.topic_triggers import RUN, Filters, Rates, Told, Wanted
 
 if TYPE_CHECKING:
     from fp_async.gateway import Gateway
@@ -54,9 +54,7 @@ class Triggers:
             *self._runnable.items(),
             *self._named.items(),
         ]
-        self._rates = {
-            (type(each), name): Rate(each.rate) for name, each in limited if each.rate is not None
-        }
+        self._rates = Rates({(type(each), name): each.rate for name, each in limited})
         self._to_answer: dict[str, Job] = {}
         self._answered: dict[str, None] = {}  # of late: a look at the store may be a bit older
         self._answering = asyncio.Event()
@@ -80,15 +78,16 @@ class Triggers:
         in the same one.
         """
         made: list[tuple[Heard, Job]] = []
-        letters: list[Letter] = []
+        refused: list[tuple[Heard, str, str]] = []
         for message in heard:
             for name, trigger in self._meant(message):
                 try:
                     made.append((message, self._job(name, trigger, message)))
                 except FlowerPowerError as error:
-                    letters.append(self._refuse(name, message, str(error)))
+                    refused.append((message, name, str(error)))
         if not heard:
             return
+        letters = [hearing.letter(m.topic, f"trigger '{n}': {w}", m.payload) for m, n, w in refused]
         jobs = [job for _, job in made]
         now = time.monotonic()
         offers = self._gateway.board.assign([job for job in jobs if job.target], now)
@@ -102,6 +101,9 @@ class Triggers:
         for job in bound:
             if job is not None:
                 self._offering.say(job)
+        self._rates.settle()
+        for message, _, why in refused:
+            self._tell_refused(message, why)
         self._gateway.count("triggers", len(made))
         await self._tell_added(made, {job.id for job in bound if job is not None})
 
@@ -129,8 +131,7 @@ class Triggers:
 
     def _job(self, name: str, trigger: TopicTrigger | Runnable, message: Heard) -> Job:
         """The row that the message asks for. Raises MessageError and what `add_job` raises."""
-        rate = self._rates.get((type(trigger), name))
-        if rate is not None and not rate.allows():
+        if not self._rates.allows((type(trigger), name), message):
             raise MessageError(f"too many: '{name}' takes {trigger.rate:g} a second")
         if message.retained and isinstance(trigger, Runnable):
             raise MessageError("a retained message runs nothing")
@@ -174,11 +175,10 @@ class Triggers:
         chosen = msgspec.structs.replace(request, target=target or trigger.on)
         return topic_triggers.requested(name, chosen, told)
 
-    def _refuse(self, name: str, message: Heard, why: str) -> Letter:
+    def _tell_refused(self, message: Heard, why: str) -> None:
         self._gateway.count("refused triggers")
         if message.response_topic and self._topics.may_answer(message.response_topic):
             self._say(message.response_topic, Refused(reason=why), message.correlation)
-        return hearing.letter(message.topic, f"trigger '{name}': {why}", message.payload)
 
     async def _tell_added(self, made: Sequence[tuple[Heard, Job]], bound: set[str]) -> None:
         hub = self._gateway.hub

@@ -15,7 +15,7 @@ Without `inputs` the payload has to be an object, whose entries are the inputs.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -221,6 +221,31 @@ class Rate:
             return False
         self._left -= 1.0
         return True
+
+
+class Rates:
+    """The rates of several triggers, by whatever names them; those without one take everything.
+
+    Whether a message is taken is decided once, however often the store has it handled again.
+    """
+
+    def __init__(self, limits: Mapping[Any, float | None]) -> None:
+        self._rates = {key: Rate(limit) for key, limit in limits.items() if limit is not None}
+        self._decided: dict[tuple[Hashable, int], tuple[object, bool]] = {}
+
+    def allows(self, key: Hashable, message: object) -> bool:
+        """Whether this trigger takes this very message."""
+        rate = self._rates.get(key)
+        if rate is None:
+            return True
+        which = key, id(message)  # which is kept: no other can have its id
+        if which not in self._decided:
+            self._decided[which] = message, rate.allows()
+        return self._decided[which][1]
+
+    def settle(self) -> None:
+        """All that was asked of is in the store."""
+        self._decided.clear()
 
 
 def covers(wider: str, narrower: str) -> bool:

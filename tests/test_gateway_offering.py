@@ -1,15 +1,23 @@
-"""What the gateway offers next, over a store of its own and no broker."""
+"""What the gateway offers next, and makes of triggers, over a store of its own and no broker."""
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 import stores_kit as kit
+from fleet import make
 
 from fp_async import gateway_offering
 from fp_async.board import Board
+from fp_async.config import MqttFile, Runnable
+from fp_async.errors import StoreUnavailableError
 from fp_async.gateway_offering import Offering
+from fp_async.gateway_triggers import Triggers
+from fp_async.jobs import Find
+from fp_async.link import Message
 from fp_async.messages import AgentState
 from fp_async.patience import Patience
 from fp_async.presence import Known
@@ -28,7 +36,7 @@ async def offering():
         patience=Patience(),
         hub=None,
         topics=Topics("fp/v1", "main"),
-        count=lambda name: None,
+        count=lambda *_: None,
     )
     connection = SimpleNamespace(publish_soon=lambda *args, **options: said.append(args))
     yield Offering(gateway, connection), gateway, said
@@ -55,3 +63,29 @@ async def test_what_all_that_are_there_have_refused_holds_up_nobody(offering, mo
         pass
     assert [ids.index(id) for id in gateway.board.open] == [refused]
     assert [topic for topic, _ in said] == ["fp/v1/main/agent/here/do"]
+
+
+async def test_a_store_that_hiccups_costs_no_message_its_place_in_the_rate(offering, tmp_path):
+    offering, gateway, said = offering
+    project = make(tmp_path, "")
+    gateway.flows, gateway.wake = project.flows, lambda: None
+    gateway.hub = SimpleNamespace(publish=lambda *_: None)
+    gateway.file = MqttFile(run={"work": Runnable(rate=1.0, overrides=["inputs"])})
+    connection = SimpleNamespace(publish_soon=lambda *args, **_: said.append(args))
+    triggers = Triggers(gateway, connection, offering)
+    real, failures = gateway.store.add, [StoreUnavailableError("away")]
+
+    async def add(jobs):
+        if failures:
+            raise failures.pop()
+        return await real(jobs)
+
+    gateway.store.add = add
+    body = b'{"inputs":{"number":1,"seconds":0,"starts":"x"}}'
+    heard = [Message("fp/v1/main/run/work", body, response_topic="me/reply")]
+    heard.append(msgspec.structs.replace(heard[0]))
+    await Patience()(lambda: triggers.handle(heard))
+    assert len(await gateway.store.find(Find())) == 1
+    letter, *_ = await gateway.store.fleet.letters(10)
+    assert "too many" in letter.reason
+    assert sorted(json.loads(payload)["type"] for _, payload in said) == ["JobQueued", "Refused"]
