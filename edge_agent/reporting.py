@@ -17,7 +17,7 @@ from fp_async import messages, versions, wire
 from fp_async.errors import PublishRefusedError
 from fp_async.events import Listener
 from fp_async.jobs import Job, NodeTiming
-from fp_async.messages import Finished, Message, Missing, Progress, Sync
+from fp_async.messages import Finished, Message, Missing, Progress, ResultChunk, Sync
 from fp_async.patience import Patience
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Reporter:
         self._gateway = gateway
         self._topic = agent.settings.topics.agent(agent.settings.name, "report")
         self._patience = Patience()
+        self._chunks = True  # until the broker refuses one as too large
         self._seen: dict[str, tuple[int, int]] = {}  # nodes and characters of log told of a job
 
     def sync_within(self, seconds: float) -> None:
@@ -51,9 +52,7 @@ class Reporter:
     async def send_chunks(self, asked: Missing) -> None:
         """Tell parts of a result again that the gateway has not got."""
         for row in await self._agent.rows.ended([asked.id]):
-            parts = list(telling.finished(row, self._version(row)))
-            last = parts.pop()
-            assert isinstance(last, Finished)
+            *parts, last = self._finished(row)
             chosen = [parts[i] for i in sorted(set(asked.chunks)) if i < len(parts)]
             await self._publish([*chosen, last])
 
@@ -86,10 +85,16 @@ class Reporter:
             each for each in agent.take_notices() if getattr(each, "id", None) not in over
         ]
         for row in ended:
-            said += telling.finished(row, self._version(row))
+            said += self._finished(row)
             agent.outbox.told(row.id, time.monotonic())
             self._seen.pop(row.id, None)
         await self._publish(said)
+
+    def _finished(self, row: Job) -> list[Message]:
+        """How it ended, in parts where the broker takes them."""
+        *parts, last = telling.finished(row, self._version(row))
+        assert isinstance(last, Finished)
+        return [telling.shrunk(last)] if parts and not self._chunks else [*parts, last]
 
     async def _ended_by_this_clock(self) -> list[Job]:
         """Outcomes to tell now; read again when the clock was set meanwhile, since what is told of
@@ -138,6 +143,7 @@ class Reporter:
                 await self._publish([each])
             return
         if error.code == _TOO_LARGE:
+            self._chunks &= not isinstance(said[0], ResultChunk)
             small = [telling.shrunk(m) for m in said if isinstance(m, Finished)]
             if small and small != said:
                 await self._publish(small)

@@ -207,10 +207,13 @@ class Session:
         agent = self._agent
         if not offers:
             return
-        doubtful = {offer.id for offer in offers if self._refusal(offer) is not None}
+        refusals = [(offer, self._refusal(offer)) for offer in offers]
+        doubtful = {offer.id: why for offer, why in refusals if why is not None}
         known = await agent.rows.known(sorted(doubtful)) if doubtful else set()
         taken = [offer for offer in offers if offer.id in known or offer.id not in doubtful]
-        self._refuse([offer for offer in offers if offer.id in doubtful - known])
+        for offer in offers:
+            if offer.id in doubtful.keys() - known:
+                self._refuse(offer, *doubtful[offer.id])
         if not taken:
             return
         # The worker looks before the rows are there: its claim shares their transaction.
@@ -244,13 +247,9 @@ class Session:
             return "the agent is being stopped", _LATER
         return None
 
-    def _refuse(self, offers: Sequence[RunJob]) -> None:
-        for offer in offers:
-            why, later = self._refusal(offer) or ("", None)
-            self._agent.notice(
-                offer.id,
-                Rejected(id=offer.id, attempt=offer.attempt, reason=why, retry_after=later),
-            )
+    def _refuse(self, offer: RunJob, why: str, later: float | None) -> None:
+        answer = Rejected(id=offer.id, attempt=offer.attempt, reason=why, retry_after=later)
+        self._agent.notice(offer.id, answer)
 
     async def _cancel(self, cancels: Sequence[CancelJob]) -> None:
         agent = self._agent

@@ -148,6 +148,8 @@ class AgentTracking:
                     await self._tell(runner, id)
                 except FlowerPowerError as error:
                     log.warning("tracking: job %s is not shown: %s", id, error)
+                except Exception:  # of what an agent has told, too: it ends no gateway
+                    log.exception("tracking: job %s is not shown", id)
         finally:
             await runner.close()
 
@@ -227,5 +229,7 @@ def _inputs(job: Job) -> dict[str, Any]:
     """What is shown of the inputs that are plain JSON."""
     if len(job.inputs) > _INPUTS or not job.inputs.startswith(b"{"):
         return {}
-    values = msgspec.json.decode(job.inputs).get("plain") or {}
+    values = msgspec.json.decode(job.inputs).get("plain")
+    if not isinstance(values, dict):
+        return {}
     return {str(name): summaries.brief(value) for name, value in values.items()}

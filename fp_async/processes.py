@@ -48,7 +48,11 @@ def has_died(name: str) -> bool:
     parts = name.split("/")
     if len(parts) != 5 or parts[1] != boot_id() or parts[2] != _namespace() or not parts[2]:
         return False
-    return not parts[3].isdigit() or _started(int(parts[3])) != parts[4]
+    if not parts[3].isdigit():
+        return True
+    pid = int(parts[3])
+    started = _started(pid)
+    return started != parts[4] if started else not _may_live(pid)
 
 
 @cache
@@ -56,6 +60,17 @@ def _namespace() -> str:
     with suppress(OSError):
         return str(Path("/proc/self/ns/pid").stat().st_ino)
     return ""
+
+
+def _may_live(pid: int) -> bool:
+    """Of a process of which `/proc` shows nothing: it may be hidden (hidepid, ProtectProc)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return not Path(f"/proc/{pid}").exists()  # there after all: a zombie
 
 
 def _started(pid: int) -> str | None:

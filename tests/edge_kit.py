@@ -31,7 +31,7 @@ class Broker(services.Mosquitto):
             *("user root", "allow_anonymous true", "set_tcp_nodelay true"),
             *("persistence false", "max_queued_messages 50"),
         ]
-        (self.folder / "conf").write_text("\n".join((*lines, "")))
+        (self.folder / "conf").write_text("\n".join((*lines, *self.lines, "")))
 
 
 def conf(port: int, extra: str = "") -> str:

@@ -87,8 +87,8 @@ class Edge:
 
 
 @pytest.fixture
-async def edge(tmp_path):
-    with Broker() as broker:
+async def edge(tmp_path, request):
+    with Broker(lines=getattr(request, "param", ())) as broker:
         project = make(tmp_path / "center", SQLITE)
         (project.root / "pipelines" / "flow.py").write_text(FLOW)
         (project.root / "conf" / "mqtt.yml").write_text(conf(broker.port, GATEWAY))
@@ -328,6 +328,16 @@ async def test_another_gateway_takes_over(edge):
     )
     assert await edge.project.get_result(id, wait=30) == {"doubled": 2}
     assert time.monotonic() - began < 15
+
+
+@pytest.mark.parametrize("edge", [["max_packet_size 20000"]], indirect=True)
+async def test_a_result_whose_parts_the_broker_refuses_is_left_out(edge):
+    """They would be asked for again and again."""
+    await edge.agent("pi-7")
+    for size in (300_000, 1000, 300_000):
+        ask = {"inputs": {"size": size}, "final_vars": ["large"], "on": "agent:pi-7"}
+        job = await state(edge.project, await edge.project.add_job("flow", **ask), "succeeded")
+        assert job.reason == ("its result could not be sent" if size > 1000 else None)
 
 
 # Schedules and triggers ---------------------------------------------------------------------

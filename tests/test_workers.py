@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import anyio
 import psutil
 import pytest
+import services
 from fleet import fleet, make
 
 from fp_async import Project
@@ -445,8 +448,32 @@ def test_an_owner_is_known_to_live_or_to_have_died():
     assert not has_died("nonsense")
 
 
+HIDDEN = """
+import os, sys
+from fp_async.processes import has_died
+[has_died(name) for name in sys.argv[1:]]  # what is imported late: Python may not be ours to read
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+assert not os.path.exists(f"/proc/{os.getppid()}/stat"), "it is not hidden"
+print([has_died(name) for name in sys.argv[1:]])
+"""
+
+
+def test_a_process_that_is_hidden_has_not_died():
+    """As under hidepid=2, or a unit's ProtectProc=invisible."""
+    mine = owner("worker")
+    gone = mine.split("/")
+    gone[3] = "4194304"
+    mount = 'mount -t proc -o hidepid=2 proc /proc && exec "$0" "$@"'
+    command = ["unshare", "--mount", "sh", "-c", mount, sys.executable, "-c", HIDDEN]
+    done = subprocess.run([*command, mine, "/".join(gone)], capture_output=True, text=True)
+    if done.returncode and "not permitted" in done.stderr:
+        services.missing("/proc cannot be mounted: that needs rights")
+    assert done.stdout == "[False, True]\n", done.stderr
+
+
 async def test_a_worker_waits_for_a_store_that_is_not_there_yet(tmp_path, flock, project):
-    import services
 
     with services.Postgres(started=False) as server:
         server_uri = server.uri
