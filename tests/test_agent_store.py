@@ -23,12 +23,13 @@ from edge_agent import config, scheduling
 from edge_agent import store as agent_store
 from edge_agent.agent import Agent
 from edge_agent.clock import Reading
+from edge_agent.session import _RETRY_FULL, Session
 from edge_agent.store import AgentStore, Holding
 from fp_async import triggers
 from fp_async.backend import connected
 from fp_async.gateway_schedules import Kept
 from fp_async.jobs import Job, Report, Template
-from fp_async.messages import AgentState, DeleteSchedule, PutSchedule
+from fp_async.messages import AgentState, DeleteSchedule, PutSchedule, RunJob
 from fp_async.presence import Known
 from fp_async.stores.sqlite import SqliteStore
 from fp_async.stores.units import Units
@@ -560,6 +561,21 @@ async def test_a_broken_new_revision_leaves_the_one_before(agent):
     assert state.error
     (row,) = await agent.store.schedules()
     assert scheduling.revision_of(row) == 1
+
+
+async def test_a_device_that_finds_room_meanwhile_has_still_refused_for_the_moment(agent):
+    agent.house.full = "the disk is nearly full"
+    known = agent.rows.known
+
+    async def found(ids):
+        agent.house.full = None
+        return await known(ids)
+
+    agent.rows.known = found
+    offer = RunJob(id="j", attempt=1, pipeline="flow", inputs=Raw(b'{"v":1,"plain":{}}'))
+    await Session(agent, None)._run([offer])
+    (answer,) = agent.take_notices()
+    assert (answer.reason, answer.retry_after) == ("the disk is nearly full", _RETRY_FULL)
 
 
 class Center:

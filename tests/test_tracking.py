@@ -239,3 +239,8 @@ def test_what_waits_for_a_dead_server_is_bounded(monkeypatch, caplog):
     assert 0 < tracker.flush(5) <= 50
     assert caplog.text.count("does not answer") == 1
     assert caplog.text.count("oldest runs first") == 1
+
+
+@pytest.mark.parametrize("inputs", [b'{"v":1,"plain":[1,2]}', b'{"v":1,"plain":7}', b'{"v":1}'])
+def test_inputs_that_an_agent_has_told_and_are_none(inputs):
+    assert job_tracking._inputs(Job(id="j", pipeline="p", inputs=inputs)) == {}
