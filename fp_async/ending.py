@@ -75,6 +75,7 @@ class Ending:
         (stored,) = await self._patience(lambda: self._store.finish([report]))
         if not stored:
             return
+        attempt.stored = True
         job = attempt.job
         if report.event != "succeed":
             log_failure(job, report)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from fp_async import link, presence, processes, wire
+from fp_async import link, presence, processes, watching, wire
 from fp_async.backend import Backend
 from fp_async.board import BOUND, Board, lost
 from fp_async.config import GatewaySettings, MqttFile
@@ -310,11 +310,17 @@ class Gateway:
                 flushed, self._urgent = now, False
                 await self.patience(self._flush)
             if self.patience.since_failure() > LEASE and now - reloaded >= _POLL:
-                for job in await self.patience(self.store.rescue):
-                    self.hub.publish(f"job:{job.id}", f"work:{job.queue}")
+                await self.patience(self._rescue)
                 if now - reloaded >= _RELOAD or len(self.board.open) < _BATCH:
                     reloaded = now
                     await self.patience(self.load)
+
+    async def _rescue(self) -> None:
+        """As workers do it, and tell the user's functions of it: so only where there is none."""
+        if await watching.alive(self.store, "worker"):
+            return
+        for job in await self.store.rescue():
+            self.hub.publish(f"job:{job.id}", f"work:{job.queue}")
 
     async def _look_at_agents(self, wall: float) -> None:
         async for name in _by_turns(list(self.board.agents)):

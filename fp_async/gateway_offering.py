@@ -13,7 +13,7 @@ from fp_async import messages, wire
 from fp_async.board import BOUND, Open
 from fp_async.gateway_schedules import kept_elsewhere
 from fp_async.hearing import plain
-from fp_async.jobs import Job, Offer
+from fp_async.jobs import UNREADABLE, Job, Offer
 
 if TYPE_CHECKING:
     from fp_async.gateway import Gateway
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _POLL = 5.0
 _OFFERS = 1000
 _RECHECK = 60.0
+_UNREADABLE = "its rules cannot be read by this release"
 
 
 class Offering:
@@ -86,7 +87,11 @@ class Offering:
     async def _assigned(self, targets: list[str], limit: int) -> tuple[list[Job], list[Offer]]:
         """The next jobs for these targets, as many as there is room for, and who gets which."""
         jobs = await self._patience(lambda: self._store.fleet.waiting(targets, limit))
-        return jobs, self._board.assign(jobs, time.monotonic())
+        for job in jobs:
+            if job.rules is UNREADABLE:
+                await self._patience(lambda: self._store.cancel(job.id, _UNREADABLE))  # noqa: B023
+        fit = [job for job in jobs if job.rules is not UNREADABLE]
+        return jobs, self._board.assign(fit, time.monotonic())
 
     def say(self, job: Job) -> None:
         """Publish an offer that is in the store; it is repeated until it is answered."""

@@ -29,6 +29,7 @@ class Attempt:
         self.trail = Trail(worker)
         self.why: Why | None = None
         self.over = False
+        self.stored = False  # so is its outcome
         self.outcome: Outcome | None = None
         self.heard: Heard | None = None  # what wants to know of its end
         self.began = time.monotonic()

@@ -67,6 +67,9 @@ class _Kept(Spec, frozen=True, omit_defaults=True, forbid_unknown_fields=False):
     retry: _Retry | None = None
 
 
+UNREADABLE = Spec(on_crash="fail", max_crashes=1)  # such a job is not run, nor tried again
+
+
 class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why an attempt failed: the class of the error, its text, the user's own traceback."""
 
@@ -168,8 +171,11 @@ class Job(msgspec.Struct, frozen=True):
 
     @property
     def rules(self) -> Spec:
-        """`spec`, decoded."""
-        return _specs.decode(self.spec)
+        """`spec`, decoded; `UNREADABLE` where it cannot be: a newer release knows more words."""
+        try:
+            return _specs.decode(self.spec)
+        except msgspec.MsgspecError:
+            return UNREADABLE
 
     @property
     def failure(self) -> Failure | None:

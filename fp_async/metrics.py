@@ -87,6 +87,9 @@ class Counters:
         if outcome is not None:
             self._ended(job, outcome, seconds)
 
+    def lost(self, job: Job) -> None:
+        self._ended(job, "lost", 0.0)
+
     def adopted(self, job: Job) -> None:
         self._ended(job, job.state, (job.ended_at or 0.0) - (job.started_at or 0.0))
 

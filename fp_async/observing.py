@@ -37,6 +37,9 @@ class Observer(Protocol):
     def reported(self, job: Job, report: Report, seconds: float) -> None:
         """What became of an attempt, by a worker here or told by an agent, is stored."""
 
+    def lost(self, job: Job) -> None:
+        """An attempt of a worker here is over, and no outcome of it was stored."""
+
     def adopted(self, job: Job) -> None:
         """A job that an agent began by itself, and its outcome, are stored."""
 

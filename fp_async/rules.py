@@ -9,16 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from fp_async.errors import TransitionError
-from fp_async.jobs import (
-    CANCEL_DEADLINE,
-    IDENTITY_TTL,
-    Changes,
-    Failure,
-    Job,
-    Offer,
-    OnCrash,
-    Report,
-)
+from fp_async.jobs import CANCEL_DEADLINE, IDENTITY_TTL, Changes, Failure, Job, Offer, Report
 from fp_async.lifecycle import STALE, State, step
 
 _UNBOUND: Changes = {"owner": None, "lease_until": None, "slot": None, "lane_held": None}
@@ -160,20 +151,13 @@ def stopped(job: Job, why: str, record: bytes) -> Report:
 def crashed(job: Job, now: float, reason: str | None) -> Changes:
     """What a row changes by when the process that ran the job has died."""
     crashes = job.crashes + 1
-    on_crash, most = _on_crash(job)
-    if job.cancel_at is None and on_crash == "fail":
+    rules = job.rules
+    if job.cancel_at is None and rules.on_crash == "fail":
         return {**ended(job, "failed", now, reason), "crashes": crashes}
-    if job.cancel_at is None and crashes >= most:
+    if job.cancel_at is None and crashes >= rules.max_crashes:
         text = f"crashed {crashes} times, the last time: {reason}"
         return {**ended(job, "failed", now, text), "crashes": crashes}
     return {**_again_unless_cancelled(job, now, now, reason), "crashes": crashes}
-
-
-def _on_crash(job: Job) -> tuple[OnCrash, int]:
-    try:
-        return job.rules.on_crash, job.rules.max_crashes
-    except msgspec.MsgspecError:  # a newer release knows more words: it may not run twice
-        return "fail", 1
 
 
 def rescued(job: Job, now: float, *, dead: bool) -> Changes | None:

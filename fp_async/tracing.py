@@ -220,6 +220,11 @@ class JobSpans:
             self._nodes(span, msgspec.json.decode(report.record, type=Record))
         self._end(span, outcome, now, _text(report.error) or report.reason)
 
+    def lost(self, job: Job) -> None:
+        span = self._open.pop((job.id, job.attempt), None)
+        if span is not None:
+            self._end(span, "lost", time.time(), "its outcome does not count")
+
     def adopted(self, job: Job) -> None:
         began = job.started_at or job.created_at
         span = self._start(job, began)

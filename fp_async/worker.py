@@ -26,7 +26,7 @@ from fp_async.config import WorkerSettings
 from fp_async.ending import Ending
 from fp_async.errors import StoreError, describe
 from fp_async.held import Attempt, Watch
-from fp_async.jobs import LEASE, Job, Member, Report
+from fp_async.jobs import LEASE, UNREADABLE, Failure, Job, Member, Report
 from fp_async.keeper import Keeper, KeeperThread, Why
 from fp_async.patience import Patience
 from fp_async.rescuing import rescue
@@ -264,9 +264,16 @@ class Worker:
             del self._attempts[attempt.job.id]
             self._over -= attempt.over
             self._room.set()
+            if not attempt.stored:
+                for each in self._observers:
+                    each.lost(attempt.job)
 
     async def _outcome(self, attempt: Attempt) -> Report:
         job, trail = attempt.job, attempt.trail
+        if job.rules is UNREADABLE:
+            failure = Failure("UnreadableRules", "this release cannot read what the job asks for")
+            attempt.outcome = Outcome("failed", failure=failure)
+            return rules.verdict(job, attempt.outcome, trail.record(), 0.0)
         try:
             if self._watch:
                 attempt.heard = self._watch(attempt)

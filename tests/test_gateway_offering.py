@@ -65,6 +65,22 @@ async def test_what_all_that_are_there_have_refused_holds_up_nobody(offering, mo
     assert [topic for topic, _ in said] == ["fp/v1/main/agent/here/do"]
 
 
+async def test_what_cannot_be_read_is_offered_to_nobody(offering):
+    offering, gateway, said = offering
+    gateway.board.believe("here", ready())
+    spec = b'{"on_crash":"perhaps"}'
+    bad, good = await gateway.store.add(
+        [kit.job(target="agent:here", spec=spec), kit.job(target="agent:here")]
+    )
+    wanted = await gateway.store.fleet.wanted()
+    while await offering._offer_some(wanted):
+        pass
+    assert list(gateway.board.open) == [good]
+    assert len(said) == 1
+    job = await gateway.store.get(bad)
+    assert (job.state, job.reason) == ("cancelled", "its rules cannot be read by this release")
+
+
 async def test_a_store_that_hiccups_costs_no_message_its_place_in_the_rate(offering, tmp_path):
     offering, gateway, said = offering
     project = make(tmp_path, "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -149,6 +150,24 @@ async def test_what_a_claim_brings_to_a_worker_that_ends_is_given_back(backend):
     assert (job.state, job.crashes, job.reason) == ("queued", 0, "its worker was ended")
 
 
+async def test_observers_hear_of_an_attempt_that_was_taken_away(backend):
+    heard = []
+    look = SimpleNamespace(
+        claimed=lambda jobs: None,
+        trace=lambda job: None,
+        lost=lambda job: heard.append(("lost", job.attempt)),
+        reported=lambda job, report, _: heard.append((report.event, job.attempt)),
+    )
+    backend.observers.append(look)
+    async with working(backend) as (worker, runner, _):
+        (id,) = await backend.store.add([kit.job()])
+        await runner.begun.wait()
+        await backend.store.rescue([worker.owner])
+        runner.go.set()
+        assert (await ended(backend.store, id)).state == "succeeded"
+    assert sorted(heard) == [("lost", 1), ("succeed", 2)]
+
+
 NEWER = {
     "a rule": {"warp": 9},
     "a part of a rule": {"retry": {"max_attempts": 2, "warp": 9}},
@@ -171,7 +190,7 @@ async def test_a_job_whose_rules_nobody_can_read_fails_alone(backend):
         bad, good = [await ended(backend.store, id) for id in ids]
         assert not task.done()
     assert bad.state == "failed"
-    assert "could not be started" in bad.reason
+    assert "cannot read what the job asks for" in bad.failure.message
     assert good.state == "succeeded"
 
 
