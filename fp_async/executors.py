@@ -96,7 +96,7 @@ def _checked(settings: ExecutorSettings) -> ExecutorSettings:
 
 def _check_address(settings: ExecutorSettings) -> None:
     address = settings.address
-    if address is None or address in ("auto", "local") or address.startswith("inproc://"):
+    if not address or address in ("auto", "local") or address.startswith("inproc://"):
         return
     found = _ADDRESS.fullmatch(address)
     if found is None or not 0 < int(found[1]) < 65_536:

@@ -66,6 +66,10 @@ def test_addresses(installed, address):
     assert executors.resolve(f"dask:{address}").address == address
 
 
+def test_an_address_that_a_variable_leaves_empty_is_none(installed):
+    assert not executors.resolve(ExecutorSettings(type="dask", address="")).address
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [({"max_workers": "2"}, "max_workers: expected"), ({"retries": -1}, "retries: expected")],
