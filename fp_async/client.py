@@ -12,7 +12,7 @@ import anyio
 import msgspec
 
 from fp_async import backend as backends
-from fp_async import fleet, orders, outcomes, targets, watching
+from fp_async import documents, fleet, orders, outcomes, targets, watching
 from fp_async.backend import Backend, check_kept, connected
 from fp_async.config import WorkerSettings
 from fp_async.errors import (
@@ -319,13 +319,13 @@ async def work(flows: Flows, settings: WorkerSettings | None, changes: Mapping[s
 
 
 def changed(settings: WorkerSettings, changes: Mapping[str, Any]) -> WorkerSettings:
-    """Settings with changes laid over them; None changes nothing."""
+    """Settings with changes laid over them; None changes nothing. Raises UsageError."""
     valid = WorkerSettings.__struct_fields__
     for name in changes:
         if name not in valid:
             raise UnknownNameError("argument", name, valid, where=" of start_worker()")
     given = {name: value for name, value in changes.items() if value is not None}
-    return msgspec.convert({**msgspec.to_builtins(settings), **given}, WorkerSettings)
+    return documents.converted({**msgspec.to_builtins(settings), **given}, WorkerSettings, "worker")
 
 
 @asynccontextmanager

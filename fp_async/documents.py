@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 import yaml
 
-from fp_async.errors import ConfigError, suggestion
+from fp_async.errors import ConfigError, UsageError, suggestion
 
 KeyPath = tuple[str | int, ...]
 T = TypeVar("T")
@@ -171,6 +171,14 @@ def explained(error: Exception, data: Any, struct: Any) -> str:
     """An error of msgspec about values of a caller: `key: what is wrong with it`."""
     path, message = _explain(str(error), data, struct)
     return ": ".join([".".join(map(str, path)), message] if path else [message])
+
+
+def converted(values: Any, struct: type[T], what: str) -> T:
+    """Values of a caller as `struct`; UsageError says what of `what` is wrong."""
+    try:
+        return msgspec.convert(values, struct)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{what}: {explained(error, values, struct)}") from error
 
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`")

@@ -296,7 +296,7 @@ def _several(names: list[str] | str | None) -> Sequence[str]:
 
 def seconds(timeout: float) -> float:
     """A timeout that is one. Raises UsageError."""
-    if not isinstance(timeout, int | float) or not timeout > 0:
+    if not isinstance(timeout, int | float) or not 0 < timeout < configs.FOREVER:
         raise UsageError(f"timeout is a number of seconds, more than 0, not {timeout!r}")
     return timeout
 

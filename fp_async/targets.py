@@ -11,6 +11,7 @@ from typing import Any, get_args
 import msgspec
 
 from fp_async import jobs, messages, versions
+from fp_async.config import FOREVER
 from fp_async.errors import UnknownNameError, UsageError
 from fp_async.jobs import Job, Template
 from fp_async.topics import checked_name
@@ -119,6 +120,6 @@ def seconds(what: str, value: Any, *, least: float) -> float:
     """A number of seconds, or a timedelta, as a float. Raises UsageError."""
     number = value.total_seconds() if isinstance(value, timedelta) else value
     valid = isinstance(number, int | float) and not isinstance(number, bool)
-    if not valid or not least <= number < 1e11:
+    if not valid or not least <= number < FOREVER:
         raise UsageError(f"{what} is a number of seconds or a timedelta, not {value!r}")
     return float(number)

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import msgspec
 
 from fp_async import crontab
+from fp_async.config import FOREVER
 from fp_async.crontab import zone
 from fp_async.errors import TriggerError
 
@@ -29,7 +30,7 @@ _CRON_ITEM = re.compile(
 _LAST_INSTANT = 253402214400.0  # 9999-12-31: later ones are no datetime in every zone
 _TRIES = 10_000  # steps in which the parts of an "and" must agree
 
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, lt=FOREVER)]
 Whole = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 Next = Callable[[float], "float | None"]
 

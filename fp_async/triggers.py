@@ -80,7 +80,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     misfire_grace_time: Seconds | None = None
     coalesce: Literal["earliest", "latest", "all"] = "latest"
-    max_catch_up: Annotated[int, msgspec.Meta(ge=1)] = 100
+    max_catch_up: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] = 100
     max_jitter: Seconds = 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import click
 
 from fp_async.cli import base_dir
 from fp_async.cli.loop import run_until_signalled
-from fp_async.config import DEFAULT_ENVIRONMENT
+from fp_async.config import DEFAULT_ENVIRONMENT, FOREVER
 from fp_async.errors import FlowerPowerError, NodeError, UnknownNameError, UsageError
 from fp_async.typed import coerce, parse_assignments
 
@@ -32,7 +31,7 @@ class Seconds(click.FloatRange):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         seconds = float(super().convert(value, param, ctx))
-        if not math.isfinite(seconds):
+        if not seconds < FOREVER:  # nor is nan
             self.fail(f"{value} is not a number of seconds.", param, ctx)
         return seconds
 
