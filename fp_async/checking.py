@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from fp_async import config, executors, orders, tracked_places
+from fp_async import config, executors, schedule_entries, tracked_places
 from fp_async.annotations import fits, type_name
 from fp_async.callbacks import KINDS
 from fp_async.errors import FlowerPowerError, InputError, MissingExtraError, suggestion
@@ -104,7 +104,7 @@ def _check_pipeline(project: Project, name: str) -> Iterator[Problem]:
 
 
 def _check_schedules(project: Project) -> Iterator[Problem]:
-    for where, make in orders.entries_of(project.flows, time.time()):
+    for where, make in schedule_entries.entries_of(project.flows, time.time()):
         try:
             make()
         except FlowerPowerError as error:

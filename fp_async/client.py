@@ -12,7 +12,7 @@ import anyio
 import msgspec
 
 from fp_async import backend as backends
-from fp_async import documents, fleet, orders, outcomes, targets, watching
+from fp_async import documents, fleet, orders, outcomes, schedule_entries, targets, watching
 from fp_async.backend import Backend, check_kept, connected
 from fp_async.config import WorkerSettings
 from fp_async.errors import (
@@ -247,7 +247,7 @@ async def _put(backend: Backend, new: Schedule) -> Schedule:
 
 async def apply(flows: Flows, backend: Backend) -> list[Schedule]:
     """Put the schedules of the configuration, and delete those that came from it and are gone."""
-    entries = orders.configured(flows, await backend.store.now())
+    entries = schedule_entries.configured(flows, await backend.store.now())
     kept = [await _put(backend, entry) for entry in entries]
     names = {schedule.id for schedule in kept}
     for old in await backend.store.schedules():

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any, TypedDict, get_args
 
 import msgspec
 
 from fp_async import codec, documents, executors, jobs, targets, tracing, tracked_places, triggers
 from fp_async import config as configs
-from fp_async.config import ExecutorSettings, Retry, RunSettings, ScheduleEntry
-from fp_async.errors import ConfigError, UnknownNameError, UsageError
+from fp_async.config import ExecutorSettings, Retry, RunSettings
+from fp_async.errors import UnknownNameError, UsageError
 from fp_async.flows import Flows
 from fp_async.jobs import Job, Schedule, Template
 from fp_async.targets import LONGEST, seconds
@@ -79,7 +78,7 @@ def job(flows: Flows, name: str, options: Mapping[str, Any], now: float) -> Job:
     run_at, delay = options.get("run_at"), options.get("delay")
     if run_at is not None and delay is not None:
         raise UsageError("give run_at or delay, not both")
-    due = moment(run_at) if run_at is not None else 0.0
+    due = targets.moment(run_at) if run_at is not None else 0.0
     if delay is not None:
         due = now + seconds("delay", delay, least=0.0)
     made = from_template(template, jobs.new_id(), name, due, now)
@@ -236,18 +235,6 @@ def _positive(value: Any, what: str) -> float | None:
     return None if value is None else seconds(what, value, least=1e-9)
 
 
-def moment(value: Any) -> float:
-    """A datetime (naive ones are local time), ISO text or epoch seconds, as epoch seconds."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError as error:
-            raise UsageError(f"run_at: {error}; write 2027-01-31T08:00:00+01:00") from error
-    if isinstance(value, datetime):
-        return value.timestamp()
-    return seconds("run_at", value, least=0.0)
-
-
 # Schedules ----------------------------------------------------------------------------------
 
 
@@ -357,43 +344,3 @@ def next_fire(row: Schedule, now: float) -> float | None:
     if template_of(row).offline:
         return None  # the agents fire it
     return triggers.first_fire(triggers.decode(row.trigger), now)
-
-
-def configured(flows: Flows, now: float) -> list[Schedule]:
-    """The rows of the `schedule:` entries in conf/pipelines.yml. Raises ConfigError."""
-    rows = []
-    for where, make in entries_of(flows, now):
-        try:
-            rows.append(make())
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(f"conf/pipelines.yml: {where}: {error}") from error
-    return rows
-
-
-def entries_of(flows: Flows, now: float) -> list[tuple[str, Callable[[], Schedule]]]:
-    """(place in conf/pipelines.yml, what makes the row of it) for each `schedule:` entry."""
-    flows.refresh()
-    rows: list[tuple[str, Callable[[], Schedule]]] = []
-    for name, environments in (flows.configuration.run or {}).items():
-        for environment, settings in (environments or {}).items():
-            found = settings.schedule if settings is not None else None
-            entries = found if isinstance(found, list) else [found] if found else []
-            for number, entry in enumerate(entries):
-                id = entry.id or f"{name}.{environment}" + (f".{number + 1}" if number else "")
-                where = f"run.{name}.{environment}.schedule"
-                where += f"[{number}]" if isinstance(found, list) else ""
-                rows.append((where, partial(_from_entry, flows, name, environment, id, entry, now)))
-    return rows
-
-
-def _from_entry(
-    flows: Flows, name: str, environment: str, id: str, entry: ScheduleEntry, now: float
-) -> Schedule:
-    given = msgspec.to_builtins(entry)
-    kind, params, crontab = (given.pop(key) for key in ("type", "params", "crontab"))
-    if crontab is not None:
-        params = {**params, "crontab": crontab}
-    options = {**given, **params, "id": id, "environment": environment}
-    return schedule(flows, name, kind, (), options, now, origin=FROM_CONF)

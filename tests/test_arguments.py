@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
+from fp_async import triggers
+from fp_async.cli import shown
 from fp_async.config import ExecutorSettings, Retry, WorkerSettings
-from fp_async.errors import UsageError
+from fp_async.errors import TriggerError, UsageError
+from fp_async.jobs import Job, Schedule
 
 INF = float("inf")
 FLOW = """
@@ -59,3 +64,50 @@ async def test_a_worker_of_settings_that_cannot_be_meant_is_refused(project, cha
 async def test_a_run_for_ever_has_no_timeout(project):
     with pytest.raises(UsageError, match="timeout is a number of seconds, more than 0, not inf"):
         await project.run("flow", **RUN, timeout=INF)
+
+
+# Times --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        "9999-12-31T23:59:59-08:00",
+        "0001-01-01T00:00:00+12:00",
+        datetime(1, 1, 1, tzinfo=UTC),
+        datetime(9999, 12, 31, tzinfo=UTC),
+    ],
+)
+async def test_a_time_that_is_no_date_in_every_zone_is_refused(project, at):
+    with pytest.raises(UsageError, match="run_at is a time of the years 1970 to 5138, not"):
+        await project.add_job("flow", **RUN, run_at=at)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        ("date", {"run_date": "9999-12-31T23:59:59", "timezone": "America/Los_Angeles"}),
+        ("date", {"run_date": "0001-01-01T00:00:00+12:00"}),
+        ("calendarinterval", {"years": 1, "start_date": "9999-12-31", "timezone": "-12:00"}),
+        ("or", {"triggers": [{"type": "date", "run_date": "9999-12-31"}]}),
+    ],
+)
+async def test_a_schedule_for_a_time_that_is_no_date_is_refused(project, kind, arguments):
+    with pytest.raises(TriggerError, match="a time of a schedule is one of the years 68 to 8941"):
+        await project.schedule("flow", kind, **arguments, **RUN)
+
+
+def test_what_shows_times_survives_a_row_without_a_date():
+    job = Job(id="a", pipeline="flow", run_at=253402329599.0, expires_at=-1e12)
+    assert shown.job_json(job)["run_at"] == "253402329599"
+    assert shown.job_json(job)["expires_at"] == "-1e+12"
+    assert shown.job_row(job)["took"].startswith("due in ")
+    row = Schedule(
+        id="a",
+        pipeline="flow",
+        trigger=triggers.encode(triggers.Date(at=253402329599.0, timezone="+01:00")).encode(),
+        next_fire_time=253402329599.0,
+    )
+    assert shown.schedule_row(row)["next"] == "253402329599"
+    assert shown.schedule_json(row)["next_fire_time"] == "253402329599"
+    assert shown.words(row) == "once at 253402329599 s since 1970 UTC"

@@ -56,7 +56,7 @@ LAYERS = [
     {"tracking_server"},
     {"tracker"},
     {"tracked"},
-    {"backend", "attempting", "orders", "json_logs"},
+    {"backend", "attempting", "orders", "schedule_entries", "json_logs"},
     {
         "watching",
         "fleet",

@@ -13,17 +13,27 @@ from fp_async.jobs import Job, Schedule
 
 _SPANS = ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s"))
 
+_NO_DATE = (OverflowError, ValueError, OSError)  # before the year 1, or after 9999: epoch seconds
+
 
 def local(moment: float | None) -> str:
     """Local time, to the second: 2026-01-31T08:00:00. Empty for no time."""
-    return "" if moment is None else datetime.fromtimestamp(moment).isoformat(timespec="seconds")  # noqa: DTZ006
+    if moment is None:
+        return ""
+    try:
+        return datetime.fromtimestamp(moment).isoformat(timespec="seconds")  # noqa: DTZ006
+    except _NO_DATE:
+        return f"{moment:.12g}"
 
 
 def stamp(moment: float | None) -> str | None:
     """Local time with its offset, to the millisecond, for programs."""
     if moment is None:
         return None
-    return datetime.fromtimestamp(moment).astimezone().isoformat(timespec="milliseconds")
+    try:
+        return datetime.fromtimestamp(moment).astimezone().isoformat(timespec="milliseconds")
+    except _NO_DATE:
+        return f"{moment:.12g}"
 
 
 def span(seconds: float) -> str:
