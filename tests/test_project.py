@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 
 import pytest
 
@@ -12,10 +13,13 @@ from fp_async import Project
 from fp_async.editing import edit
 from fp_async.errors import (
     AlreadyExistsError,
+    ConfigError,
     ProjectNotFoundError,
     UnknownNameError,
     UsageError,
 )
+
+ONE = "def one() -> int:\n    return 1\n"
 
 
 def test_a_new_pipeline_runs_at_once(tmp_path, monkeypatch):
@@ -267,3 +271,38 @@ async def test_inputs_overrides_and_final_vars(make_project):
     }
     assert list(await project.run("flow", final_vars=["b", "x", "suffix"])) == ["b", "x", "suffix"]
     assert await project.run("flow", {"x": 2.0} | {"x": 2}, final_vars="a") == {"a": 12}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        """
+        run:
+          first: {dev: {schedule: {type: interval, params: {seconds: 30}, id: same}}}
+          second:
+            dev:
+              schedule:
+                - {type: interval, params: {seconds: 40}, id: same}
+        """,
+        """
+        run:
+          second:
+            prod: {schedule: {type: interval, params: {seconds: 30}, id: same}}
+            dev:
+              schedule:
+                - type: interval
+                  params: {seconds: 40}
+                  id: same
+        """,
+    ],
+)
+async def test_two_schedules_of_the_configuration_with_one_id_are_an_error(make_project, config):
+    project = make_project(config, first=ONE, second=ONE)
+    says = r"conf/pipelines.yml:\d+: run\.second\.dev\.schedule\.0\.id: .*'second' has the id 'same', as run\.\w+\.\w+\.schedule has"
+    (problem,) = project.check().errors
+    assert problem.where == "run.second.dev.schedule[0]"
+    assert re.match(says, problem.message)
+    with pytest.raises(ConfigError, match=says):
+        await project.apply_schedules()
+    with pytest.raises(ConfigError, match=says):
+        await project.start_worker()
