@@ -319,7 +319,10 @@ async def work(flows: Flows, settings: WorkerSettings | None, changes: Mapping[s
 
 
 def changed(settings: WorkerSettings, changes: Mapping[str, Any]) -> WorkerSettings:
-    """Settings with changes laid over them; None changes nothing. Raises UsageError."""
+    """Settings with changes laid over them; None changes nothing.
+
+    Raises UnknownNameError, and UsageError for values that are none.
+    """
     valid = WorkerSettings.__struct_fields__
     for name in changes:
         if name not in valid:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypedDict, get_args
 
 import msgspec
 
-from fp_async import codec, documents, executors, jobs, targets, tracing, tracked_places, triggers
+from fp_async import (
+    arguments,
+    codec,
+    documents,
+    executors,
+    jobs,
+    targets,
+    tracing,
+    tracked_places,
+    triggers,
+)
 from fp_async import config as configs
 from fp_async.config import ExecutorSettings, Retry, RunSettings
 from fp_async.errors import UnknownNameError, UsageError
@@ -141,9 +151,7 @@ def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
                 **_spec(given, settings, environment),
                 **targets.rules(flows.root, name, given),
             },
-            "inputs": codec.encode(
-                _inputs(given), limit=targets.INPUT_LIMITS[target is None], what="input"
-            ),
+            "inputs": _encoded(given.get("inputs"), target),
             "target": target,
             "queue": _queue(_either(given, settings, "queue", jobs.DEFAULT_QUEUE)),
             "priority": _either(given, settings, "priority", 0),
@@ -160,11 +168,9 @@ def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
         raise UsageError(f"options of a job of '{name}': {text}") from error
 
 
-def _inputs(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    inputs = given.get("inputs") or {}
-    if not isinstance(inputs, Mapping):
-        raise UsageError(f"inputs is a mapping of names, not {type(inputs).__name__}")
-    return inputs
+def _encoded(inputs: Any, target: str | None) -> bytes:
+    found = arguments.mapping("inputs", inputs)
+    return codec.encode(found, limit=targets.INPUT_LIMITS[target is None], what="input")
 
 
 def _spec(given: Mapping[str, Any], settings: RunSettings, environment: str) -> dict[str, Any]:
@@ -176,10 +182,10 @@ def _spec(given: Mapping[str, Any], settings: RunSettings, environment: str) -> 
     timeout = _either(given, settings, "timeout", None)
     return {
         "final_vars": [finals] if isinstance(finals, str) else finals,
-        "config": _plain("config", given.get("config")),
+        "config": _plain("config", arguments.mapping, given.get("config")),
         "environment": environment,
         "executor": _executor(given.get("executor")),
-        "params": _plain("params", given.get("params")),
+        "params": _plain("params", arguments.nested, given.get("params")),
         "with_tracker": _either(given, settings, "with_tracker", None) or None,
         "timeout": _positive(timeout, "timeout"),
         "retry": retry,
@@ -195,12 +201,12 @@ def _executor(executor: Any) -> Any:
     return msgspec.to_builtins(executor) if isinstance(executor, ExecutorSettings) else executor
 
 
-def _plain(what: str, values: Any) -> Any:
+def _plain(what: str, checked: Callable[[str, Any], Any], values: Any) -> Any:
     """Config or params as the plain data that they will be for whoever runs the job."""
     if values is None:
         return None
     try:
-        return msgspec.json.decode(msgspec.json.encode(values, enc_hook=_as_dict))
+        return msgspec.json.decode(msgspec.json.encode(checked(what, values), enc_hook=_as_dict))
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{what} of a job is stored as JSON: {error}") from error
 
@@ -254,8 +260,8 @@ def schedule(
     of_trigger = {key: v for key, v in options.items() if key not in _JOB and key not in own}
     for option in _ONLY_JOBS & of_job.keys():
         raise UsageError(f"{option} is for single jobs; a schedule's trigger says when")
-    arguments = _arguments(trigger, args, of_trigger)
-    spec = triggers.parse(trigger, arguments, timezone=options.get("timezone"), now=now)
+    of_kind = _arguments(trigger, args, of_trigger)
+    spec = triggers.parse(trigger, of_kind, timezone=options.get("timezone"), now=now)
     policy = _policy(options)
     template = _template(flows, name, of_job)
     overlap = options.get("overlap") or "allow"
@@ -264,7 +270,7 @@ def schedule(
         raise UsageError("key and overlap are two ways to say the same; give one of them")
     digest = _digest(
         trigger,
-        arguments,
+        of_kind,
         options.get("timezone"),
         policy,
         template,

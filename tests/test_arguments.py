@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+import fp_async
 from fp_async import triggers
 from fp_async.cli import shown
 from fp_async.config import ExecutorSettings, Retry, WorkerSettings
@@ -111,3 +112,66 @@ def test_what_shows_times_survives_a_row_without_a_date():
     assert shown.schedule_row(row)["next"] == "253402329599"
     assert shown.schedule_json(row)["next_fire_time"] == "253402329599"
     assert shown.words(row) == "once at 253402329599 s since 1970 UTC"
+
+
+# Types --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"name": 5}, "the name of a pipeline is a text, not 5"),
+        ({"name": ["flow"]}, r"the name of a pipeline is a text, not \['flow'\]"),
+        ({"environment": 5}, "environment is a text, not 5"),
+        ({"inputs": [1]}, r"inputs is a mapping of names, not \[1\]"),
+        ({"inputs": {1: 2}}, "inputs is a mapping of names, and 1 is none"),
+        ({"final_vars": 5}, "final_vars is a list, not 5"),
+        ({"final_vars": [5]}, "final_vars is a name, or a list of names, and 5 is none"),
+        ({"overrides": 5}, "overrides is a mapping of names, not 5"),
+        ({"config": [1]}, r"config is a mapping of names, not \[1\]"),
+        ({"params": [1]}, r"params is a mapping of names, not \[1\]"),
+        ({"params": {"doubled": 0.5}}, "params of 'doubled' is a mapping of names, not 0.5"),
+        ({"adapters": 5}, "adapters is a list, not 5"),
+        ({"materializers": 5}, "materializers is a list, not 5"),
+        ({"progress": 5}, "progress is a function of one argument, not 5"),
+        ({"on_success": 5}, "on_success is a function of one argument, or several, not 5"),
+        ({"on_failure": "foo"}, "on_failure is a function of one argument, .* not 'foo'"),
+        ({"on_retry": ["foo"]}, "on_retry is a function of one argument, .* not 'foo'"),
+    ],
+)
+async def test_a_run_says_what_an_argument_is(project, arguments, says):
+    with pytest.raises(UsageError, match=f"^{says}$"):
+        await project.run(**{"name": "flow", **RUN, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"name": 5}, "the name of a pipeline is a text, not 5"),
+        ({"inputs": [1]}, "inputs is a mapping of names"),
+        ({"inputs": {1: 2}}, "inputs is a mapping of names, and 1 is none"),
+        ({"final_vars": [5]}, "final_vars"),
+        ({"params": [1]}, r"params is a mapping of names, not \[1\]"),
+        ({"params": {"doubled": 0.5}}, "params of 'doubled' is a mapping of names, not 0.5"),
+        ({"config": 5}, "config is a mapping of names, not 5"),
+    ],
+)
+async def test_a_job_says_what_an_argument_is(project, arguments, says):
+    with pytest.raises(UsageError, match=says):
+        await project.add_job(**{"name": "flow", **RUN, **arguments})
+
+
+def test_a_project_says_what_an_argument_is(project):
+    with pytest.raises(UsageError, match="worker is True, False or WorkerSettings, not 5"):
+        fp_async.Project(project.root, worker=5)
+    with pytest.raises(UsageError, match="worker: grace: expected float"):
+        fp_async.Project(project.root, worker=WorkerSettings(grace="soon"))
+    with pytest.raises(UsageError, match="on_success is a function"):
+        fp_async.Project(project.root, on_success="foo")
+    with pytest.raises(UsageError, match="a project is a Project or the path .* not 5"):
+        fp_async.Project(5)
+
+
+async def test_a_plain_function_says_what_a_project_is():
+    with pytest.raises(UsageError, match="a project is a Project or the path .* not 5"):
+        await fp_async.run("flow", project=5)

@@ -18,6 +18,7 @@ LAYERS = [
     {"ensemble"},
     {
         "annotations",
+        "arguments",
         "awaitables",
         "spans",
         "build_errors",
