@@ -121,6 +121,7 @@ class Flows:
     ) -> Flow:
         from fp_async import dag, modules
         from fp_async.params import Params as PipelineParams
+        from fp_async.params import check_names
 
         values = configs.merged(self.parameters(name, environment), extra_params, 2)
         settings = self.settings(name, environment)
@@ -143,10 +144,12 @@ class Flows:
                 materializers=materializers,
                 allow_overrides=bool(settings.module_overrides),
             )
-            return Flow(name, folder, settings, namespace, graph, values, libraries)
+            flow = Flow(name, folder, settings, namespace, graph, values, libraries)
+            check_names(extra_params, flow.functions, graph.modules, params)
         except BaseException:
             namespace.unload()
             raise
+        return flow
 
     def parameters(self, name: str, environment: str) -> dict[str, Any]:
         """The configured parameters of a pipeline in an environment, by function."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, TypedDict, get_args
 
 import msgspec
@@ -22,9 +23,10 @@ from fp_async import (
 )
 from fp_async import config as configs
 from fp_async.config import ExecutorSettings, Retry, RunSettings
-from fp_async.errors import UnknownNameError, UsageError
+from fp_async.errors import FlowerPowerError, UnknownNameError, UsageError
 from fp_async.flows import Flows
-from fp_async.jobs import Job, Schedule, Template
+from fp_async.jobs import Job, Schedule, Spec, Template
+from fp_async.params import check_names
 from fp_async.targets import LONGEST, seconds
 
 FROM_CONF = "conf"
@@ -162,10 +164,32 @@ def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
                 _either(given, settings, "result_ttl", jobs.RESULT_TTL), "result_ttl"
             ),
         }
-        return targets.fitting(msgspec.convert(fields, Template))
+        template = targets.fitting(msgspec.convert(fields, Template))
     except msgspec.ValidationError as error:
         text = documents.explained(error, fields, Template).removeprefix("spec.")
         raise UsageError(f"options of a job of '{name}': {text}") from error
+    if template.spec.params and target is None:
+        _check_params(flows, name, template.spec)
+    return template
+
+
+def _check_params(flows: Flows, name: str, spec: Spec) -> None:
+    """Raises UnknownNameError for params that the pipeline has no use for.
+
+    Where it cannot be loaded, whoever runs it says so: its packages may be on that machine only.
+    The pipeline without the params is loaded once for any number of jobs, and mostly knows.
+    """
+    load = partial(flows.flow, name, environment=spec.environment, config=spec.config)
+    try:
+        flow = load()
+        check_names(spec.params or {}, flow.functions, flow.graph.modules, flow.namespace.params)
+    except FlowerPowerError:
+        try:
+            load(params=spec.params)
+        except UnknownNameError:
+            raise
+        except FlowerPowerError:
+            return
 
 
 def _encoded(inputs: Any, target: str | None) -> bytes:

@@ -10,7 +10,7 @@ import fp_async
 from fp_async import triggers
 from fp_async.cli import shown
 from fp_async.config import ExecutorSettings, Retry, WorkerSettings
-from fp_async.errors import TriggerError, UsageError
+from fp_async.errors import TriggerError, UnknownNameError, UsageError
 from fp_async.jobs import Job, Schedule
 
 INF = float("inf")
@@ -175,3 +175,51 @@ def test_a_project_says_what_an_argument_is(project):
 async def test_a_plain_function_says_what_a_project_is():
     with pytest.raises(UsageError, match="a project is a Project or the path .* not 5"):
         await fp_async.run("flow", project=5)
+
+
+# Names --------------------------------------------------------------------------------------
+
+PARAMETRIZED = """
+    from fp_async import load_params
+    from hamilton.function_modifiers import parameterize
+    PARAMS = load_params(__file__)
+    EXTRA = PARAMS.value.extra if "value" in PARAMS else 0
+    @parameterize(**PARAMS.scaled)
+    def scaled(count: int, factor: int) -> int:
+        return count * factor
+    def value(count: int) -> int:
+        return count + EXTRA
+"""
+SCALED = "params: {flow: {scaled: {factor: 2}}}"
+
+
+@pytest.mark.parametrize(
+    ("params", "says"),
+    [
+        ({"scald": {"factor": 3}}, "unknown function 'scald' in params; did you mean 'scaled'"),
+        (
+            {"value": {"extra": 4, "extar": 3}},
+            "unknown argument 'extar' of function 'value' in params; did you mean 'extra'",
+        ),
+    ],
+)
+async def test_params_for_what_a_pipeline_does_not_have_are_refused(make_project, params, says):
+    project = make_project(SCALED, flow=PARAMETRIZED)
+    with pytest.raises(UnknownNameError, match=says):
+        await project.run("flow", **RUN, params=params)
+    with pytest.raises(UnknownNameError, match=says):
+        await project.add_job("flow", **RUN, params=params)
+    with pytest.raises(UnknownNameError, match=says):
+        await project.schedule("flow", "interval", seconds=30, **RUN, params=params)
+
+
+async def test_params_that_only_the_module_asks_for_are_taken(make_project):
+    project = make_project(SCALED, flow=PARAMETRIZED)
+    params = {"scaled": {"factor": 3}, "value": {"extra": 4}}
+    assert await project.run("flow", **RUN, params=params) == {"scaled": 9, "value": 7}
+    await project.add_job("flow", **RUN, params=params)
+
+
+async def test_params_of_a_pipeline_that_cannot_be_loaded_here_are_taken(make_project):
+    project = make_project(flow="import only_on_the_worker\n")
+    await project.add_job("flow", params={"scaled": {"factor": 3}})

@@ -14,7 +14,7 @@ import click
 from fp_async.cli import base_dir
 from fp_async.cli.loop import run_until_signalled
 from fp_async.config import DEFAULT_ENVIRONMENT, FOREVER
-from fp_async.errors import FlowerPowerError, NodeError, UnknownNameError, UsageError
+from fp_async.errors import FlowerPowerError, NodeError, UsageError
 from fp_async.typed import coerce, parse_assignments
 
 if TYPE_CHECKING:
@@ -188,8 +188,6 @@ def ask(
     config = {key: coerce(value, Any) for key, value in assigned(config_, "--config").items()}
     given = assigned(inputs, "--inputs")
     flow = project.flow(name, environment=environment, config=config, params=params)
-    for function in params.keys() - flow.functions:
-        raise UnknownNameError("function", function, flow.functions, where=" in --param")
     wanted: dict[str, Any] = {
         "inputs": flow.coerced(given),
         "final_vars": [v.strip() for text in final_vars for v in text.split(",") if v.strip()],
