@@ -39,7 +39,7 @@ class JobOptions(TypedDict, total=False):
     final_vars: Sequence[str] | str | None
     config: Mapping[str, Any] | None
     environment: str
-    executor: str | ExecutorSettings | None
+    executor: str | Mapping[str, Any] | ExecutorSettings | None
     params: Mapping[str, Mapping[str, Any]] | None
     with_tracker: bool | None
     run_at: datetime | str | float | None
@@ -222,6 +222,8 @@ def _spec(given: Mapping[str, Any], settings: RunSettings, environment: str) -> 
 
 def _executor(executor: Any) -> Any:
     """As it is stored; settings made by hand are not checked yet."""
+    if isinstance(executor, Mapping):
+        return dict(executor)
     return msgspec.to_builtins(executor) if isinstance(executor, ExecutorSettings) else executor
 
 
