@@ -7,6 +7,8 @@ from typing import Any
 
 from fp_async.errors import UsageError
 
+_MOST_ROWS = 1_000_000
+
 
 def text(what: str, value: Any) -> str:
     """A text. Raises UsageError."""
@@ -51,3 +53,10 @@ def several(what: str, value: Any) -> tuple[Any, ...]:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise UsageError(f"{what} is a list, not {value!r}")
     return tuple(value)
+
+
+def limit(value: Any) -> int:
+    """How many rows to list. Raises UsageError."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST_ROWS:
+        raise UsageError(f"limit is a number from 1 to {_MOST_ROWS:,}, not {value!r}")
+    return value

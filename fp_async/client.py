@@ -22,7 +22,7 @@ from fp_async.errors import (
 )
 from fp_async.flow import Progress
 from fp_async.flows import Flows
-from fp_async.jobs import Find, Job, Schedule
+from fp_async.jobs import Job, Schedule
 from fp_async.node_events import NodeEvent
 from fp_async.orders import JobOptions, ScheduleOptions
 from fp_async.patience import Patience
@@ -120,12 +120,9 @@ class Client:
 
     async def find(self, query: Mapping[str, Any]) -> list[Job]:
         """See `Project.list_jobs`."""
-        known = Find.__struct_fields__
-        for name in query:
-            if name not in known:
-                raise UnknownNameError("argument", name, known, where=" of list_jobs()")
+        find = orders.find(query)
         async with self._connected() as backend:
-            return await backend.store.find(Find(**query))
+            return await backend.store.find(find)
 
     async def watch(self, id: str) -> AsyncIterator[JobEvent]:
         """See `Project.watch`."""

@@ -25,7 +25,7 @@ from fp_async import config as configs
 from fp_async.config import ExecutorSettings, Retry, RunSettings
 from fp_async.errors import FlowerPowerError, UnknownNameError, UsageError
 from fp_async.flows import Flows
-from fp_async.jobs import Job, Schedule, Spec, Template
+from fp_async.jobs import Find, Job, Schedule, Spec, Template
 from fp_async.params import check_names
 from fp_async.targets import LONGEST, seconds
 
@@ -265,6 +265,18 @@ def _queue(text: Any) -> str:
 
 def _positive(value: Any, what: str) -> float | None:
     return None if value is None else seconds(what, value, least=1e-9)
+
+
+def find(query: Mapping[str, Any]) -> Find:
+    """Which jobs to list. Raises UnknownNameError, UsageError."""
+    known = Find.__struct_fields__
+    for name in query:
+        if name not in known:
+            raise UnknownNameError("argument", name, known, where=" of list_jobs()")
+    given = {name: value for name, value in query.items() if value is not None}
+    states = arguments.names("states", given.get("states"))
+    limit = arguments.limit(given.get("limit", Find().limit))
+    return documents.converted({**given, "states": states, "limit": limit}, Find, "list_jobs()")
 
 
 # Schedules ----------------------------------------------------------------------------------

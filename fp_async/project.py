@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from fp_async import callbacks, retrying, scaffold
+from fp_async import arguments, callbacks, retrying, scaffold
 from fp_async import config as configs
 from fp_async.callbacks import Given
 from fp_async.errors import ProjectNotFoundError, UsageError
@@ -202,7 +202,7 @@ class Project:
 
     async def list_jobs(self, **query: Any) -> builtins.list[Job]:
         """The newest jobs, without inputs and results: states=, pipeline=, queue=,
-        schedule_id=, limit=.
+        schedule_id=, limit=. Raises UnknownNameError, UsageError.
         """
         return await self._client().find(query)
 
@@ -271,11 +271,15 @@ class Project:
             backend.hub.publish("agents")
 
     async def list_letters(self, limit: int = 50) -> builtins.list[Letter]:
-        """Messages that made no job, and why; late outcomes too. The newest first."""
+        """Messages that made no job, and why; late outcomes too. The newest first.
+
+        Raises UsageError.
+        """
         from fp_async.backend import connected
 
+        count = arguments.limit(limit)
         async with connected(self.root) as backend:
-            return await backend.store.fleet.letters(limit)
+            return await backend.store.fleet.letters(count)
 
     async def start_gateway(self) -> None:
         """Move jobs between the data store and the agents, until cancelled.

@@ -223,3 +223,23 @@ async def test_params_that_only_the_module_asks_for_are_taken(make_project):
 async def test_params_of_a_pipeline_that_cannot_be_loaded_here_are_taken(make_project):
     project = make_project(flow="import only_on_the_worker\n")
     await project.add_job("flow", params={"scaled": {"factor": 3}})
+
+
+# Queries ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [2**63, 1_000_001, 0, -1, "5", True, 2.5])
+async def test_a_limit_that_no_store_has_is_refused(project, limit):
+    with pytest.raises(UsageError, match="limit is a number from 1 to 1,000,000, not "):
+        await project.list_jobs(limit=limit)
+    with pytest.raises(UsageError, match="limit is a number from 1 to 1,000,000, not "):
+        await project.list_letters(limit)
+
+
+async def test_a_query_says_what_an_argument_is(project):
+    await project.add_job("flow", **RUN)
+    assert len(await project.list_jobs(states="queued", pipeline=None, limit=1_000_000)) == 1
+    with pytest.raises(UsageError, match="states is a name, or a list of names, and 5 is none"):
+        await project.list_jobs(states=[5])
+    with pytest.raises(UsageError, match=r"list_jobs\(\): queue: expected str"):
+        await project.list_jobs(queue=5)

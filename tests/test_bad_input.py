@@ -404,6 +404,8 @@ NAMES = [
         "run.flow.dev.modules",
         "did you mean 'flow'?",
     ),
+    call("a limit that no store has", "jobs --limit 9223372036854775808", "limit is a number from"),
+    call("a limit of letters", "letters --limit 9223372036854775808", "limit is a number from"),
     call("unknown command", "rnu flow", "no such command 'rnu'", "did you mean 'run'?"),
     call("unknown option", "run flow --input count=3", "No such option", "--inputs"),
     call("argument left out", "run", "Missing argument 'NAME'"),
