@@ -18,6 +18,7 @@ from fp_async.errors import (
     UnknownNameError,
     UsageError,
 )
+from fp_async.modules import libraries
 
 ONE = "def one() -> int:\n    return 1\n"
 
@@ -73,6 +74,27 @@ def test_new_refuses_and_overwrites(tmp_path):
     for bad in ("my-flow", "1st", "class", "a b", "../x"):
         with pytest.raises(UsageError, match="cannot be a pipeline's name"):
             project.new(bad)
+
+
+def test_new_refuses_the_names_of_what_its_file_imports(tmp_path):
+    project = fp_async.init(tmp_path)
+    imported = libraries(project.new("flow").parent, ["flow"])
+    assert {"hamilton", "fp_async"} <= imported
+    before = (project.root / "conf" / "pipelines.yml").read_text()
+    for name in imported:
+        with pytest.raises(UsageError, match=f"'{name}' cannot be a .* pipelines import {name}"):
+            project.new(name, overwrite=True)
+    assert project.list() == ["flow"]
+    assert (project.root / "conf" / "pipelines.yml").read_text() == before
+
+
+def test_a_pipeline_may_be_called_as_a_module_of_python(tmp_path):
+    project = fp_async.init(tmp_path)
+    for name in ("statistics", "json", "asyncio"):
+        project.new(name)
+    project.new("flow")
+    for name in project.list():
+        assert asyncio.run(project.run(name)) == {"total": 110}
 
 
 def test_new_keeps_entries_written_before_the_pipeline(tmp_path):
