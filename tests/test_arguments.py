@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 import fp_async
-from fp_async import triggers
+from fp_async import codec, triggers
 from fp_async.cli import shown
 from fp_async.config import ExecutorSettings, Retry, WorkerSettings
 from fp_async.errors import TriggerError, UnknownNameError, UsageError
@@ -112,6 +112,21 @@ def test_what_shows_times_survives_a_row_without_a_date():
     assert shown.schedule_row(row)["next"] == "253402329599"
     assert shown.schedule_json(row)["next_fire_time"] == "253402329599"
     assert shown.words(row) == "once at 253402329599 s since 1970 UTC"
+
+
+def test_the_inputs_of_a_job_are_among_its_details():
+    inputs = {"city": "a", "at": datetime(2026, 1, 31, tzinfo=UTC), "odd": 1j, "rows": [{"n": 1}]}
+    job = Job(id="a", pipeline="flow", inputs=codec.encode(inputs, what="input"))
+    shown_inputs = {
+        "city": "a",
+        "at": "2026-01-31T00:00:00Z",
+        "odd": "1j",
+        "rows": [{"n": 1}],
+    }
+    assert shown.job_details(job)["inputs"] == shown_inputs
+    assert shown.job_details(Job(id="a", pipeline="flow"))["inputs"] == {}
+    unreadable = Job(id="a", pipeline="flow", inputs=b"of another version")
+    assert shown.job_details(unreadable)["inputs"] is None
 
 
 # Types --------------------------------------------------------------------------------------
