@@ -28,6 +28,13 @@ SecondsOrNone = Annotated[float, msgspec.Meta(ge=0, lt=FOREVER)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=MOST)]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+Queue = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[^,\x00-\x1f\x7f-\x9f]{1,191}(?![\s\S])",
+        description="the name of one queue: 1 to 191 printable characters, without a comma",
+    ),
+]
 Scalar = str | int | float | bool | None
 
 
@@ -120,7 +127,7 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     on_failure: list[str] | str | None = None
     on_retry: list[str] | str | None = None
     # Of its jobs:
-    queue: str | None = None
+    queue: Queue | None = None
     priority: Annotated[int, msgspec.Meta(ge=-32768, le=32767)] | None = None
     concurrency: Count | None = None
     on_crash: Literal["retry", "fail"] | None = None
@@ -164,7 +171,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     for each process, `max_result_size` (bytes) for each result.
     """
 
-    queues: Annotated[list[str], msgspec.Meta(min_length=1)] = msgspec.field(
+    queues: Annotated[list[Queue], msgspec.Meta(min_length=1)] = msgspec.field(
         default_factory=lambda: ["default"]
     )
     concurrency: Count | None = None
@@ -265,7 +272,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     away_after: Seconds = 90.0
     lost_after: Seconds = 300.0
-    queue: str = "default"
+    queue: Queue = "default"
 
 
 class MqttFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

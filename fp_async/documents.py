@@ -194,6 +194,8 @@ def _explain(message: str, data: Any, struct: Any) -> tuple[KeyPath, str]:
     if problem.startswith("Invalid enum value"):
         wrong = str(_at(data, path))
         return path, f"unknown value '{wrong}'{suggestion(wrong, _values_at(struct, path))}"
+    if "matching regex" in problem and (words := _words_at(struct, path)):
+        return path, f"{_at(data, path)!r} is not {words}"
     return path, problem[0].lower() + problem[1:].replace("`", "")
 
 
@@ -241,6 +243,15 @@ def _fields_at(struct: Any, path: KeyPath) -> list[str]:
 def _values_at(struct: Any, path: KeyPath) -> list[str]:
     """The values that are valid at `path`, where there is a list of them."""
     return [str(value) for value in getattr(_info_at(struct, path), "values", ())]
+
+
+def _words_at(struct: Any, path: KeyPath) -> str:
+    """What a value at `path` is, where its type says so."""
+    info = _info_at(struct, path)
+    for option in getattr(info, "types", (info,)):
+        if isinstance(option, msgspec.inspect.Metadata):
+            return str((option.extra_json_schema or {}).get("description", ""))
+    return ""
 
 
 def _info_at(struct: Any, path: KeyPath) -> Any:

@@ -258,3 +258,9 @@ async def test_a_query_says_what_an_argument_is(project):
         await project.list_jobs(states=[5])
     with pytest.raises(UsageError, match=r"list_jobs\(\): queue: expected str"):
         await project.list_jobs(queue=5)
+
+
+@pytest.mark.parametrize("queues", [["a,b"], [""]])
+async def test_a_worker_of_queues_without_a_name_is_refused(project, queues):
+    with pytest.raises(UsageError, match=r"worker: queues\.0: '.*' is not the name of one queue"):
+        await project.start_worker(queues=queues)

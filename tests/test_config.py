@@ -218,3 +218,27 @@ def test_retry_waits_longer_each_time_within_its_bounds():
 def test_a_number_that_cannot_be_kept_is_refused(file, struct, key):
     with pytest.raises(ConfigError, match=rf"conf/x\.yml:1: .*{key}: expected \w+ [<>]"):
         documents.validate(documents.parse(file, "conf/x.yml", {}), struct)
+
+
+@pytest.mark.parametrize(
+    ("text", "struct", "key"),
+    [
+        ('worker: {queues: ["a,b"]}', SchedulerFile, "worker.queues.0: 'a,b'"),
+        ('worker: {queues: [a, ""]}', SchedulerFile, "worker.queues.1: ''"),
+        ('worker: {queues: ["a\\n"]}', SchedulerFile, r"worker.queues.0: 'a\n'"),
+        ("queue: a,b", RunSettings, "queue: 'a,b'"),
+        (f"queue: {'a' * 192}", RunSettings, "queue: 'aaa"),
+        ("gateway: {queue: 'a,b'}", config.MqttFile, "gateway.queue: 'a,b'"),
+    ],
+)
+def test_a_queue_is_named_as_on_the_command_line(text, struct, key):
+    with pytest.raises(ConfigError) as caught:
+        documents.validate(documents.parse(text, "conf/x.yml", {}), struct)
+    says = "is not the name of one queue: 1 to 191 printable characters, without a comma"
+    assert str(caught.value).startswith(f"conf/x.yml:1: {key}")
+    assert says in str(caught.value)
+
+
+def test_every_queue_that_a_job_may_have_may_be_in_the_configuration():
+    text = f"worker: {{queues: [default, 'two words', größe, 'a.b/c:d', {'a' * 191}]}}"
+    assert len(documents.validate(documents.parse(text, "x", {}), SchedulerFile).worker.queues) == 5
