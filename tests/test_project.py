@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sys
 
 import pytest
 
@@ -328,3 +329,53 @@ async def test_two_schedules_of_the_configuration_with_one_id_are_an_error(make_
         await project.apply_schedules()
     with pytest.raises(ConfigError, match=says):
         await project.start_worker()
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "says"),
+    [
+        ('data_store: {type: sqlite, uri: "postgresql://h/d"}', "type 'sqlite' does not fit"),
+        ("data_store: {type: sqlite, uri: foo.db}", "'foo.db' is no URI of a data store"),
+        ('event_broker: {type: redis, uri: "foo://x"}', "event_broker.uri: not an address"),
+        ('event_broker: {type: postgres, uri: "redis://x"}', "event_broker.uri: not an address"),
+        ('event_broker: {type: mqtt, uri: "redis://x"}', "event_broker.uri: "),
+        ('event_broker: {type: redis, uri: "redis://x:port"}', "event_broker.uri: "),
+    ],
+)
+async def test_check_says_what_can_never_be_connected_to(make_project, scheduler, says):
+    project = make_project(flow=ONE)
+    (project.root / "conf").mkdir(exist_ok=True)
+    (project.root / "conf" / "scheduler.yml").write_text(scheduler)
+    (problem,) = project.check().problems
+    assert (problem.level, problem.where) == ("error", "conf/scheduler.yml")
+    assert says in problem.message
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        await project.add_job("flow")
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        "data_store: {type: memory}",
+        'data_store: {type: sqlite, uri: "sqlite+aiosqlite:///a.db"}',
+        'data_store: {type: postgres, uri: "postgresql+asyncpg://h:1/d"}\nevent_broker: {type: postgres}',
+        'data_store: {type: mysql, uri: "mysql+aiomysql://h:1/d"}\nevent_broker: {type: redis}',
+        'data_store: {type: mongodb, uri: "mongodb://h:1/d"}\nevent_broker: {type: mqtt, host: h}',
+    ],
+)
+def test_check_connects_to_nothing(make_project, scheduler):
+    project = make_project(flow=ONE)
+    (project.root / "conf").mkdir(exist_ok=True)
+    (project.root / "conf" / "scheduler.yml").write_text(scheduler)
+    assert project.check().errors == []
+    assert {path.name for path in project.root.iterdir()} == {"pipelines", "conf"}
+
+
+def test_check_warns_of_an_extra_that_may_be_elsewhere(make_project, monkeypatch):
+    project = make_project(flow=ONE)
+    (project.root / "conf").mkdir(exist_ok=True)
+    (project.root / "conf" / "scheduler.yml").write_text("event_broker: {type: redis}")
+    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+    (problem,) = project.check().problems
+    assert (problem.level, problem.where) == ("warning", "conf/scheduler.yml")
+    assert "fp-async[redis]" in problem.message
