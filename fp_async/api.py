@@ -100,7 +100,7 @@ async def run(
     final_vars: Sequence[str] | str | None = None,
     config: Mapping[str, Any] | None = None,
     environment: str = configs.DEFAULT_ENVIRONMENT,
-    executor: str | configs.ExecutorSettings | None = None,
+    executor: str | Mapping[str, Any] | configs.ExecutorSettings | None = None,
     params: Params | None = None,
     with_tracker: bool | None = None,
     timeout: float | None = None,

@@ -102,6 +102,13 @@ class Backend:
                 await self.store.close()
 
 
+def check(root: Path, file: SchedulerFile) -> None:
+    """What cannot be connected to, however well it is: ConfigError, MissingExtraError."""
+    settings = file.data_store or DataStore()
+    stores.connect(settings, root)
+    _transport(root, settings, file.event_broker or EventBroker())
+
+
 def _transport(root: Path, store: DataStore, broker: EventBroker) -> events.Transport | None:
     kind, uri = stores.backend(store)
     path = stores.sqlite_path(uri, root) if kind == "sqlite" else None

@@ -98,11 +98,11 @@ def given(success: Given, failure: Given, retry: Given) -> Callbacks:
 def _functions(name: str, value: Given) -> tuple[Callback, ...]:
     if value is None:
         return ()
-    found = (value,) if callable(value) else tuple(value)
+    found = value if isinstance(value, list | tuple) else (value,)
     for each in found:
         if not callable(each):
             raise UsageError(f"{name} is a function of one argument, or several, not {each!r}")
-    return found
+    return tuple(found)
 
 
 async def call(functions: Sequence[Callback], event: RunEvent) -> list[str]:

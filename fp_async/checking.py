@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from fp_async import config, executors, orders, tracked_places
+from fp_async import backend, config, executors, schedule_entries, tracked_places
 from fp_async.annotations import fits, type_name
 from fp_async.callbacks import KINDS
 from fp_async.errors import FlowerPowerError, InputError, MissingExtraError, suggestion
@@ -59,6 +59,7 @@ def check(project: Project) -> Report:
         problems += _check_schedules(project)
         problems += _check_triggers(project)
         problems += _check_tracker(project, names)
+    problems += _check_places(project.root)
     return Report(names, sorted(dict.fromkeys(problems), key=lambda p: (p.level, p.where)))
 
 
@@ -68,6 +69,17 @@ def _check_files(root: Path) -> Iterator[Problem]:
             config.read(root, file)
         except FlowerPowerError as error:
             yield Problem("error", f"conf/{file}", str(error))
+
+
+def _check_places(root: Path) -> Iterator[Problem]:
+    """Whether data store and event broker can be what they are said to be; connects to none."""
+    where = "conf/scheduler.yml"
+    try:
+        backend.check(root, config.read(root, "scheduler.yml"))
+    except MissingExtraError as error:  # where it runs, it may be there
+        yield Problem("warning", where, str(error))
+    except FlowerPowerError as error:
+        yield Problem("error", where, str(error))
 
 
 def _told(file: config.PipelinesFile) -> set[str]:
@@ -104,7 +116,7 @@ def _check_pipeline(project: Project, name: str) -> Iterator[Problem]:
 
 
 def _check_schedules(project: Project) -> Iterator[Problem]:
-    for where, make in orders.entries_of(project.flows, time.time()):
+    for where, make in schedule_entries.entries_of(project.flows, time.time()):
         try:
             make()
         except FlowerPowerError as error:

@@ -12,7 +12,7 @@ import anyio
 import msgspec
 
 from fp_async import backend as backends
-from fp_async import fleet, orders, outcomes, targets, watching
+from fp_async import documents, fleet, orders, outcomes, schedule_entries, targets, watching
 from fp_async.backend import Backend, check_kept, connected
 from fp_async.config import WorkerSettings
 from fp_async.errors import (
@@ -22,7 +22,7 @@ from fp_async.errors import (
 )
 from fp_async.flow import Progress
 from fp_async.flows import Flows
-from fp_async.jobs import Find, Job, Schedule
+from fp_async.jobs import Job, Schedule
 from fp_async.node_events import NodeEvent
 from fp_async.orders import JobOptions, ScheduleOptions
 from fp_async.patience import Patience
@@ -120,12 +120,9 @@ class Client:
 
     async def find(self, query: Mapping[str, Any]) -> list[Job]:
         """See `Project.list_jobs`."""
-        known = Find.__struct_fields__
-        for name in query:
-            if name not in known:
-                raise UnknownNameError("argument", name, known, where=" of list_jobs()")
+        find = orders.find(query)
         async with self._connected() as backend:
-            return await backend.store.find(Find(**query))
+            return await backend.store.find(find)
 
     async def watch(self, id: str) -> AsyncIterator[JobEvent]:
         """See `Project.watch`."""
@@ -246,7 +243,7 @@ async def _put(backend: Backend, new: Schedule) -> Schedule:
 
 async def apply(flows: Flows, backend: Backend) -> list[Schedule]:
     """Put the schedules of the configuration, and delete those that came from it and are gone."""
-    entries = orders.configured(flows, await backend.store.now())
+    entries = schedule_entries.configured(flows, await backend.store.now())
     kept = [await _put(backend, entry) for entry in entries]
     names = {schedule.id for schedule in kept}
     for old in await backend.store.schedules():
@@ -325,13 +322,16 @@ async def work(flows: Flows, settings: WorkerSettings | None, changes: Mapping[s
 
 
 def changed(settings: WorkerSettings, changes: Mapping[str, Any]) -> WorkerSettings:
-    """Settings with changes laid over them; None changes nothing."""
+    """Settings with changes laid over them; None changes nothing.
+
+    Raises UnknownNameError, and UsageError for values that are none.
+    """
     valid = WorkerSettings.__struct_fields__
     for name in changes:
         if name not in valid:
             raise UnknownNameError("argument", name, valid, where=" of start_worker()")
     given = {name: value for name, value in changes.items() if value is not None}
-    return msgspec.convert({**msgspec.to_builtins(settings), **given}, WorkerSettings)
+    return documents.converted({**msgspec.to_builtins(settings), **given}, WorkerSettings, "worker")
 
 
 @asynccontextmanager

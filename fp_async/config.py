@@ -20,16 +20,30 @@ if TYPE_CHECKING:
 
 DEFAULT_ENVIRONMENT = "dev"
 
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
+FOREVER = 1e11  # seconds: later than any calendar, and still a number everywhere
+MOST = 2**31 - 1  # what every store can hold
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, lt=FOREVER)]
+SecondsOrNone = Annotated[float, msgspec.Meta(ge=0, lt=FOREVER)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=MOST)]
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
+Rate = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+Queue = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[^,\x00-\x1f\x7f-\x9f]{1,191}(?![\s\S])",
+        description="the name of one queue: 1 to 191 printable characters, without a comma",
+    ),
+]
 Scalar = str | int | float | bool | None
 
 
 class Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When an error is tried again: `max_attempts` in all, waiting `backoff` * 2**n seconds."""
 
-    max_attempts: Annotated[int, msgspec.Meta(ge=1)] = 3
-    backoff: Annotated[float, msgspec.Meta(ge=0)] = 1.0
-    max_backoff: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+    max_attempts: Count = 3
+    backoff: SecondsOrNone = 1.0
+    max_backoff: SecondsOrNone = 60.0
     jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
     on: list[str] = []
 
@@ -55,7 +69,7 @@ class NodePolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     timeout: Seconds | None = None
     retry: Retry | None = None
-    resources: dict[str, Annotated[float, msgspec.Meta(ge=0)]] | None = None
+    resources: dict[str, Amount] | None = None
 
 
 class ExecutorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,10 +82,10 @@ class ExecutorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     type: str = "threadpool"
-    max_workers: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_workers: Count | None = None
     address: str | None = None
-    resources: dict[str, Annotated[float, msgspec.Meta(ge=0)]] | None = None
-    retries: Annotated[int, msgspec.Meta(ge=0)] = 3
+    resources: dict[str, Amount] | None = None
+    retries: Annotated[int, msgspec.Meta(ge=0, le=MOST)] = 3
     options: dict[str, Any] | None = None
 
 
@@ -87,8 +101,8 @@ class ScheduleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overlap: Literal["allow", "skip", "queue"] = "allow"
     misfire_grace_time: Seconds | None = None
     coalesce: Literal["earliest", "latest", "all"] = "latest"
-    max_catch_up: Annotated[int, msgspec.Meta(ge=1)] = 100
-    max_jitter: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    max_catch_up: Count = 100
+    max_jitter: SecondsOrNone = 0.0
     on: str | None = None
     offline: bool = False
 
@@ -113,11 +127,11 @@ class RunSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     on_failure: list[str] | str | None = None
     on_retry: list[str] | str | None = None
     # Of its jobs:
-    queue: str | None = None
-    priority: int | None = None
-    concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    queue: Queue | None = None
+    priority: Annotated[int, msgspec.Meta(ge=-32768, le=32767)] | None = None
+    concurrency: Count | None = None
     on_crash: Literal["retry", "fail"] | None = None
-    max_crashes: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_crashes: Count | None = None
     expires: Seconds | None = None
     result_ttl: Seconds | None = None
     schedule: ScheduleEntry | list[ScheduleEntry] | None = None
@@ -157,16 +171,16 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     for each process, `max_result_size` (bytes) for each result.
     """
 
-    queues: Annotated[list[str], msgspec.Meta(min_length=1)] = msgspec.field(
+    queues: Annotated[list[Queue], msgspec.Meta(min_length=1)] = msgspec.field(
         default_factory=lambda: ["default"]
     )
-    concurrency: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    concurrency: Count | None = None
     runner: Literal["process", "inline"] = "process"
     poll_interval: Seconds = 1.0
-    grace: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+    grace: SecondsOrNone = 30.0
     idle_timeout: Seconds = 60.0
-    memory_limit: Annotated[int, msgspec.Meta(ge=64)] | None = None
-    max_result_size: Annotated[int, msgspec.Meta(ge=1024)] = 15_000_000
+    memory_limit: Annotated[int, msgspec.Meta(ge=64, le=MOST)] | None = None
+    max_result_size: Annotated[int, msgspec.Meta(ge=1024, le=MOST)] = 15_000_000
     schedules: bool = True
 
 
@@ -229,7 +243,7 @@ class TopicTrigger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     environment: str | None = None
     final_vars: list[str] | None = None
     on: str | None = None
-    rate: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    rate: Rate | None = None
     retained: Literal["drop", "run"] = "drop"
 
 
@@ -246,7 +260,7 @@ class Runnable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     targets: list[str] = []
     overrides: list[Override] = msgspec.field(default_factory=lambda: ["inputs", "key"])
     on: str | None = None
-    rate: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    rate: Rate | None = None
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -258,7 +272,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     away_after: Seconds = 90.0
     lost_after: Seconds = 300.0
-    queue: str = "default"
+    queue: Queue = "default"
 
 
 class MqttFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 import yaml
 
-from fp_async.errors import ConfigError, suggestion
+from fp_async.errors import ConfigError, UsageError, suggestion
 
 KeyPath = tuple[str | int, ...]
 T = TypeVar("T")
@@ -173,6 +173,14 @@ def explained(error: Exception, data: Any, struct: Any) -> str:
     return ": ".join([".".join(map(str, path)), message] if path else [message])
 
 
+def converted(values: Any, struct: type[T], what: str) -> T:
+    """Values of a caller as `struct`; UsageError says what of `what` is wrong."""
+    try:
+        return msgspec.convert(values, struct)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{what}: {explained(error, values, struct)}") from error
+
+
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`")
 
 
@@ -186,6 +194,8 @@ def _explain(message: str, data: Any, struct: Any) -> tuple[KeyPath, str]:
     if problem.startswith("Invalid enum value"):
         wrong = str(_at(data, path))
         return path, f"unknown value '{wrong}'{suggestion(wrong, _values_at(struct, path))}"
+    if "matching regex" in problem and (words := _words_at(struct, path)):
+        return path, f"{_at(data, path)!r} is not {words}"
     return path, problem[0].lower() + problem[1:].replace("`", "")
 
 
@@ -233,6 +243,15 @@ def _fields_at(struct: Any, path: KeyPath) -> list[str]:
 def _values_at(struct: Any, path: KeyPath) -> list[str]:
     """The values that are valid at `path`, where there is a list of them."""
     return [str(value) for value in getattr(_info_at(struct, path), "values", ())]
+
+
+def _words_at(struct: Any, path: KeyPath) -> str:
+    """What a value at `path` is, where its type says so."""
+    info = _info_at(struct, path)
+    for option in getattr(info, "types", (info,)):
+        if isinstance(option, msgspec.inspect.Metadata):
+            return str((option.extra_json_schema or {}).get("description", ""))
+    return ""
 
 
 def _info_at(struct: Any, path: KeyPath) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -33,11 +34,12 @@ class Attached(ExecutorSettings, frozen=True):
 
 
 def resolve(executor: Any, settings: str | ExecutorSettings | None = None) -> ExecutorSettings:
-    """The settings of an executor given by name, as "ray:ADDRESS", in full, or by a Dask client.
+    """The settings of an executor given by name, as "ray:ADDRESS", in full (a mapping, too), or
+    by a Dask client.
 
     A name alone takes the rest from the configured `settings`, if they are for the same one.
     Raises UnknownNameError for a name that does not exist, MissingExtraError for one whose
-    engine is not there, UsageError for options that it does not have.
+    engine is not there, UsageError for options that it does not have, and for anything else.
     """
     found = described(executor, settings)
     if found.type in CLUSTERS and find_spec(CLUSTERS[found.type]) is None:
@@ -55,7 +57,9 @@ def described(executor: Any, settings: str | ExecutorSettings | None = None) -> 
 
 
 def check_name(executor: Any) -> None:
-    """Raises UnknownNameError for what is no executor; the machine that runs it may have more."""
+    """Raises UnknownNameError, UsageError for what is no executor; the machine that runs it may
+    have more.
+    """
     name = _named(executor).type
     if name not in NAMES and name not in CLUSTERS:
         raise UnknownNameError("executor", name, (*NAMES, *CLUSTERS))
@@ -67,20 +71,29 @@ def _named(executor: Any) -> ExecutorSettings:
     if executor is None or isinstance(executor, str):
         name, _, address = (executor or DEFAULT).partition(":")
         return ExecutorSettings(type=name, address=address or None)
-    return Attached(type="dask", client=executor)
+    if isinstance(executor, Mapping):
+        return _converted(executor)
+    if any(kind.__module__.partition(".")[0] == "distributed" for kind in type(executor).__mro__):
+        return Attached(type="dask", client=executor)
+    raise UsageError(
+        f"executor is a name ({', '.join((*NAMES, *CLUSTERS))}), a mapping of its options, "
+        f"ExecutorSettings, or a distributed.Client, not {executor!r}"
+    )
 
 
 def _typed(settings: ExecutorSettings) -> ExecutorSettings:
     """What was made in Python has not been validated."""
-    values = msgspec.structs.asdict(settings)
-    try:
-        msgspec.convert(values, ExecutorSettings)
-    except msgspec.ValidationError as error:
-        from fp_async import documents
-
-        text = documents.explained(error, values, ExecutorSettings)
-        raise UsageError(f"executor: {text}") from error
+    _converted(msgspec.structs.asdict(settings))
     return settings
+
+
+def _converted(values: Mapping[str, Any]) -> ExecutorSettings:
+    try:
+        return msgspec.convert(dict(values), ExecutorSettings)
+    except msgspec.ValidationError:
+        from fp_async import documents  # with PyYAML, which an agent has no need of
+
+        return documents.converted(dict(values), ExecutorSettings, "executor")
 
 
 def _checked(settings: ExecutorSettings) -> ExecutorSettings:

@@ -15,7 +15,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fp_async import callbacks, executors, scaffold
+from fp_async import arguments, callbacks, executors, scaffold
 from fp_async import config as configs
 from fp_async.callbacks import Callback, Callbacks
 from fp_async.child import Children
@@ -81,17 +81,27 @@ class Flows:
         adapters: Sequence[Any] = (),
         materializers: Sequence[Any] = (),
     ) -> Flow:
-        """The pipeline, loaded; cached as long as its arguments can be compared."""
-        arguments = (name, environment, config or {}, params or {}, adapters, materializers)
+        """The pipeline, loaded; cached as long as its arguments can be compared.
+
+        Raises UsageError for arguments of another type, and what is wrong with the pipeline.
+        """
+        asked = (
+            arguments.text("the name of a pipeline", name),
+            arguments.text("environment", environment),
+            arguments.mapping("config", config),
+            arguments.nested("params", params),
+            arguments.several("adapters", adapters),
+            arguments.several("materializers", materializers),
+        )
         try:
-            key = _key(*arguments)
+            key = _key(*asked)
         except TypeError:  # a value that cannot be hashed: build it anew
-            return self._load(*arguments)
+            return self._load(*asked)
         with self._lock:
             if key in self._flows:
                 self._flows.move_to_end(key)
                 return self._flows[key]
-            flow = self._load(*arguments)
+            flow = self._load(*asked)
             flow.kept = True
             if self.alone and not gc.get_freeze_count():
                 gc.freeze()  # pandas and its like: going through them takes 50 ms each time
@@ -111,6 +121,7 @@ class Flows:
     ) -> Flow:
         from fp_async import dag, modules
         from fp_async.params import Params as PipelineParams
+        from fp_async.params import check_names
 
         values = configs.merged(self.parameters(name, environment), extra_params, 2)
         settings = self.settings(name, environment)
@@ -133,10 +144,12 @@ class Flows:
                 materializers=materializers,
                 allow_overrides=bool(settings.module_overrides),
             )
-            return Flow(name, folder, settings, namespace, graph, values, libraries)
+            flow = Flow(name, folder, settings, namespace, graph, values, libraries)
+            check_names(extra_params, flow.functions, graph.modules, params)
         except BaseException:
             namespace.unload()
             raise
+        return flow
 
     def parameters(self, name: str, environment: str) -> dict[str, Any]:
         """The configured parameters of a pipeline in an environment, by function."""
@@ -203,7 +216,7 @@ class Flows:
 
     def require(self, name: str) -> None:
         """Raises UnknownNameError where there is no such pipeline."""
-        if name in self._known:
+        if arguments.text("the name of a pipeline", name) in self._known:
             return
         names = self.names()
         self._known.update(names)
@@ -258,13 +271,14 @@ class Flows:
         timeout: float | None,
         progress: Progress | None,
     ) -> Request:
-        """What a run asks for, with the flow's settings below what is given."""
+        """What a run asks for, with the flow's settings below what is given. Raises UsageError."""
         settings = flow.settings
-        wanted = final_vars or settings.final_vars or ()
+        if progress is not None and not callable(progress):
+            raise UsageError(f"progress is a function of one argument, not {progress!r}")
         return Request(
-            inputs=inputs or {},
-            final_vars=(wanted,) if isinstance(wanted, str) else tuple(wanted),
-            overrides=overrides or {},
+            inputs=arguments.mapping("inputs", inputs),
+            final_vars=arguments.names("final_vars", final_vars or settings.final_vars),
+            overrides=arguments.mapping("overrides", overrides),
             executor=executors.resolve(executor, settings.executor),
             timeout=settings.timeout if timeout is None else seconds(timeout),
             progress=progress,
@@ -296,7 +310,7 @@ def _several(names: list[str] | str | None) -> Sequence[str]:
 
 def seconds(timeout: float) -> float:
     """A timeout that is one. Raises UsageError."""
-    if not isinstance(timeout, int | float) or not timeout > 0:
+    if not isinstance(timeout, int | float) or not 0 < timeout < configs.FOREVER:
         raise UsageError(f"timeout is a number of seconds, more than 0, not {timeout!r}")
     return timeout
 

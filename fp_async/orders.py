@@ -10,12 +10,23 @@ from typing import Any, TypedDict, get_args
 
 import msgspec
 
-from fp_async import codec, documents, executors, jobs, targets, tracing, tracked_places, triggers
+from fp_async import (
+    arguments,
+    codec,
+    documents,
+    executors,
+    jobs,
+    targets,
+    tracing,
+    tracked_places,
+    triggers,
+)
 from fp_async import config as configs
-from fp_async.config import ExecutorSettings, Retry, RunSettings, ScheduleEntry
-from fp_async.errors import ConfigError, UnknownNameError, UsageError
+from fp_async.config import ExecutorSettings, Retry, RunSettings
+from fp_async.errors import FlowerPowerError, UnknownNameError, UsageError
 from fp_async.flows import Flows
-from fp_async.jobs import Job, Schedule, Template
+from fp_async.jobs import Find, Job, Schedule, Spec, Template
+from fp_async.params import check_names
 from fp_async.targets import LONGEST, seconds
 
 FROM_CONF = "conf"
@@ -28,7 +39,7 @@ class JobOptions(TypedDict, total=False):
     final_vars: Sequence[str] | str | None
     config: Mapping[str, Any] | None
     environment: str
-    executor: str | ExecutorSettings | None
+    executor: str | Mapping[str, Any] | ExecutorSettings | None
     params: Mapping[str, Mapping[str, Any]] | None
     with_tracker: bool | None
     run_at: datetime | str | float | None
@@ -79,7 +90,7 @@ def job(flows: Flows, name: str, options: Mapping[str, Any], now: float) -> Job:
     run_at, delay = options.get("run_at"), options.get("delay")
     if run_at is not None and delay is not None:
         raise UsageError("give run_at or delay, not both")
-    due = moment(run_at) if run_at is not None else 0.0
+    due = targets.moment(run_at) if run_at is not None else 0.0
     if delay is not None:
         due = now + seconds("delay", delay, least=0.0)
     made = from_template(template, jobs.new_id(), name, due, now)
@@ -142,9 +153,7 @@ def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
                 **_spec(given, settings, environment),
                 **targets.rules(flows.root, name, given),
             },
-            "inputs": codec.encode(
-                _inputs(given), limit=targets.INPUT_LIMITS[target is None], what="input"
-            ),
+            "inputs": _encoded(given.get("inputs"), target),
             "target": target,
             "queue": _queue(_either(given, settings, "queue", jobs.DEFAULT_QUEUE)),
             "priority": _either(given, settings, "priority", 0),
@@ -155,17 +164,37 @@ def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
                 _either(given, settings, "result_ttl", jobs.RESULT_TTL), "result_ttl"
             ),
         }
-        return targets.fitting(msgspec.convert(fields, Template))
+        template = targets.fitting(msgspec.convert(fields, Template))
     except msgspec.ValidationError as error:
         text = documents.explained(error, fields, Template).removeprefix("spec.")
         raise UsageError(f"options of a job of '{name}': {text}") from error
+    if template.spec.params and target is None:
+        _check_params(flows, name, template.spec)
+    return template
 
 
-def _inputs(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    inputs = given.get("inputs") or {}
-    if not isinstance(inputs, Mapping):
-        raise UsageError(f"inputs is a mapping of names, not {type(inputs).__name__}")
-    return inputs
+def _check_params(flows: Flows, name: str, spec: Spec) -> None:
+    """Raises UnknownNameError for params that the pipeline has no use for.
+
+    Where it cannot be loaded, whoever runs it says so: its packages may be on that machine only.
+    The pipeline without the params is loaded once for any number of jobs, and mostly knows.
+    """
+    load = partial(flows.flow, name, environment=spec.environment, config=spec.config)
+    try:
+        flow = load()
+        check_names(spec.params or {}, flow.functions, flow.graph.modules, flow.namespace.params)
+    except FlowerPowerError:
+        try:
+            load(params=spec.params)
+        except UnknownNameError:
+            raise
+        except FlowerPowerError:
+            return
+
+
+def _encoded(inputs: Any, target: str | None) -> bytes:
+    found = arguments.mapping("inputs", inputs)
+    return codec.encode(found, limit=targets.INPUT_LIMITS[target is None], what="input")
 
 
 def _spec(given: Mapping[str, Any], settings: RunSettings, environment: str) -> dict[str, Any]:
@@ -177,10 +206,10 @@ def _spec(given: Mapping[str, Any], settings: RunSettings, environment: str) -> 
     timeout = _either(given, settings, "timeout", None)
     return {
         "final_vars": [finals] if isinstance(finals, str) else finals,
-        "config": _plain("config", given.get("config")),
+        "config": _plain("config", arguments.mapping, given.get("config")),
         "environment": environment,
         "executor": _executor(given.get("executor")),
-        "params": _plain("params", given.get("params")),
+        "params": _plain("params", arguments.nested, given.get("params")),
         "with_tracker": _either(given, settings, "with_tracker", None) or None,
         "timeout": _positive(timeout, "timeout"),
         "retry": retry,
@@ -193,15 +222,17 @@ def _spec(given: Mapping[str, Any], settings: RunSettings, environment: str) -> 
 
 def _executor(executor: Any) -> Any:
     """As it is stored; settings made by hand are not checked yet."""
+    if isinstance(executor, Mapping):
+        return dict(executor)
     return msgspec.to_builtins(executor) if isinstance(executor, ExecutorSettings) else executor
 
 
-def _plain(what: str, values: Any) -> Any:
+def _plain(what: str, checked: Callable[[str, Any], Any], values: Any) -> Any:
     """Config or params as the plain data that they will be for whoever runs the job."""
     if values is None:
         return None
     try:
-        return msgspec.json.decode(msgspec.json.encode(values, enc_hook=_as_dict))
+        return msgspec.json.decode(msgspec.json.encode(checked(what, values), enc_hook=_as_dict))
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"{what} of a job is stored as JSON: {error}") from error
 
@@ -236,16 +267,16 @@ def _positive(value: Any, what: str) -> float | None:
     return None if value is None else seconds(what, value, least=1e-9)
 
 
-def moment(value: Any) -> float:
-    """A datetime (naive ones are local time), ISO text or epoch seconds, as epoch seconds."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError as error:
-            raise UsageError(f"run_at: {error}; write 2027-01-31T08:00:00+01:00") from error
-    if isinstance(value, datetime):
-        return value.timestamp()
-    return seconds("run_at", value, least=0.0)
+def find(query: Mapping[str, Any]) -> Find:
+    """Which jobs to list. Raises UnknownNameError, UsageError."""
+    known = Find.__struct_fields__
+    for name in query:
+        if name not in known:
+            raise UnknownNameError("argument", name, known, where=" of list_jobs()")
+    given = {name: value for name, value in query.items() if value is not None}
+    states = arguments.names("states", given.get("states"))
+    limit = arguments.limit(given.get("limit", Find().limit))
+    return documents.converted({**given, "states": states, "limit": limit}, Find, "list_jobs()")
 
 
 # Schedules ----------------------------------------------------------------------------------
@@ -267,8 +298,8 @@ def schedule(
     of_trigger = {key: v for key, v in options.items() if key not in _JOB and key not in own}
     for option in _ONLY_JOBS & of_job.keys():
         raise UsageError(f"{option} is for single jobs; a schedule's trigger says when")
-    arguments = _arguments(trigger, args, of_trigger)
-    spec = triggers.parse(trigger, arguments, timezone=options.get("timezone"), now=now)
+    of_kind = _arguments(trigger, args, of_trigger)
+    spec = triggers.parse(trigger, of_kind, timezone=options.get("timezone"), now=now)
     policy = _policy(options)
     template = _template(flows, name, of_job)
     overlap = options.get("overlap") or "allow"
@@ -277,7 +308,7 @@ def schedule(
         raise UsageError("key and overlap are two ways to say the same; give one of them")
     digest = _digest(
         trigger,
-        arguments,
+        of_kind,
         options.get("timezone"),
         policy,
         template,
@@ -357,43 +388,3 @@ def next_fire(row: Schedule, now: float) -> float | None:
     if template_of(row).offline:
         return None  # the agents fire it
     return triggers.first_fire(triggers.decode(row.trigger), now)
-
-
-def configured(flows: Flows, now: float) -> list[Schedule]:
-    """The rows of the `schedule:` entries in conf/pipelines.yml. Raises ConfigError."""
-    rows = []
-    for where, make in entries_of(flows, now):
-        try:
-            rows.append(make())
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(f"conf/pipelines.yml: {where}: {error}") from error
-    return rows
-
-
-def entries_of(flows: Flows, now: float) -> list[tuple[str, Callable[[], Schedule]]]:
-    """(place in conf/pipelines.yml, what makes the row of it) for each `schedule:` entry."""
-    flows.refresh()
-    rows: list[tuple[str, Callable[[], Schedule]]] = []
-    for name, environments in (flows.configuration.run or {}).items():
-        for environment, settings in (environments or {}).items():
-            found = settings.schedule if settings is not None else None
-            entries = found if isinstance(found, list) else [found] if found else []
-            for number, entry in enumerate(entries):
-                id = entry.id or f"{name}.{environment}" + (f".{number + 1}" if number else "")
-                where = f"run.{name}.{environment}.schedule"
-                where += f"[{number}]" if isinstance(found, list) else ""
-                rows.append((where, partial(_from_entry, flows, name, environment, id, entry, now)))
-    return rows
-
-
-def _from_entry(
-    flows: Flows, name: str, environment: str, id: str, entry: ScheduleEntry, now: float
-) -> Schedule:
-    given = msgspec.to_builtins(entry)
-    kind, params, crontab = (given.pop(key) for key in ("type", "params", "crontab"))
-    if crontab is not None:
-        params = {**params, "crontab": crontab}
-    options = {**given, **params, "id": id, "environment": environment}
-    return schedule(flows, name, kind, (), options, now, origin=FROM_CONF)

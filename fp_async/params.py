@@ -9,14 +9,16 @@ notebook) gets those of the project that its file lies in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from fp_async import config
-from fp_async.errors import ConfigError, MissingParameterError, suggestion
+from fp_async.errors import ConfigError, MissingParameterError, UnknownNameError, suggestion
 
 
 class FunctionParams:
@@ -103,6 +105,39 @@ def entries_read(params: Params) -> set[str]:
 def was_read(function: FunctionParams, name: str) -> bool:
     """Whether the modules have asked for this value by name."""
     return name in function._read
+
+
+def check_names(
+    given: Mapping[str, Mapping[str, Any] | None],
+    functions: Sequence[str],
+    modules: Sequence[ModuleType],
+    params: Params,
+) -> None:
+    """Raises UnknownNameError for what a caller gives to a function, or an argument of one, that
+    the pipeline does not have: neither its modules nor what they ask `PARAMS` for.
+    """
+    for function, values in given.items():
+        if function not in functions:
+            raise UnknownNameError("function", function, functions, where=" in params")
+        known = _arguments(function, modules)
+        if known is not None and function in params:
+            known |= params._functions[function]._read
+        for argument in values or ():
+            if known is not None and argument not in known:
+                where = f" of function '{function}' in params"
+                raise UnknownNameError("argument", argument, known, where=where)
+
+
+def _arguments(function: str, modules: Sequence[ModuleType]) -> set[str] | None:
+    """Those of the function of this name; None where they cannot be known."""
+    found: set[str] = set()
+    for module in modules:
+        if inspect.isfunction(value := vars(module).get(function)):
+            parameters = inspect.signature(value).parameters
+            if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+                return None
+            found.update(parameters)
+    return found or None
 
 
 def _missing(where: str, name: str, valid: Mapping[str, object]) -> MissingParameterError:

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from fp_async import callbacks, retrying, scaffold
+from fp_async import arguments, callbacks, retrying, scaffold
 from fp_async import config as configs
 from fp_async.callbacks import Given
-from fp_async.errors import ProjectNotFoundError
+from fp_async.errors import ProjectNotFoundError, UsageError
 from fp_async.flow import Flow, Progress
 from fp_async.flows import Flows, Params
 
@@ -35,7 +35,8 @@ class Project:
     one, has a worker in the background, in this process: its jobs run in this event loop unless
     the settings say `runner="process"`. `on_success`, `on_failure` and `on_retry` are functions,
     sync or async, that are called in this process with a `RunEvent` for every run of this
-    project's and every job of its workers here. Raises ProjectNotFoundError where there is none.
+    project's and every job of its workers here. Raises ProjectNotFoundError where there is none,
+    UsageError.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Project:
         self.root = find_root(path)
         self.flows = Flows(self.root)
         self.flows.callbacks = callbacks.given(on_success, on_failure, on_retry)
-        self._worker = configs.WorkerSettings(runner="inline") if worker is True else worker
+        self._worker = _worker(worker)
         self._held: AsyncExitStack | None = None
 
     async def __aenter__(self) -> Self:
@@ -58,7 +59,7 @@ class Project:
 
         self.flows.held = True
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(held(self.flows, self._worker or None))
+            await stack.enter_async_context(held(self.flows, self._worker))
             self._held = stack.pop_all()
         return self
 
@@ -91,7 +92,7 @@ class Project:
         final_vars: Sequence[str] | str | None = None,
         config: Mapping[str, Any] | None = None,
         environment: str = configs.DEFAULT_ENVIRONMENT,
-        executor: str | configs.ExecutorSettings | None = None,
+        executor: str | Mapping[str, Any] | configs.ExecutorSettings | None = None,
         params: Params | None = None,
         with_tracker: bool | None = None,
         timeout: float | None = None,
@@ -201,7 +202,7 @@ class Project:
 
     async def list_jobs(self, **query: Any) -> builtins.list[Job]:
         """The newest jobs, without inputs and results: states=, pipeline=, queue=,
-        schedule_id=, limit=.
+        schedule_id=, limit=. Raises UnknownNameError, UsageError.
         """
         return await self._client().find(query)
 
@@ -270,11 +271,15 @@ class Project:
             backend.hub.publish("agents")
 
     async def list_letters(self, limit: int = 50) -> builtins.list[Letter]:
-        """Messages that made no job, and why; late outcomes too. The newest first."""
+        """Messages that made no job, and why; late outcomes too. The newest first.
+
+        Raises UsageError.
+        """
         from fp_async.backend import connected
 
+        count = arguments.limit(limit)
         async with connected(self.root) as backend:
-            return await backend.store.fleet.letters(limit)
+            return await backend.store.fleet.letters(count)
 
     async def start_gateway(self) -> None:
         """Move jobs between the data store and the agents, until cancelled.
@@ -359,8 +364,23 @@ class Project:
         return checking.check(self)
 
 
+def _worker(given: Any) -> configs.WorkerSettings | None:
+    """The settings of the worker in the background, if there is to be one. Raises UsageError."""
+    if given is None or given is False:
+        return None
+    if given is True:
+        return configs.WorkerSettings(runner="inline")
+    if not isinstance(given, configs.WorkerSettings):
+        raise UsageError(f"worker is True, False or WorkerSettings, not {given!r}")
+    from fp_async.client import changed
+
+    return changed(given, {})
+
+
 def find_root(path: str | Path | None) -> Path:
     """The folder of the project: `path`, or the nearest at or above the working directory."""
+    if path is not None and not isinstance(path, str | Path):
+        raise UsageError(f"a project is a Project or the path of its folder, not {path!r}")
     start = Path(path or ".").expanduser().resolve()
     for folder in (start, *(start.parents if path is None else ())):
         if (folder / "conf" / "pipelines.yml").is_file() or (folder / "pipelines").is_dir():

@@ -23,6 +23,8 @@ from fp_async.errors import AlreadyExistsError, FileAccessError, UnknownNameErro
 # The sections in which a pipeline has entries.
 _SECTIONS = {"pipelines.yml": ("params", "run"), "tracker.yml": ("pipeline",)}
 
+_IMPORTED = ("fp_async", "hamilton")  # by the template
+
 
 def create_project(root: Path, *, overwrite: bool = False) -> list[Path]:
     """Write `conf/*.yml` and `pipelines/` below `root`; returns the files written.
@@ -47,11 +49,17 @@ def create_pipeline(root: Path, name: str, *, overwrite: bool = False) -> Path:
 
     Entries that exist are kept, and a file that is still as it was written is no obstacle, so
     that a second call does no harm; `overwrite` replaces file and entries. Raises
-    AlreadyExistsError, UsageError for a name that is no Python identifier, FileAccessError.
+    AlreadyExistsError, FileAccessError, UsageError for a name that is no Python identifier, or
+    that of a package which the file itself imports.
     """
     if not name.isidentifier() or name.startswith("_") or keyword.iskeyword(name):
         raise UsageError(
             f"'{name}' cannot be a pipeline's name: use letters, digits and _, a letter first"
+        )
+    if name in _IMPORTED:
+        raise UsageError(
+            f"'{name}' cannot be a pipeline's name: pipelines import {name}, and would get this "
+            "file instead of the package"
         )
     path, conf = root / "pipelines" / f"{name}.py", root / "conf" / "pipelines.yml"
     source = _template("pipeline.py.txt").format(name=name)

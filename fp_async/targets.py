@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from contextlib import suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 
 from fp_async import jobs, messages, versions
+from fp_async.config import FOREVER
 from fp_async.errors import UnknownNameError, UsageError
 from fp_async.jobs import Job, Template
 from fp_async.topics import checked_name
@@ -119,6 +121,26 @@ def seconds(what: str, value: Any, *, least: float) -> float:
     """A number of seconds, or a timedelta, as a float. Raises UsageError."""
     number = value.total_seconds() if isinstance(value, timedelta) else value
     valid = isinstance(number, int | float) and not isinstance(number, bool)
-    if not valid or not least <= number < 1e11:
+    if not valid or not least <= number < FOREVER:
         raise UsageError(f"{what} is a number of seconds or a timedelta, not {value!r}")
     return float(number)
+
+
+def moment(value: Any) -> float:
+    """A datetime (naive ones are local time), ISO text or epoch seconds, as epoch seconds."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError as error:
+            raise UsageError(f"run_at: {error}; write 2027-01-31T08:00:00+01:00") from error
+    if isinstance(value, datetime):
+        return _epoch(value)
+    return seconds("run_at", value, least=0.0)
+
+
+def _epoch(at: datetime) -> float:
+    """Where it is a date in every zone, and not only in its own."""
+    with suppress(OverflowError, ValueError):
+        if 0.0 <= (epoch := at.timestamp()) < FOREVER:
+            return epoch
+    raise UsageError(f"run_at is a time of the years 1970 to 5138, not {at.isoformat()}")

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import msgspec
 
 from fp_async import crontab
+from fp_async.config import FOREVER
 from fp_async.crontab import zone
 from fp_async.errors import TriggerError
 
@@ -27,9 +28,11 @@ _CRON_ITEM = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _LAST_INSTANT = 253402214400.0  # 9999-12-31: later ones are no datetime in every zone
+_CALENDAR = (-6e10, 2.2e11)  # the years 68 to 8941: dates in every zone
+_SHORT = {"d": 86400, "h": 3600, "min": 60}
 _TRIES = 10_000  # steps in which the parts of an "and" must agree
 
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, lt=FOREVER)]
 Whole = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 Next = Callable[[float], "float | None"]
 
@@ -140,6 +143,34 @@ def first_fire(spec: Spec, now: float) -> float | None:
 def just_before(moment: float) -> float:
     """The next smaller number: `following` it may be the moment itself."""
     return math.nextafter(moment, -math.inf)
+
+
+def outside_calendar(spec: Spec, now: float) -> bool:
+    """Whether its first time, in the past or not, is no date in some zone."""
+    moment = spec.at if isinstance(spec, Date) else first_fire(spec, now)
+    return moment is not None and not _CALENDAR[0] < moment < _CALENDAR[1]
+
+
+def duration(seconds: float) -> str:
+    """A length of time in words: 1 h 30 min."""
+    words = []
+    for unit, length in _SHORT.items():
+        if amount := int(seconds // length):
+            words.append(f"{amount} {unit}")
+            seconds -= amount * length
+    if seconds or not words:
+        words.append(f"{seconds:.12g} s")
+    return " ".join(words)
+
+
+def date_words(spec: Date) -> str:
+    """When it fires, on the clock of its zone; a time that no calendar has as epoch seconds."""
+    try:
+        at = datetime.fromtimestamp(spec.at, zone(spec.timezone)).replace(tzinfo=None)
+    except (ValueError, OverflowError, OSError):
+        return f"{spec.at:.12g} s since 1970 UTC"
+    whole = at.second == at.microsecond == 0
+    return f"{at.isoformat(' ', 'minutes' if whole else 'auto')} {spec.timezone}"
 
 
 def _next_interval(spec: Interval, after: float) -> float | None:

@@ -36,11 +36,14 @@ from fp_async.trigger_times import (
     Spec,
     Trigger,
     compiled,
+    date_words,
+    duration,
     fire_times,
     first_fire,
     following,
     just_before,
     next_fire,
+    outside_calendar,
 )
 
 __all__ = [
@@ -67,7 +70,6 @@ __all__ = [
 ]
 
 _UNITS = {"weeks": 604800, "days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
-_SHORT = {"d": 86400, "h": 3600, "min": 60}
 _COUNTED = 100  # skipped times beyond it are not counted one by one
 
 
@@ -80,7 +82,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     misfire_grace_time: Seconds | None = None
     coalesce: Literal["earliest", "latest", "all"] = "latest"
-    max_catch_up: Annotated[int, msgspec.Meta(ge=1)] = 100
+    max_catch_up: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] = 100
     max_jitter: Seconds = 0
 
 
@@ -327,6 +329,8 @@ def _part(kind: str, part: Any, place: str, now: float) -> Any:
 
 def _refuse_idle(spec: Spec, now: float) -> None:
     """Raise for what has never fired and never will; what has only ended is right."""
+    if outside_calendar(spec, now):
+        raise TriggerError(f"{describe(spec)}: a time of a schedule is one of the years 68 to 8941")
     if isinstance(spec, Date | Or):
         return
     since = now if isinstance(spec, And) else 0.0
@@ -369,16 +373,14 @@ def describe(spec: Spec) -> str:
     """The trigger in a few words: `every 30 s`, `cron hour=0`, `once at 2022-01-01 00:00 UTC`."""
     match spec:
         case Interval():
-            return f"every {_duration(spec.seconds)}"
+            return f"every {duration(spec.seconds)}"
         case Cron():
             fields = ((name, getattr(spec, name)) for name in CRON_FIELDS)
             return " ".join(["cron", *(f"{name}={text}" for name, text in fields if text)])
         case Crontab():
             return f"crontab {spec.crontab}"
         case Date():
-            at = datetime.fromtimestamp(spec.at, zone(spec.timezone)).replace(tzinfo=None)
-            whole = at.second == at.microsecond == 0
-            return f"once at {at.isoformat(' ', 'minutes' if whole else 'auto')} {spec.timezone}"
+            return f"once at {date_words(spec)}"
         case CalendarInterval():
             amounts = ((getattr(spec, name), name) for name in _CALENDAR[:4])
             every = " ".join(f"{n} {name if n > 1 else name[:-1]}" for n, name in amounts if n)
@@ -386,14 +388,3 @@ def describe(spec: Spec) -> str:
         case And() | Or():
             word = " and " if isinstance(spec, And) else " or "
             return word.join(f"({describe(part)})" for part in spec.triggers)
-
-
-def _duration(seconds: float) -> str:
-    words = []
-    for unit, length in _SHORT.items():
-        if amount := int(seconds // length):
-            words.append(f"{amount} {unit}")
-            seconds -= amount * length
-    if seconds or not words:
-        words.append(f"{seconds:.12g} s")
-    return " ".join(words)

@@ -30,6 +30,8 @@ def parse_assignments(text: str, option: str) -> dict[str, Any]:
         if not equals or not name.strip():
             hint = 'write name=value,name=value, a JSON object, or @file.json; quote "a,b"'
             raise UsageError(f"{option}: cannot read '{part.strip() or text}': {hint}")
+        if name.strip() in result:
+            raise UsageError(f"{option}: '{name.strip()}' is given twice in '{text}'")
         result[name.strip()] = Text(_unquote(value.strip()))
     return result
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fp_async import config, documents
-from fp_async.config import PipelinesFile, Retry, RunSettings, run_settings
+from fp_async.config import PipelinesFile, Retry, RunSettings, SchedulerFile, run_settings
 from fp_async.errors import ConfigError, UnknownNameError
 
 
@@ -193,3 +193,52 @@ def test_retry_waits_longer_each_time_within_its_bounds():
     assert retry.wants(ConnectionError(), 4)
     assert not retry.wants(ConnectionError(), 5)
     assert not retry.wants(ValueError(), 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "struct", "key"),
+    [
+        ("retry: {max_attempts: 99999999999999999999}", RunSettings, "retry.max_attempts"),
+        ("retry: {backoff: .inf}", RunSettings, "retry.backoff"),
+        ("retry: {max_backoff: 1e12}", RunSettings, "retry.max_backoff"),
+        ("retry: {max_backoff: .nan}", RunSettings, "retry.max_backoff"),
+        ("timeout: .inf", RunSettings, "timeout"),
+        ("expires: .inf", RunSettings, "expires"),
+        ("result_ttl: 1e300", RunSettings, "result_ttl"),
+        ("priority: 40000", RunSettings, "priority"),
+        ("max_crashes: 3000000000", RunSettings, "max_crashes"),
+        ("concurrency: 3000000000", RunSettings, "concurrency"),
+        ("executor: {type: local, max_workers: 3000000000}", RunSettings, "executor.max_workers"),
+        ("schedule: {type: cron, max_jitter: .inf}", RunSettings, "schedule.max_jitter"),
+        ("worker: {max_result_size: 99999999999999999999}", SchedulerFile, "max_result_size"),
+        ("worker: {memory_limit: 99999999999999999999}", SchedulerFile, "memory_limit"),
+        ("worker: {grace: .inf}", SchedulerFile, "worker.grace"),
+    ],
+)
+def test_a_number_that_cannot_be_kept_is_refused(file, struct, key):
+    with pytest.raises(ConfigError, match=rf"conf/x\.yml:1: .*{key}: expected \w+ [<>]"):
+        documents.validate(documents.parse(file, "conf/x.yml", {}), struct)
+
+
+@pytest.mark.parametrize(
+    ("text", "struct", "key"),
+    [
+        ('worker: {queues: ["a,b"]}', SchedulerFile, "worker.queues.0: 'a,b'"),
+        ('worker: {queues: [a, ""]}', SchedulerFile, "worker.queues.1: ''"),
+        ('worker: {queues: ["a\\n"]}', SchedulerFile, r"worker.queues.0: 'a\n'"),
+        ("queue: a,b", RunSettings, "queue: 'a,b'"),
+        (f"queue: {'a' * 192}", RunSettings, "queue: 'aaa"),
+        ("gateway: {queue: 'a,b'}", config.MqttFile, "gateway.queue: 'a,b'"),
+    ],
+)
+def test_a_queue_is_named_as_on_the_command_line(text, struct, key):
+    with pytest.raises(ConfigError) as caught:
+        documents.validate(documents.parse(text, "conf/x.yml", {}), struct)
+    says = "is not the name of one queue: 1 to 191 printable characters, without a comma"
+    assert str(caught.value).startswith(f"conf/x.yml:1: {key}")
+    assert says in str(caught.value)
+
+
+def test_every_queue_that_a_job_may_have_may_be_in_the_configuration():
+    text = f"worker: {{queues: [default, 'two words', größe, 'a.b/c:d', {'a' * 191}]}}"
+    assert len(documents.validate(documents.parse(text, "x", {}), SchedulerFile).worker.queues) == 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import pytest
 
 from fp_async import ExecutorSettings, MissingExtraError, UnknownNameError, UsageError, executors
@@ -37,9 +39,47 @@ def test_a_name_alone_takes_the_configured_options(installed):
     assert executors.resolve(None, None).type == executors.DEFAULT
 
 
-def test_anything_else_is_taken_for_a_client(installed):
-    client = object()
+class Client:
+    __module__ = "distributed.client"
+
+
+class Mine(Client):
+    pass
+
+
+@pytest.mark.parametrize("client", [Client(), Mine()])
+def test_a_client_of_dask_is_taken_as_it_is(installed, client):
     assert executors.resolve(client).client is client
+    assert executors.resolve(client).type == "dask"
+
+
+def test_a_mapping_is_taken_as_in_the_configuration():
+    assert executors.resolve({"max_workers": 2}) == ExecutorSettings(max_workers=2)
+    settings = executors.resolve(MappingProxyType({"type": "local"}))
+    assert settings == ExecutorSettings(type="local")
+    with pytest.raises(UsageError, match="executor: max_worker: unknown key; did you mean 'max_w"):
+        executors.resolve({"type": "threadpool", "max_worker": 2})
+    with pytest.raises(UsageError, match="executor: max_workers: expected int >= 1"):
+        executors.check_name({"max_workers": 0})
+    with pytest.raises(UnknownNameError, match="unknown executor 'thread'"):
+        executors.resolve({"type": "thread"})
+
+
+@pytest.mark.parametrize("executor", [5, 0.5, ["local"], object(), ExecutorSettings])
+def test_anything_else_is_no_executor(executor):
+    for look in (executors.resolve, executors.check_name):
+        with pytest.raises(UsageError, match="executor is a name .*, a mapping .*Client, not "):
+            look(executor)
+
+
+async def test_a_mapping_runs_and_is_stored(make_project):
+    project = make_project(flow="def one() -> int:\n    return 1\n")
+    mapping = MappingProxyType({"type": "threadpool", "max_workers": 2})
+    assert await project.run("flow", executor=mapping) == {"one": 1}
+    job = await project.get_job(await project.add_job("flow", executor=mapping))
+    assert job.rules.executor == ExecutorSettings(max_workers=2)
+    with pytest.raises(UsageError, match="executor is a name"):
+        await project.add_job("flow", executor=5)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ LAYERS = [
     {"ensemble"},
     {
         "annotations",
+        "arguments",
         "awaitables",
         "spans",
         "build_errors",
@@ -56,7 +57,7 @@ LAYERS = [
     {"tracking_server"},
     {"tracker"},
     {"tracked"},
-    {"backend", "attempting", "orders", "json_logs"},
+    {"backend", "attempting", "orders", "schedule_entries", "json_logs"},
     {
         "watching",
         "fleet",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import sys
 
 import pytest
 
@@ -12,10 +14,14 @@ from fp_async import Project
 from fp_async.editing import edit
 from fp_async.errors import (
     AlreadyExistsError,
+    ConfigError,
     ProjectNotFoundError,
     UnknownNameError,
     UsageError,
 )
+from fp_async.modules import libraries
+
+ONE = "def one() -> int:\n    return 1\n"
 
 
 def test_a_new_pipeline_runs_at_once(tmp_path, monkeypatch):
@@ -69,6 +75,27 @@ def test_new_refuses_and_overwrites(tmp_path):
     for bad in ("my-flow", "1st", "class", "a b", "../x"):
         with pytest.raises(UsageError, match="cannot be a pipeline's name"):
             project.new(bad)
+
+
+def test_new_refuses_the_names_of_what_its_file_imports(tmp_path):
+    project = fp_async.init(tmp_path)
+    imported = libraries(project.new("flow").parent, ["flow"])
+    assert {"hamilton", "fp_async"} <= imported
+    before = (project.root / "conf" / "pipelines.yml").read_text()
+    for name in imported:
+        with pytest.raises(UsageError, match=f"'{name}' cannot be a .* pipelines import {name}"):
+            project.new(name, overwrite=True)
+    assert project.list() == ["flow"]
+    assert (project.root / "conf" / "pipelines.yml").read_text() == before
+
+
+def test_a_pipeline_may_be_called_as_a_module_of_python(tmp_path):
+    project = fp_async.init(tmp_path)
+    for name in ("statistics", "json", "asyncio"):
+        project.new(name)
+    project.new("flow")
+    for name in project.list():
+        assert asyncio.run(project.run(name)) == {"total": 110}
 
 
 def test_new_keeps_entries_written_before_the_pipeline(tmp_path):
@@ -267,3 +294,88 @@ async def test_inputs_overrides_and_final_vars(make_project):
     }
     assert list(await project.run("flow", final_vars=["b", "x", "suffix"])) == ["b", "x", "suffix"]
     assert await project.run("flow", {"x": 2.0} | {"x": 2}, final_vars="a") == {"a": 12}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        """
+        run:
+          first: {dev: {schedule: {type: interval, params: {seconds: 30}, id: same}}}
+          second:
+            dev:
+              schedule:
+                - {type: interval, params: {seconds: 40}, id: same}
+        """,
+        """
+        run:
+          second:
+            prod: {schedule: {type: interval, params: {seconds: 30}, id: same}}
+            dev:
+              schedule:
+                - type: interval
+                  params: {seconds: 40}
+                  id: same
+        """,
+    ],
+)
+async def test_two_schedules_of_the_configuration_with_one_id_are_an_error(make_project, config):
+    project = make_project(config, first=ONE, second=ONE)
+    says = r"conf/pipelines.yml:\d+: run\.second\.dev\.schedule\.0\.id: .*'second' has the id 'same', as run\.\w+\.\w+\.schedule has"
+    (problem,) = project.check().errors
+    assert problem.where == "run.second.dev.schedule[0]"
+    assert re.match(says, problem.message)
+    with pytest.raises(ConfigError, match=says):
+        await project.apply_schedules()
+    with pytest.raises(ConfigError, match=says):
+        await project.start_worker()
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "says"),
+    [
+        ('data_store: {type: sqlite, uri: "postgresql://h/d"}', "type 'sqlite' does not fit"),
+        ("data_store: {type: sqlite, uri: foo.db}", "'foo.db' is no URI of a data store"),
+        ('event_broker: {type: redis, uri: "foo://x"}', "event_broker.uri: not an address"),
+        ('event_broker: {type: postgres, uri: "redis://x"}', "event_broker.uri: not an address"),
+        ('event_broker: {type: mqtt, uri: "redis://x"}', "event_broker.uri: "),
+        ('event_broker: {type: redis, uri: "redis://x:port"}', "event_broker.uri: "),
+    ],
+)
+async def test_check_says_what_can_never_be_connected_to(make_project, scheduler, says):
+    project = make_project(flow=ONE)
+    (project.root / "conf").mkdir(exist_ok=True)
+    (project.root / "conf" / "scheduler.yml").write_text(scheduler)
+    (problem,) = project.check().problems
+    assert (problem.level, problem.where) == ("error", "conf/scheduler.yml")
+    assert says in problem.message
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        await project.add_job("flow")
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        "data_store: {type: memory}",
+        'data_store: {type: sqlite, uri: "sqlite+aiosqlite:///a.db"}',
+        'data_store: {type: postgres, uri: "postgresql+asyncpg://h:1/d"}\nevent_broker: {type: postgres}',
+        'data_store: {type: mysql, uri: "mysql+aiomysql://h:1/d"}\nevent_broker: {type: redis}',
+        'data_store: {type: mongodb, uri: "mongodb://h:1/d"}\nevent_broker: {type: mqtt, host: h}',
+    ],
+)
+def test_check_connects_to_nothing(make_project, scheduler):
+    project = make_project(flow=ONE)
+    (project.root / "conf").mkdir(exist_ok=True)
+    (project.root / "conf" / "scheduler.yml").write_text(scheduler)
+    assert project.check().errors == []
+    assert {path.name for path in project.root.iterdir()} == {"pipelines", "conf"}
+
+
+def test_check_warns_of_an_extra_that_may_be_elsewhere(make_project, monkeypatch):
+    project = make_project(flow=ONE)
+    (project.root / "conf").mkdir(exist_ok=True)
+    (project.root / "conf" / "scheduler.yml").write_text("event_broker: {type: redis}")
+    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+    (problem,) = project.check().problems
+    assert (problem.level, problem.where) == ("warning", "conf/scheduler.yml")
+    assert "fp-async[redis]" in problem.message

@@ -17,6 +17,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+from click.core import ParameterSource
 
 from fp_async.cli import base_dir, fail_at_once
 from fp_async.errors import StoreError, UsageError
@@ -73,12 +74,20 @@ def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def collected(*args: Any, **options: Any) -> Any:
+        _check_host(options["metrics_port"])
         serving = Serving(**{name: options.pop(name) for name in Serving._fields})
         return command(*args, serving=serving, **options)
 
     for option in reversed(_SERVING):
         collected = option(collected)
     return collected
+
+
+def _check_host(port: int | None) -> None:
+    """An address alone would be ignored; in a variable it may be there for all daemons."""
+    source = click.get_current_context().get_parameter_source("metrics_host")
+    if port is None and source is ParameterSource.COMMANDLINE:
+        raise UsageError("--metrics-host is nothing without --metrics-port: give the port, too")
 
 
 @click.command("start-worker")

@@ -144,6 +144,14 @@ def _json(value: Any) -> bytes:
         raise UsageError(f"--output json: {error}; choose --final-vars or a FILE.csv") from error
 
 
+def plain(value: Any) -> Any:
+    """What JSON can hold of a value; its text where that is nothing."""
+    try:
+        return msgspec.json.decode(_json(value))
+    except (UsageError, msgspec.DecodeError):
+        return repr(value)
+
+
 def _plain(value: Any) -> Any:
     """What msgspec cannot write: data frames as records, arrays and their scalars, paths."""
     if isinstance(value, Record):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,8 +13,8 @@ import click
 
 from fp_async.cli import base_dir
 from fp_async.cli.loop import run_until_signalled
-from fp_async.config import DEFAULT_ENVIRONMENT
-from fp_async.errors import FlowerPowerError, NodeError, UnknownNameError, UsageError
+from fp_async.config import DEFAULT_ENVIRONMENT, FOREVER
+from fp_async.errors import FlowerPowerError, NodeError, UsageError
 from fp_async.typed import coerce, parse_assignments
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ class Seconds(click.FloatRange):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         seconds = float(super().convert(value, param, ctx))
-        if not math.isfinite(seconds):
+        if not seconds < FOREVER:  # nor is nan
             self.fail(f"{value} is not a number of seconds.", param, ctx)
         return seconds
 
@@ -189,8 +188,6 @@ def ask(
     config = {key: coerce(value, Any) for key, value in assigned(config_, "--config").items()}
     given = assigned(inputs, "--inputs")
     flow = project.flow(name, environment=environment, config=config, params=params)
-    for function in params.keys() - flow.functions:
-        raise UnknownNameError("function", function, flow.functions, where=" in --param")
     wanted: dict[str, Any] = {
         "inputs": flow.coerced(given),
         "final_vars": [v.strip() for text in final_vars for v in text.split(",") if v.strip()],

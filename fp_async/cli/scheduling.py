@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from fp_async.cli.following import output_option
 from fp_async.cli.jobs import with_client
@@ -24,6 +25,7 @@ _OWN = (
     *("id", "timezone", "overlap", "misfire_grace_time", "coalesce", "max_catch_up"),
     *("max_jitter", "paused", "offline"),
 )
+_OF_ALL = ("everything", "output", "base_dir")
 Row = tuple["Schedule", str | None]  # a schedule, and the id of the job that --now has added
 
 
@@ -109,6 +111,7 @@ def schedule(
     if everything == (name is not None):
         raise UsageError("give the NAME of a pipeline, or --all for those of conf/pipelines.yml")
     if everything:
+        _refuse_others()
         with_client(base_dir, _apply, lambda rows: _show(rows, output))
         return
     assert name is not None
@@ -117,6 +120,17 @@ def schedule(
         lambda project, client: _put(project, client, name, options),
         lambda rows: _show(rows, output),
     )
+
+
+def _refuse_others() -> None:
+    """--all takes the rest from the configuration: what else is given would be ignored."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is ParameterSource.COMMANDLINE and parameter.name not in _OF_ALL:
+            raise UsageError(
+                f"{parameter.opts[0]} is not for --all, which takes all from conf/pipelines.yml"
+            )
 
 
 async def _apply(project: Project, client: Client) -> list[Row]:  # noqa: ARG001

@@ -9,21 +9,32 @@ from typing import Any
 import msgspec
 
 from fp_async import orders, triggers
+from fp_async.errors import FlowerPowerError
 from fp_async.jobs import Job, Schedule
 
 _SPANS = ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s"))
 
+_NO_DATE = (OverflowError, ValueError, OSError)  # before the year 1, or after 9999: epoch seconds
+
 
 def local(moment: float | None) -> str:
     """Local time, to the second: 2026-01-31T08:00:00. Empty for no time."""
-    return "" if moment is None else datetime.fromtimestamp(moment).isoformat(timespec="seconds")  # noqa: DTZ006
+    if moment is None:
+        return ""
+    try:
+        return datetime.fromtimestamp(moment).isoformat(timespec="seconds")  # noqa: DTZ006
+    except _NO_DATE:
+        return f"{moment:.12g}"
 
 
 def stamp(moment: float | None) -> str | None:
     """Local time with its offset, to the millisecond, for programs."""
     if moment is None:
         return None
-    return datetime.fromtimestamp(moment).astimezone().isoformat(timespec="milliseconds")
+    try:
+        return datetime.fromtimestamp(moment).astimezone().isoformat(timespec="milliseconds")
+    except _NO_DATE:
+        return f"{moment:.12g}"
 
 
 def span(seconds: float) -> str:
@@ -88,16 +99,29 @@ def job_json(job: Job) -> dict[str, Any]:
 
 
 def job_details(job: Job) -> dict[str, Any]:
-    """All that is stored of a job, but for its inputs and its result."""
+    """All that is stored of a job, but for its result."""
     trace, failure = job.trace, job.failure
     return {
         **job_json(job),
         "options": msgspec.to_builtins(job.rules),
+        "inputs": _inputs(job),
         "worker": trace.worker or None,
         "nodes": msgspec.to_builtins(trace.nodes),
         "log": trace.log,
         "error": None if failure is None else msgspec.to_builtins(failure),
     }
+
+
+def _inputs(job: Job) -> dict[str, Any] | None:
+    """As JSON, or as Python writes them; None where they cannot be read here."""
+    from fp_async import codec
+    from fp_async.cli.output import plain
+
+    try:
+        values = codec.decode(job.inputs) if job.inputs else {}
+    except FlowerPowerError:
+        return None
+    return {name: plain(value) for name, value in values.items()}
 
 
 # Schedules ----------------------------------------------------------------------------------
