@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 
 import pytest
+from msgspec.structs import asdict
 
 from fp_async import ExecutorSettings, MissingExtraError, UnknownNameError, UsageError, executors
 
@@ -77,7 +78,7 @@ async def test_a_mapping_runs_and_is_stored(make_project):
     mapping = MappingProxyType({"type": "threadpool", "max_workers": 2})
     assert await project.run("flow", executor=mapping) == {"one": 1}
     job = await project.get_job(await project.add_job("flow", executor=mapping))
-    assert job.rules.executor == ExecutorSettings(max_workers=2)
+    assert asdict(job.rules.executor) == asdict(ExecutorSettings(max_workers=2))
     with pytest.raises(UsageError, match="executor is a name"):
         await project.add_job("flow", executor=5)
 
