@@ -360,3 +360,28 @@ def test_the_scripts_take_any_path_as_venv(tmp_path, absolute):
     venv = str(tmp_path / "my venv") if absolute else "my venv"
     done = shell('source scripts/_venv; venv_with ""; echo "${PATH%%:*}"', tmp_path, VENV=venv)
     assert done.stdout.decode() == f"{binaries}\n", done.stderr
+
+
+# Prints
+
+
+@pytest.mark.parametrize("executor", ["local", "threadpool", "processpool"])
+@pytest.mark.parametrize("redirected", ["", " >&-", " 2>&-"])
+def test_what_nodes_print_is_beside_the_json(make_project, executor, redirected):
+    source = (
+        "import os\n\n\n"
+        "def a() -> int:\n"
+        '    print("printed")\n'
+        '    os.system("echo echoed")\n'
+        "    return 1\n"
+    )
+    root = make_project(flow=source).root
+    line = f"flowerpower run flow --quiet --output json --executor {executor}{redirected}"
+    done = shell(line, root)
+    if redirected != " >&-":
+        assert json.loads(done.stdout) == {"a": 1}
+    assert b"Traceback" not in done.stderr
+    if not redirected:
+        assert sorted(done.stderr.split()) == [b"echoed", b"printed"]
+        table = shell(line.replace("--output json ", ""), root)
+        assert table.stdout.split()[:2] == [b"printed", b"echoed"] or executor == "processpool"

@@ -6,8 +6,8 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +270,20 @@ def _not_tabular(value: Any) -> ValueError:
 
 
 _WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".json": _write_json}
+
+
+@contextmanager
+def prints_aside() -> Iterator[None]:
+    """Have what is printed meanwhile on stderr, by child processes too: stdout is for a result."""
+    if sys.stdout is None:  # closed by whoever started us
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

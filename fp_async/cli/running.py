@@ -114,7 +114,8 @@ def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options:
       flowerpower run my_flow --inputs @inputs.json --param scaled.factor=5
       flowerpower run my_flow --final-vars table --output table.csv
 
-    The result goes to stdout, progress to stderr.
+    The result goes to stdout, progress to stderr. What nodes print is printed, with
+    --output json to stderr.
     """  # noqa: D301
     from fp_async.cli.output import check_output, show_result
     from fp_async.cli.tracking import show_tracked
@@ -139,7 +140,7 @@ def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options:
 async def _run(name: str, *, output: str, quiet: bool, base_dir: str | None, **given: Any) -> Any:
     from fp_async import tracing
     from fp_async.cli.live import Progress
-    from fp_async.cli.output import check_count
+    from fp_async.cli.output import check_count, prints_aside
     from fp_async.project import Project
 
     traced = tracing.set_up("flowerpower")
@@ -148,7 +149,10 @@ async def _run(name: str, *, output: str, quiet: bool, base_dir: str | None, **g
         check_count(output, asked.final_vars)
         title = f"{name} [{given['environment']}]"
         try:
-            with nullcontext() if quiet else Progress(title, asked.nodes) as progress:
+            with (
+                nullcontext() if quiet else Progress(title, asked.nodes) as progress,
+                prints_aside() if output == "json" else nullcontext(),
+            ):
                 return await project.run(name, progress=progress, **asked.options)
         finally:
             if traced:
