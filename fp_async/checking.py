@@ -48,10 +48,10 @@ class Report(msgspec.Struct, frozen=True):
 def check(project: Project) -> Report:
     """Validate the configuration, import the pipelines, build and plan every environment."""
     names = project.list()
-    if not any(_check_files(project.root)):
+    problems = list(_check_files(project.root))
+    if not problems:
         told = _told(project.configuration)
         names = [name for name in names if name not in told]
-    problems = list(_check_files(project.root))
     if not any(problem.where == "conf/pipelines.yml" for problem in problems):
         problems += _check_names(project.configuration, names)
         for name in names:

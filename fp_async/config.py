@@ -24,7 +24,7 @@ FOREVER = 1e11  # seconds: later than any calendar, and still a number everywher
 MOST = 2**31 - 1  # what every store can hold
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, lt=FOREVER)]
-SecondsOrNone = Annotated[float, msgspec.Meta(ge=0, lt=FOREVER)]
+SecondsOrZero = Annotated[float, msgspec.Meta(ge=0, lt=FOREVER)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=MOST)]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e18)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
@@ -42,8 +42,8 @@ class Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When an error is tried again: `max_attempts` in all, waiting `backoff` * 2**n seconds."""
 
     max_attempts: Count = 3
-    backoff: SecondsOrNone = 1.0
-    max_backoff: SecondsOrNone = 60.0
+    backoff: SecondsOrZero = 1.0
+    max_backoff: SecondsOrZero = 60.0
     jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
     on: list[str] = []
 
@@ -102,7 +102,7 @@ class ScheduleEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     misfire_grace_time: Seconds | None = None
     coalesce: Literal["earliest", "latest", "all"] = "latest"
     max_catch_up: Count = 100
-    max_jitter: SecondsOrNone = 0.0
+    max_jitter: SecondsOrZero = 0.0
     on: str | None = None
     offline: bool = False
 
@@ -177,7 +177,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     concurrency: Count | None = None
     runner: Literal["process", "inline"] = "process"
     poll_interval: Seconds = 1.0
-    grace: SecondsOrNone = 30.0
+    grace: SecondsOrZero = 30.0
     idle_timeout: Seconds = 60.0
     memory_limit: Annotated[int, msgspec.Meta(ge=64, le=MOST)] | None = None
     max_result_size: Annotated[int, msgspec.Meta(ge=1024, le=MOST)] = 15_000_000

@@ -87,10 +87,12 @@ class Offering:
     async def _assigned(self, targets: list[str], limit: int) -> tuple[list[Job], list[Offer]]:
         """The next jobs for these targets, as many as there is room for, and who gets which."""
         jobs = await self._patience(lambda: self._store.fleet.waiting(targets, limit))
+        fit: list[Job] = []
         for job in jobs:
             if job.rules is UNREADABLE:
                 await self._patience(lambda: self._store.cancel(job.id, _UNREADABLE))  # noqa: B023
-        fit = [job for job in jobs if job.rules is not UNREADABLE]
+            else:
+                fit.append(job)
         return jobs, self._board.assign(fit, time.monotonic())
 
     def say(self, job: Job) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from fp_async.config import ExecutorSettings, Retry
+from fp_async.config import Count, ExecutorSettings, Retry
 from fp_async.lifecycle import TERMINAL, Event, State
 
 DEFAULT_QUEUE = "default"
@@ -25,7 +25,6 @@ REPLY_TTL = 7 * 86_400.0  # how much longer a job is kept whose requester has no
 CANCEL_DEADLINE = 60.0
 LEASE = 10.0
 MAX_CRASHES = 3
-_MOST = 2**31 - 1  # what every store can hold
 _NAMESPACE = uuid.UUID("f10e57b0-5c4e-5d0b-9f0a-2f6b0d6a7c11")  # ours; any constant will do
 
 OnCrash = Literal["retry", "fail"]
@@ -44,7 +43,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     timeout: float | None = None
     retry: Retry | None = None
     on_crash: OnCrash = "retry"
-    max_crashes: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] = MAX_CRASHES
+    max_crashes: Count = MAX_CRASHES
     on_lost: OnLost | None = None
     lost_after: float | None = None
     version: str | None = None
@@ -265,7 +264,7 @@ class Template(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
     queue: str = DEFAULT_QUEUE
     priority: Annotated[int, msgspec.Meta(ge=-32768, le=32767)] = 0
     key: str | None = None
-    concurrency: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] | None = None
+    concurrency: Count | None = None
     expires_in: float | None = None
     target: str | None = None
     offline: bool = False

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
-from fp_async.config import Retry
+from fp_async.config import MOST, Retry
 from fp_async.jobs import Failure, NodeTiming, Record, Spec
 
 VERSION: Literal[1] = 1
@@ -35,7 +35,7 @@ Name = Annotated[
     str, Meta(min_length=1, max_length=NAME_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]+\Z")
 ]
 Word = Annotated[str, Meta(max_length=64, pattern=r"^[ -~]*\Z")]
-Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Count = Annotated[int, Meta(ge=0, le=MOST)]
 Bytes = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Priority = Annotated[int, Meta(ge=-32768, le=32767)]
 Moment = Annotated[float, Meta(ge=-1e11, le=1e11)]  # epoch seconds, of whatever clock

@@ -16,11 +16,12 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, time, tzinfo
 from hashlib import blake2b
 from time import time as clock
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 
 from fp_async import crontab
+from fp_async.config import Count
 from fp_async.crontab import zone
 from fp_async.errors import TriggerError, invalid, suggestion
 from fp_async.trigger_times import (
@@ -82,7 +83,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     misfire_grace_time: Seconds | None = None
     coalesce: Literal["earliest", "latest", "all"] = "latest"
-    max_catch_up: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] = 100
+    max_catch_up: Count = 100
     max_jitter: Seconds = 0
 
 

@@ -82,6 +82,15 @@ async def ended(store, id):
     return job
 
 
+async def ending(worker):
+    """Until the worker has heard that it is to end."""
+    async with asyncio.timeout(5):
+        while not worker._draining:
+            await asyncio.sleep(0)
+    for _ in range(10):  # what it does about that at once is done
+        await asyncio.sleep(0)
+
+
 @pytest.mark.parametrize("why", ["lost", "cancel", "drain"])
 async def test_an_outcome_that_waits_for_the_store_is_not_given_up(backend, why):
     """Its attempt is over: the store says whether it counts, whoever wants to end it meanwhile."""
@@ -116,12 +125,12 @@ async def test_a_worker_that_is_cancelled_stores_what_is_over(backend):
         return await real(reports)
 
     real = backend.store
-    async with working(backend, Hesitating(real, "finish", finish)) as (_, runner, task):
+    async with working(backend, Hesitating(real, "finish", finish)) as (worker, runner, task):
         (id,) = await real.add([kit.job(spec=msgspec.json.encode(Spec(on_crash="fail")))])
         runner.go.set()
         await storing.wait()
         task.cancel()
-        await asyncio.sleep(0.1)
+        await ending(worker)
         assert not task.done()
         go.set()
         await asyncio.wait([task])
@@ -139,11 +148,11 @@ async def test_what_a_claim_brings_to_a_worker_that_ends_is_given_back(backend):
         return jobs
 
     real = backend.store
-    async with working(backend, Hesitating(real, "claim", claim)) as (_, _, task):
+    async with working(backend, Hesitating(real, "claim", claim)) as (worker, _, task):
         (id,) = await real.add([kit.job(spec=msgspec.json.encode(Spec(on_crash="retry")))])
         await claimed.wait()
         task.cancel()
-        await asyncio.sleep(0.1)
+        await ending(worker)
         go.set()
         await asyncio.wait([task])
     job = await real.get(id)
