@@ -126,11 +126,7 @@ class Flows:
         values = configs.merged(self.parameters(name, environment), extra_params, 2)
         settings = self.settings(name, environment)
         folder = self.root / "pipelines"
-        names = settings.modules or [name]
-        for module in names:
-            if not modules.exists(folder, module):
-                where = f" in {folder} (run.{name}.{environment}.modules)"
-                raise UnknownNameError("module", module, self.names(), where=where)
+        names = self._modules(name, environment, folder)
         libraries = modules.libraries(folder, names)
         dag.load_extensions(libraries)
         params = PipelineParams(name, values)
@@ -150,6 +146,17 @@ class Flows:
             namespace.unload()
             raise
         return flow
+
+    def _modules(self, name: str, environment: str, folder: Path) -> list[str]:
+        """Those of a pipeline. Raises UnknownNameError for one that is not there."""
+        from fp_async import modules
+
+        names = self.settings(name, environment).modules or [name]
+        for module in names:
+            if not modules.exists(folder, module):
+                where = f" in {folder} (run.{name}.{environment}.modules)"
+                raise UnknownNameError("module", module, self.names(), where=where)
+        return names
 
     def parameters(self, name: str, environment: str) -> dict[str, Any]:
         """The configured parameters of a pipeline in an environment, by function."""

@@ -282,6 +282,21 @@ def find(query: Mapping[str, Any]) -> Find:
 # Schedules ----------------------------------------------------------------------------------
 
 
+def _overlap(options: Mapping[str, Any], template: Template) -> str:
+    overlap: str = options.get("overlap") or "allow"
+    targets.one_of("overlap", overlap, _OVERLAPS)
+    if overlap != "allow" and template.key is not None:
+        raise UsageError("key and overlap are two ways to say the same; give one of them")
+    return overlap
+
+
+def _offline(options: Mapping[str, Any], template: Template) -> bool:
+    offline = bool(options.get("offline"))
+    if offline and template.target is None:
+        raise UsageError("offline: such a schedule is kept by agents; say which: on='agent:NAME'")
+    return offline
+
+
 def schedule(
     flows: Flows,
     name: str,
@@ -302,10 +317,7 @@ def schedule(
     spec = triggers.parse(trigger, of_kind, timezone=options.get("timezone"), now=now)
     policy = _policy(options)
     template = _template(flows, name, of_job)
-    overlap = options.get("overlap") or "allow"
-    targets.one_of("overlap", overlap, _OVERLAPS)
-    if overlap != "allow" and template.key is not None:
-        raise UsageError("key and overlap are two ways to say the same; give one of them")
+    overlap, offline = _overlap(options, template), _offline(options, template)
     digest = _digest(
         trigger,
         of_kind,
@@ -313,13 +325,10 @@ def schedule(
         policy,
         template,
         overlap,
-        bool(options.get("offline")),
+        offline,
     )
     id = options.get("id")
     id = f"{name}-{_kind(spec)}-{digest[:6]}" if id is None else _name("id", id)
-    offline = bool(options.get("offline", False))
-    if offline and template.target is None:
-        raise UsageError("offline: such a schedule is kept by agents; say which: on='agent:NAME'")
     template = msgspec.structs.replace(template, overlap=overlap, digest=digest, offline=offline)
     return Schedule(
         id=id,
