@@ -384,4 +384,4 @@ def test_what_nodes_print_is_beside_the_json(make_project, executor, redirected)
     if not redirected:
         assert sorted(done.stderr.split()) == [b"echoed", b"printed"]
         table = shell(line.replace("--output json ", ""), root)
-        assert table.stdout.split()[:2] == [b"printed", b"echoed"] or executor == "processpool"
+        assert sorted(table.stdout.split()[:2]) == [b"echoed", b"printed"]
