@@ -11,18 +11,22 @@ import click
 
 from edge_agent.options import settings_of, settings_options
 from fp_async import __version__
-from fp_async.errors import FlowerPowerError
+from fp_async.cli import debug_option
+from fp_async.cli.saying import echo
+from fp_async.errors import FlowerPowerError, UsageError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fp-agent", message="%(prog)s %(version)s")
+@debug_option
 def cli() -> None:
     """A worker on a small device: keeps its jobs and results in a file, hears and tells by MQTT."""
 
 
 @cli.command()
 @settings_options
-def run(config_file: Path | None, **flags: Any) -> None:
+@click.option("-v", "--verbose", is_flag=True, help="The same as --log-level debug.")
+def run(config_file: Path | None, *, verbose: bool, **flags: Any) -> None:
     """Run the agent until a signal comes.
 
     \b
@@ -34,18 +38,24 @@ def run(config_file: Path | None, **flags: Any) -> None:
     one. SIGTERM or Ctrl-C: it takes no more jobs and ends when those that run have ended, at most
     `grace` seconds later; twice: at once. Unfinished jobs are begun again when it starts again.
 
-    Exit code 0: stopped by a signal, 1: the disk cannot be written, 2: wrong settings, 3: the
-    store cannot be used, or another agent uses it.
+    Exit code 0: stopped by a signal, 1: it has failed otherwise, 2: wrong settings, 3: the store
+    cannot be used (its disk cannot be written, or is full), or another agent uses it, 70: a bug.
     """  # noqa: D301
     import msgspec
 
-    from edge_agent.config import VARIABLE
+    from edge_agent import starting
+    from edge_agent.config import ADOPTS, VARIABLE
     from edge_agent.lean import ALLOCATION
+    from fp_async.runtime import process_tree
 
-    settings = settings_of(config_file, flags)
+    settings = settings_of(config_file, {**flags, **({"log_level": "debug"} if verbose else {})})
     if not (Path(settings.project) / "pipelines").is_dir():
-        raise click.UsageError(f"{settings.project} is no project: it has no pipelines/")
+        raise UsageError(f"{settings.project} is no project: it has no pipelines/")
+    starting.set_up_log(settings)
+    starting.warn(settings)
     environ = {**ALLOCATION, **os.environ, VARIABLE: msgspec.json.encode(settings).decode()}
+    if process_tree.become_subreaper():  # here: for that, the daemon would have to load ctypes
+        environ[ADOPTS] = "1"
     command = [sys.executable, "-c", "from edge_agent.lean import main; main()"]
     os.execve(sys.executable, command, environ)  # noqa: S606 - this process becomes the daemon
 
@@ -59,8 +69,13 @@ def main() -> None:
     try:
         cli()
     except FlowerPowerError as error:
-        click.echo(f"error: {error}", err=True)
+        echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except Exception as error:
+        from fp_async.cli import bugs
+
+        echo(f"error: {bugs.message(error)}", err=True)
+        sys.exit(bugs.EXIT_CODE)
 
 
 if __name__ == "__main__":

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent import telling
+from edge_agent import permitting, telling
 from edge_agent.config import AgentSettings
 from edge_agent.housekeeping import Housekeeping
+from edge_agent.identity import Identity
 from edge_agent.outbox import Outbox
 from edge_agent.problems import Problems
-from edge_agent.store import AgentStore, Identity
+from edge_agent.store import AgentStore
 from fp_async import __version__, json_logs, messages, processes, versions
 from fp_async.backend import Backend, Nearby
-from fp_async.config import DataStore, SchedulerFile, WorkerSettings
+from fp_async.config import DataStore, EventBroker, WorkerSettings
 from fp_async.errors import StoreError
 from fp_async.events import Hub
-from fp_async.jobs import Job
+from fp_async.jobs import Job, Report
 from fp_async.messages import AgentState, Message, Status
 from fp_async.runner import ProcessRunner
 from fp_async.stores.sqlite import SqliteStore
@@ -33,6 +35,7 @@ from fp_async.worker import Worker
 if TYPE_CHECKING:
     from edge_agent.session import Session
 
+log = logging.getLogger("fp_async.agent")
 QUEUE = "default"
 _POLL = 60.0  # everything that happens is heard of in this process
 
@@ -47,17 +50,21 @@ class Agent:
         self.notices: dict[str, Message] = {}
         self.noticed = asyncio.Event()
         self.n = 0
+        self.overtaken = 0  # times that a later start of the same store was heard of
         self.status: Status = "ready"
         self.problems = Problems()
         self.connected = False
+        self.hears = False  # the broker of its triggers, where it has some
         self.gateway = False
         self.session: Session | None = None
-        self.backend = Backend(self.root, _backend_settings(settings))
+        store = DataStore(type="sqlite", uri=f"sqlite:///{settings.store}")  # four slashes in all
+        self.backend = Backend(self.root, store, EventBroker())
         self.backend.hub = Hub()
         self.backend.nearby = _Watched(self)
         self.worker = self._worker()
         assert isinstance(self.backend.store, SqliteStore)
         self.store = self.backend.store
+        self.store.units.reopen = False  # what the agent has in mind is of the file that it opened
         self.rows = AgentStore(self.store)
         self.house = Housekeeping(settings, self.rows)
         self.identity = Identity("", 0)
@@ -65,13 +72,9 @@ class Agent:
         self._clock_step = 0.0
 
     def _worker(self) -> Worker:
-        settings = self.backend.worker
-        runner = ProcessRunner(
-            self.root,
-            settings.memory_limit,
-            settings.idle_timeout,
-            relay=json_logs.installed(),
-        )
+        settings = _worker_settings(self.settings)
+        relay, level = json_logs.installed(), self.settings.log_level
+        runner = ProcessRunner(self.root, settings, relay=relay, log_level=level)
         return Worker(self.backend, settings, runner, None, seen=False)
 
     async def open(self) -> None:
@@ -81,6 +84,7 @@ class Agent:
         self._clock_step = await self.house.set_clock()
         await self.house.look()
         await self.house.begin_anew(self.problems)
+        self.problems.note("name", await self.rows.renamed(self.settings.name))
 
     async def close(self) -> None:
         """Note that this was a clean end, if that can be noted, and let go of the store."""
@@ -122,13 +126,27 @@ class Agent:
             store=self.identity.store,
             starts=self.identity.starts,
             n=self.n,
+            life=self.identity.life,
             boot=processes.boot_id(),
             version=__version__,
             tags=self.settings.tags,
-            pipelines=versions.versions(self.root),
+            pipelines=permitting.pipelines(self.settings),
             slots=self.settings.slots,
             window=self.settings.credit,
             clock=time.time(),
+        )
+
+    async def overtake(self, starts: int) -> None:
+        """Count on from a later start of this store, of which the store knows nothing."""
+        before = self.identity
+        self.identity = before._replace(starts=await self.rows.overtake(starts))
+        self.overtaken += 1
+        log.warning(
+            "the store is an older backup, or a copy of it runs elsewhere: it counts %d starts, "
+            "and start %d was heard of; this one is start %d now",
+            before.starts,
+            starts,
+            self.identity.starts,
         )
 
     @property
@@ -171,7 +189,7 @@ class Agent:
 
 
 class _Watched(Nearby):
-    """Hears what the worker claims: the center is told that it has begun."""
+    """Hears what the worker claims, and puts back: the center is told that it has begun, or not."""
 
     def __init__(self, agent: Agent) -> None:
         super().__init__()
@@ -183,17 +201,21 @@ class _Watched(Nearby):
                 self._agent.notice(job.id, telling.started(job))
         super().claimed(jobs)
 
+    def reported(self, job: Job, report: Report) -> None:
+        if job.offer is not None and report.event == "release":
+            self._agent.notice(job.id, telling.waits(job, report.reason))
+        super().reported(job, report)
 
-def _backend_settings(settings: AgentSettings) -> SchedulerFile:
-    worker = WorkerSettings(
+
+def _worker_settings(settings: AgentSettings) -> WorkerSettings:
+    return WorkerSettings(
         queues=[QUEUE],
         concurrency=settings.slots,
         poll_interval=_POLL,
         grace=settings.grace,
         idle_timeout=settings.idle_timeout,
         memory_limit=settings.memory_limit,
+        max_jobs_per_child=settings.max_jobs_per_child,
         max_result_size=messages.RESULT_BYTES,
         schedules=False,
     )
-    uri = f"sqlite:///{settings.store}"  # absolute: four slashes in all
-    return SchedulerFile(data_store=DataStore(type="sqlite", uri=uri), worker=worker)

@@ -1,44 +1,11 @@
 """What is done when a device's clock is set: by a network that came late, a battery that went flat.
 
 The times in an agent's store are those of its wall clock; when that is set, they are set with it.
-So what waits goes on waiting as long as it would have, and "two minutes ago" stays that. Pure, but
-for the two clocks.
+So what waits goes on waiting as long as it would have, and "two minutes ago" stays that. Pure. The
+schedules follow by `fp_async.moved_schedules`.
 """
 
 from __future__ import annotations
-
-import time
-
-import msgspec
-
-from fp_async import processes
-
-STEP = 60.0  # seconds; by less the clock is not set, but follows
-
-
-class Reading(msgspec.Struct, frozen=True):
-    """The wall clock, and what it shows more than the one that counts from the boot."""
-
-    boot: str
-    wall: float
-    ahead: float
-
-
-def read() -> Reading:
-    """Both clocks, now."""
-    wall = time.time()
-    return Reading(processes.boot_id(), wall, wall - processes.lease_clock())
-
-
-def step(before: Reading, now: Reading) -> float:
-    """By how many seconds the clock was set between two readings, as far as that can be known.
-
-    Within a boot it is known. Across a reboot it is known only that time does not go backwards:
-    a clock that shows less than before was set back by the difference at least.
-    """
-    moved = now.ahead - before.ahead if now.boot == before.boot else min(now.wall - before.wall, 0)
-    return moved if abs(moved) > STEP else 0.0
-
 
 # A time, and the one that tells by which clock it was written: a job that has ended since the
 # clock was set has one time of each.

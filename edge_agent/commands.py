@@ -1,4 +1,4 @@
-"""`fp-agent status|jobs|init|doctor|install-service`."""
+"""`fp-agent status|jobs|letters|init|doctor|install-service`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_agent.options import file_of, given, settings_of, settings_options
+from fp_async.cli.saying import echo, style
 from fp_async.errors import AlreadyExistsError, FileAccessError
 
 if TYPE_CHECKING:
@@ -28,19 +29,20 @@ def status(config_file: Path | None, output: str, **flags: Any) -> None:
     """Say how the agent is: running, connected, what it does and what waits.
 
     A running agent is asked; else its store is read, and nothing in it is changed. Exit code 0:
-    running and connected, 3: running without a connection, 4: not running.
+    running and connected, 3: running without a connection (its own, or that of its triggers),
+    4: not running.
     """
     from edge_agent import looking
 
     found = looking.status(settings_of(config_file, flags))
     if output == "json":
-        click.echo(json.dumps(found, indent=2))
+        echo(json.dumps(found, indent=2))
     else:
         for label, value, color in looking.described(found):
-            click.echo(f"{label.ljust(12)} {click.style(value, fg=color) if color else value}")
+            echo(f"{label.ljust(12)} {style(value, fg=color) if color else value}")
     if not found["running"]:
         sys.exit(_STOPPED)
-    sys.exit(0 if found["connected"] else _OFFLINE)
+    sys.exit(0 if looking.is_linked(found) else _OFFLINE)
 
 
 @click.command()
@@ -60,31 +62,65 @@ def jobs(
     states = tuple(part.strip() for part in state.split(",")) if state else ()
     rows = looking.jobs(settings_of(config_file, flags), states, limit)
     if output == "json":
-        click.echo(json.dumps(rows, indent=2))
+        echo(json.dumps(rows, indent=2))
     elif rows:
-        from fp_async.cli.output import echo_table
+        from fp_async.cli.columns import Column, echo_columns
 
-        echo_table([looking.job_line(row) for row in rows])
+        columns = (
+            Column("id"),
+            Column("pipeline", cut=12),
+            Column("state"),
+            Column("from", rank=3, cut=16),
+            Column("added", rank=2),
+            Column("took", rank=4),
+            Column("tries", rank=5),
+            Column("acknowledged", rank=6),
+            Column("why", rank=1, cut=16),
+        )
+        echo_columns([looking.job_line(row) for row in rows], columns)
     else:
-        click.echo("no such jobs on this device", err=True)
+        echo("no such jobs on this device", err=True)
+
+
+@click.command()
+@settings_options
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True)
+@_output
+def letters(config_file: Path | None, limit: int, output: str, **flags: Any) -> None:
+    """List messages that the triggers of agent.yml made no job of: topic, reason, payload."""
+    from edge_agent import looking
+
+    rows = looking.letters(settings_of(config_file, flags), limit)
+    if output == "json":
+        echo(json.dumps(rows, indent=2))
+    elif rows:
+        from fp_async.cli.columns import LETTER_COLUMNS, echo_columns
+
+        echo_columns([looking.letter_line(row) for row in rows], LETTER_COLUMNS)
+    else:
+        echo("no dead letters on this device", err=True)
 
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=".")
 @click.option("--overwrite", is_flag=True, help="Write agent.yml anew.")
-def init(folder: Path, *, overwrite: bool) -> None:
+@click.option("--schema", is_flag=True, help="Write only its JSON Schema, for editors.")
+def init(folder: Path, *, overwrite: bool, schema: bool) -> None:
     """Write agent.yml, with every key and its default, and a first pipeline, into FOLDER."""
     from edge_agent import writing
 
     path = folder / "agent.yml"
-    if path.exists() and not overwrite:
+    if path.exists() and not (overwrite or schema):
         raise AlreadyExistsError(f"{path} is there already; --overwrite writes it anew")
     try:
+        if schema:
+            echo(f"wrote {writing.schema(folder)}")
+            return
         for written in writing.project(folder):
-            click.echo(f"created {written}")
+            echo(f"created {written}")
     except OSError as error:
         raise FileAccessError(f"cannot write {error.filename}: {error.strerror}") from error
-    click.echo(f"next: fp-agent doctor --config {path}; fp-agent run --config {path}")
+    echo(f"next: fp-agent doctor --config {path}; fp-agent run --config {path}")
 
 
 @click.command()
@@ -106,9 +142,10 @@ def doctor(config_file: Path | None, **flags: Any) -> None:
         nonlocal failed
         failed += step.verdict == "failed"
         mark, color = _MARKS[step.verdict]
-        click.echo(f"{click.style(mark.ljust(7), fg=color)} {step.what}: {step.text}")
+        text = step.text.replace("\n", "\n        ")
+        echo(f"{style(mark.ljust(7), fg=color)} {step.what}: {text}")
         if step.remedy:
-            click.echo(f"        {step.remedy}")
+            echo(f"        {step.remedy}")
 
     asyncio.run(examine(settings, tell))
     sys.exit(1 if failed else 0)
@@ -131,20 +168,20 @@ def install_service(
     settings = settings_of(config_file, flags)
     text = writing.unit(settings, file_of(config_file), given(flags), user)
     if printed:
-        click.echo(text, nl=False)
+        echo(text, nl=False)
         return
     try:
         _UNIT.write_text(text, encoding="utf-8")
     except OSError as error:
         text = f"cannot write {_UNIT}: {error.strerror}; be root, or take --print"
         raise FileAccessError(text) from error
-    click.echo(f"created {_UNIT}")
+    echo(f"created {_UNIT}")
     if settings.password:
-        click.echo(f"put FP_AGENT_PASSWORD=... into {writing.SECRETS}, readable by root alone")
+        echo(f"put FP_AGENT_PASSWORD=... into {writing.SECRETS}, readable by root alone")
     if user:
-        click.echo(f"the store's folder has to be {user}'s: chown {user} {writing.place(settings)}")
-    click.echo("next: systemctl daemon-reload && systemctl enable --now fp-agent")
-    click.echo("then: fp-agent status")
+        echo(f"the store's folder has to be {user}'s: chown {user} {writing.place(settings)}")
+    echo("next: systemctl daemon-reload && systemctl enable --now fp-agent")
+    echo("then: fp-agent status")
 
 
-ALL: tuple[click.Command, ...] = (status, jobs, init, doctor, install_service)
+ALL: tuple[click.Command, ...] = (status, jobs, letters, init, doctor, install_service)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edge_agent.config import address, triggers_address
 from fp_async.errors import BrokerError, describe
 
 if TYPE_CHECKING:
@@ -84,16 +85,22 @@ class Control:
     async def status(self) -> dict[str, Any]:
         """What the agent knows of itself now."""
         agent = self._agent
+        with contextlib.suppress(OSError):  # what was seen at the last look may be 30 s old
+            await agent.house.look()
+        agent.problems.note("room", agent.house.full or "")
         number, size = await agent.rows.waiting()
         counts = await agent.store.counts()
         return {
             "name": agent.settings.name,
-            "status": agent.status,
+            "status": standing(agent.status, agent.house.full),
             "pid": os.getpid(),
             "since": self._began,
             "broker": agent.settings.place,
+            "user": address(agent.settings).username,
             "connected": agent.connected,
+            "broker_problem": agent.problems.of("broker") or None,
             "gateway": agent.gateway,
+            "triggers": self._triggers(),
             "problem": str(agent.problems) or None,
             "problem_since": agent.problems.since,
             "busy": agent.worker.running,
@@ -104,11 +111,25 @@ class Control:
             "disk_free": agent.house.disk_free,
             "full": agent.house.full,
             "skipped": agent.house.refused,
+            "letters": await agent.rows.buried(),
             "set_aside": await agent.rows.fact("set aside"),
             "store": agent.identity.store,
             "starts": agent.identity.starts,
             "connections": agent.n,
             "clock_steps": agent.house.clock_steps,
+        }
+
+    def _triggers(self) -> dict[str, Any] | None:
+        """The connection of its triggers; None where there are none."""
+        agent, settings = self._agent, self._agent.settings
+        if not settings.triggers:
+            return None
+        link = triggers_address(settings)
+        return {
+            "broker": settings.triggers_place,
+            "user": link.username,
+            "connected": agent.hears,
+            "problem": agent.problems.of("triggers") or None,
         }
 
     async def _ping(self) -> dict[str, Any]:
@@ -120,6 +141,11 @@ class Control:
             return await session.ping()
         except (BrokerError, TimeoutError) as error:
             return {"error": str(error) or "the gateway did not answer"}
+
+
+def standing(status: str, full: str | None) -> str:
+    """Return how an agent is: one that has no room for jobs is not ready for any."""
+    return "full" if full and status == "ready" else status
 
 
 def ask(store: str, what: str, seconds: float = 10.0) -> dict[str, Any] | None:

@@ -19,20 +19,21 @@ from typing import IO
 
 import msgspec
 
-from edge_agent import notify
+from edge_agent import notify, starting
 from edge_agent.agent import Agent
-from edge_agent.config import VARIABLE, AgentSettings
+from edge_agent.config import ADOPTS, VARIABLE, AgentSettings, address
 from edge_agent.control import Control
 from edge_agent.session import Session
-from fp_async import json_logs, link, wire
+from fp_async import link, wire
 from fp_async.errors import FlowerPowerError, SessionTakenError, StoreError
 from fp_async.link import Connection, Link, Will
+from fp_async.runtime import process_tree
 
-FORMAT = "%(asctime)s %(levelname)s %(message)s"
 log = logging.getLogger("fp_async.agent")
 _GOODBYE = 3.0
 _PATIENT = 2  # signals that it may take to end by itself
 _TAKEN = 60.0
+_TAKEN_FIRST = 10.0  # soon, so that two with one store show that they are two
 _LOOKED_AT = 0.3
 
 
@@ -54,6 +55,8 @@ class Daemon:
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, self._stop)
+            if (orphans := process_tree.orphans()) is not None:
+                asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, orphans.look)
             log.info(
                 "agent %s: project %s, store %s, %d slots, %s",
                 self._settings.name,
@@ -97,14 +100,17 @@ class Daemon:
 
     async def _keep_linked(self) -> None:
         """Connected, for ever. Another client of our name is a reason to wait, not to end."""
+        agent, taken = self._agent, 0
         while True:
             try:
                 await link.serve(self._link, self._serve, told=self._told)
+                await asyncio.sleep(min(2.0 ** (agent.overtaken - 1) - 1, _TAKEN))  # 0, 1, 3, ...
             except SessionTakenError as error:
                 self._agent.problems.note(
                     "broker", f"another client connects as this agent: {error}"
                 )
-                await asyncio.sleep(_TAKEN)
+                taken += 1
+                await asyncio.sleep(min(_TAKEN_FIRST * taken, _TAKEN))
 
     async def _say_goodbye(self) -> None:
         """Tell what has ended meanwhile, and that nobody needs to wait."""
@@ -114,10 +120,11 @@ class Daemon:
                     await self._session.say_goodbye()
 
     def _link(self) -> Link:
-        agent = self._agent
-        gone = wire.encode(
-            msgspec.structs.replace(agent.state("lost"), n=agent.n + 1)  # the next connection's
-        )
+        """For one attempt to connect. Each has a number of its own, which its will bears, too:
+        what the broker says of one that failed is not taken for the end of the next.
+        """
+        self._agent.n += 1
+        gone = wire.encode(self._agent.state("lost"))
         topic = self._settings.topics.agent(self._settings.name, "state")
         return msgspec.structs.replace(
             self._address, will=Will(topic=topic, payload=gone, qos=1, retain=True)
@@ -150,21 +157,6 @@ class Daemon:
             self._main.cancel()
             if self._signals > _PATIENT:  # whatever it still waits for
                 os._exit(1)
-
-
-def address(settings: AgentSettings) -> Link:
-    """How the agent reaches its broker. Raises ValueError."""
-    return Link.of(
-        settings.broker,
-        username=settings.username or settings.name if settings.password else settings.username,
-        password=settings.password,
-        ca_file=settings.ca_file,
-        cert_file=settings.cert_file,
-        key_file=settings.key_file,
-        keepalive=settings.keepalive,
-        client_id=settings.name,
-        manual_ack=True,
-    )
 
 
 @contextlib.contextmanager
@@ -207,11 +199,9 @@ async def _run(settings: AgentSettings) -> None:
 def main() -> None:
     """Run the agent that FP_AGENT_SETTINGS describes."""
     settings = msgspec.json.decode(os.environ.pop(VARIABLE), type=AgentSettings)
-    level = getattr(logging, settings.log_level.upper())
-    logging.basicConfig(level=max(level, logging.WARNING), format=FORMAT, stream=sys.stderr)
-    if settings.log_format == "json":
-        json_logs.install(agent=settings.name)
-    logging.getLogger("fp_async").setLevel(level)  # aiosqlite tells of every statement
+    if os.environ.pop(ADOPTS, None):
+        process_tree.adopt(already=True)
+    starting.set_up_log(settings)
     try:
         with contextlib.suppress(OSError):  # the lock says what is wrong with the folder
             os.chdir(Path(settings.store).parent)
@@ -220,3 +210,8 @@ def main() -> None:
     except (FlowerPowerError, OSError) as error:
         log.error("%s", error)  # noqa: TRY400 - it is told what to do about it
         sys.exit(getattr(error, "exit_code", 1))
+    except Exception as error:
+        from fp_async.cli import bugs
+
+        log.critical("%s", bugs.message(error))
+        sys.exit(bugs.EXIT_CODE)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import sqlite3
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,17 +19,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from edge_agent import control, looking
-from edge_agent.config import AgentSettings
+import msgspec
+
+from edge_agent import checking, control, looking, starting
+from edge_agent.broker_remedies import remedy
+from edge_agent.config import VARIABLE, AgentSettings, address, triggers_address
 from edge_agent.housekeeping import free_bytes
 from fp_async import versions, wire
-from fp_async.errors import (
-    BrokerError,
-    MessageError,
-    PublishRefusedError,
-    StoreError,
-    suggestion,
-)
+from fp_async.checking import Problem, Report
+from fp_async.errors import BrokerError, MessageError, PublishRefusedError, StoreError
 from fp_async.link import Connection, Message, connected
 from fp_async.messages import Ping, Pong
 
@@ -39,6 +37,10 @@ _FOREIGN_WAIT = 1.0
 _IMPORTS = 120.0
 _OFFSET = 5.0  # seconds between the clocks of device and gateway that need a word
 _RIGHTS = "give this user the agent's rights on its own topics (flowerpower broker-config)"
+_LOGIN = "are username and password right? They are in the broker's own users file"
+_TRIGGERS_LOGIN = "are user and password in triggers_broker right?"
+_LETTERS = "what they were, and why: fp-agent letters"
+_SHOWN = 10  # errors of the project
 _NO_GATEWAY = "start one in the project: flowerpower start-gateway"
 
 
@@ -56,23 +58,35 @@ Tell = Callable[[Step], None]
 
 async def examine(settings: AgentSettings, tell: Tell) -> None:
     """Try everything; `tell` hears of each step when it is done."""
-    for step in _project(settings):
+    for step in (*_project(settings), *await _importable(settings)):
         tell(step)
-    tell(await _importable(settings))
     running = await asyncio.to_thread(control.ask, settings.store, "status")
     held = running is not None or looking.is_held(settings.store)
+    doubted = False
     for step in _storage(settings, held=held):
+        doubted |= step.what == "clock" and step.verdict != "ok"
         tell(step)
     if running is not None and "error" not in running:
-        async for step in _by_the_agent(settings, running):
-            tell(step)
+        steps = _by_the_agent(settings, running)
     elif held:
         why = (running or {}).get("error") or "it does not listen on its local socket"
         tell(Step("agent", "failed", f"one runs on this store: {why}", "restart it"))
+        return
     else:
         tell(Step("agent", "note", "none runs on this store, so this connects itself"))
-        async for step in _by_ourselves(settings):
-            tell(step)
+        steps = _by_ourselves(settings)
+    async for step in steps:
+        tell(_with_clock(settings, step) if doubted else step)
+
+
+def _with_clock(settings: AgentSettings, step: Step) -> Step:
+    """A connection that fails of a clock fails for a reason that the broker does not know."""
+    if step.verdict != "failed" or step.what not in ("broker", "triggers broker"):
+        return step
+    if not (triggers_address if step.what != "broker" else address)(settings).tls:
+        return step
+    first = "the clock is in doubt (above): with TLS a certificate is valid from a time on; set it"
+    return step._replace(remedy=f"{first}. {step.remedy}")
 
 
 # On the device ----------------------------------------------------------------------------------
@@ -87,10 +101,9 @@ def _project(settings: AgentSettings) -> Iterator[Step]:
     else:
         text = f"none in {settings.project}/pipelines"
         yield Step("pipelines", "failed", text, "copy the project's pipelines/ there")
-    for name, trigger in settings.triggers.items():
-        if found and trigger.pipeline not in found:
-            text = f"{name}: there is no pipeline '{trigger.pipeline}'"
-            yield Step("triggers", "failed", text + suggestion(trigger.pipeline, found))
+    for text in starting.unknown_pipelines(settings) if found else ():
+        remedy = "copy it into the project's pipelines/, or correct agent.yml"
+        yield Step("triggers", "failed", text, remedy)
     if settings.triggers and settings.password and not settings.triggers_broker:
         remedy = (
             "a broker that takes the user for the client id (flowerpower broker-config) would "
@@ -99,25 +112,50 @@ def _project(settings: AgentSettings) -> Iterator[Step]:
         yield Step("triggers", "note", "their connection has the agent's own login", remedy)
 
 
-async def _importable(settings: AgentSettings) -> Step:
+async def _importable(settings: AgentSettings) -> list[Step]:
     """Whether they can be imported here, asked of a process that may load all that they need."""
-    command = (sys.executable, "-m", "fp_async", "check", "--base-dir", settings.project)
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *checking.COMMAND,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, VARIABLE: msgspec.json.encode(settings).decode()},
     )
     try:
         async with asyncio.timeout(_IMPORTS):
-            said, _ = await process.communicate()
+            said, noise = await process.communicate()
     except TimeoutError:
-        return Step("imports", "note", f"not known: it takes longer than {_IMPORTS:g} s")
+        return [Step("imports", "note", f"not known: it takes longer than {_IMPORTS:g} s")]
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-    lines = said.decode(errors="replace").strip().splitlines() or [""]
-    if process.returncode == 0:
-        return Step("imports", "ok", lines[-1])
-    remedy = "install on this device what the pipelines import; flowerpower check says more"
-    return Step("imports", "failed", lines[0], remedy)
+    try:
+        report = msgspec.json.decode(said, type=Report)
+    except msgspec.MsgspecError:
+        lines = noise.decode(errors="replace").strip().splitlines() or [""]
+        text = f"the process that imports them has ended ({process.returncode}): {lines[-1]}"
+        return [Step("imports", "failed", text, "run: flowerpower check")]
+    return list(_imported(report))
+
+
+def _imported(report: Report) -> Iterator[Step]:
+    """A step for each error; those of files and those of what is not installed have other ends."""
+    for problem in report.errors[:_SHOWN]:
+        yield _found(problem)
+    if (more := len(report.errors) - _SHOWN) > 0:
+        yield Step("imports", "failed", f"{more} more errors", "run: flowerpower check")
+    if not report.errors:
+        counts = f"0 errors, {len(report.warnings)} warnings"
+        yield Step("imports", "ok", f"checked {len(report.pipelines)} pipelines: {counts}")
+
+
+def _found(problem: Problem) -> Step:
+    if problem.where.startswith("triggers."):
+        return Step("triggers", "failed", problem.message, "correct it in agent.yml")
+    if problem.message.startswith(("conf/", ".env")):
+        return Step("project", "failed", problem.message, "correct it there: no job of it can run")
+    text = f"{problem.where}: {problem.message}"
+    remedy = "correct the pipeline, or install on this device what it imports"
+    return Step("imports", "failed", text, remedy)
 
 
 def _storage(settings: AgentSettings, *, held: bool) -> Iterator[Step]:
@@ -125,6 +163,9 @@ def _storage(settings: AgentSettings, *, held: bool) -> Iterator[Step]:
     yield _writable(path, held=held)
     if path.exists():
         yield _sound(path)
+        with contextlib.suppress(StoreError), looking.opened(str(path)) as db:
+            if number := db.execute(looking.LETTERS).fetchone()[0]:
+                yield Step("letters", "note", f"{number} messages made no job", _LETTERS)
     yield _disk(settings)
     yield _clock(path)
 
@@ -196,18 +237,32 @@ async def _by_the_agent(settings: AgentSettings, running: dict[str, Any]) -> Asy
             f"it runs as {running['name']} with {running['broker']}, and not with the settings here"
         )
         yield Step("settings", "note", told, "give doctor the same flags or agent.yml")
+    if near := running.get("triggers"):
+        yield _connection("triggers broker", near, near["problem"])
     if not running["connected"]:
-        problem = running["problem"] or "no connection"
-        yield Step("broker", "failed", f"{running['broker']}: {problem}")
+        yield _connection("broker", running, running["broker_problem"] or running["problem"])
         return
-    yield Step("broker", "ok", running["broker"])
+    yield _connection("broker", running, None)
     answer = await asyncio.to_thread(control.ask, settings.store, "ping")
     answer = answer or {"error": "the agent has just ended"}
     if "error" in answer:
+        if running["full"]:
+            text = f"not known, as the agent waits: {running['full']}"
+            yield Step("gateway", "note", text, "make room; then run the doctor again")
+            return
         text = str(answer["error"]) if running["gateway"] else "no gateway is there"
         yield Step("gateway", "failed", text, _NO_GATEWAY)
         return
     yield _answered(answer["milliseconds"], answer["clock_offset"], answer["doubt"])
+
+
+def _connection(what: str, told: dict[str, Any], problem: str | None) -> Step:
+    """One of a running agent's, as it tells of it."""
+    user = f" as {told['user']}" if told["user"] else ""
+    if told["connected"]:
+        return Step(what, "ok", f"{told['broker']}{user}")
+    text = f"{told['broker']}{user}: {problem or 'no connection'}"
+    return Step(what, "failed", text, _LOGIN if what == "broker" else _TRIGGERS_LOGIN)
 
 
 def _answered(milliseconds: float, offset: float, doubt: str) -> Step:
@@ -223,17 +278,34 @@ def _answered(milliseconds: float, offset: float, doubt: str) -> Step:
 
 
 async def _by_ourselves(settings: AgentSettings) -> AsyncIterator[Step]:
-    from edge_agent.daemon import address
-
+    if settings.triggers:
+        yield await _triggers_broker(settings)
     try:
         async with connected(address(settings)) as connection:
-            spoken = "MQTT 5" if connection.version == 5 else "MQTT 3.1.1"
-            yield Step("broker", "ok", f"{settings.place}, {spoken}")
+            yield Step("broker", "ok", _reached(settings.place, connection))
             for part in (_own_topics, _gateway, _foreign_topics):
                 yield await part(settings, connection)
     except BrokerError as error:
-        remedy = "are broker, username, password and ca_file right, and is the broker running?"
-        yield Step("broker", "failed", str(error), remedy)
+        yield Step("broker", "failed", str(error), remedy(error, _LOGIN))
+
+
+async def _triggers_broker(settings: AgentSettings) -> Step:
+    """Connect to the broker of the triggers, and leave the session that it keeps alone."""
+    link = triggers_address(settings)
+    try:
+        async with connected(link) as connection:
+            kept, text = connection.session_present, _reached(settings.triggers_place, connection)
+        if not kept:  # so this has made one: away with it
+            async with connected(msgspec.structs.replace(link, clean_start=True, session_expiry=0)):
+                pass
+    except BrokerError as error:
+        return Step("triggers broker", "failed", str(error), remedy(error, _TRIGGERS_LOGIN))
+    return Step("triggers broker", "ok", text)
+
+
+def _reached(place: str, connection: Connection) -> str:
+    user = f" as {connection.link.username}" if connection.link.username else ""
+    return f"{place}{user}, {'MQTT 5' if connection.version == 5 else 'MQTT 3.1.1'}"
 
 
 async def _own_topics(settings: AgentSettings, connection: Connection) -> Step:

@@ -13,20 +13,20 @@ from pathlib import Path
 
 import msgspec
 
-from edge_agent import clock
 from edge_agent.config import AgentSettings
 from edge_agent.problems import Problem, Problems
 from edge_agent.store import AgentStore
+from fp_async import clock_steps
 from fp_async.errors import StoreError
 from fp_async.patience import Patience
 from fp_async.stores.sqlite import SqliteStore
+from fp_async.stores.units import corrupt
 
 log = logging.getLogger("fp_async.agent")
 _LOOK = 30.0
 _LATE = 5.0  # seconds that looking may take
 _CLEAN = 600.0
 _MEBIBYTE = 2**20
-_CORRUPT = ("malformed", "not a database", "corrupt")
 
 
 class Housekeeping:
@@ -41,7 +41,7 @@ class Housekeeping:
         self._settings = settings
         self._rows = rows
         self._patience = Patience()
-        self._ahead = clock.read().ahead
+        self._ahead = clock_steps.read().ahead
         self.clock_moved: list[Callable[[float], None]] = []
 
     async def open(self, store: SqliteStore) -> None:
@@ -58,7 +58,7 @@ class Housekeeping:
                 raise StoreError(
                     f"{error} (the disk is full: {free // 1024} KiB are free)"
                 ) from None
-            if not any(sign in str(error) for sign in _CORRUPT):
+            if not corrupt(error):
                 raise
             await store.close()
             moved = set_aside(Path(self._settings.store))
@@ -83,15 +83,10 @@ class Housekeeping:
 
     async def look(self) -> None:
         """See how much room there is."""
-        settings = self._settings
+        self.disk_free = free_bytes(Path(self._settings.store).parent)
+        self.full = no_room(self._settings, self.disk_free, 0)  # known, even if no row can be read
         self.untold, size = await self._rows.waiting()
-        self.disk_free = free_bytes(Path(settings.store).parent)
-        self.full = None
-        if size > settings.outbox * _MEBIBYTE:
-            self.full = f"the outbox is full: {size // _MEBIBYTE} MiB wait to be told"
-        elif self.disk_free < settings.disk_floor * _MEBIBYTE:
-            free = self.disk_free // _MEBIBYTE
-            self.full = f"the disk is nearly full: {free} MiB are free"
+        self.full = no_room(self._settings, self.disk_free, size)
 
     async def begin_anew(self, problems: Problems) -> None:
         """What was wrong when an agent ran here last is over, unless it is noted again."""
@@ -115,8 +110,8 @@ class Housekeeping:
 
     async def look_at_clock(self) -> None:
         """Notice when the clock was set. As often as one likes: it costs nothing."""
-        ahead = clock.read().ahead
-        if abs(ahead - self._ahead) > clock.STEP:
+        ahead = clock_steps.read().ahead
+        if abs(ahead - self._ahead) > clock_steps.STEP:
             await self._patience(lambda: self.set_clock(_LOOK + _LATE))
         self._ahead = ahead
 
@@ -125,7 +120,7 @@ class Housekeeping:
 
         `unseen`: for how many seconds nobody may have seen it, while jobs went on.
         """
-        step = await self._rows.set_clock(clock.read(), unseen)
+        step = await self._rows.set_clock(clock_steps.read(), unseen)
         if step:
             self.clock_steps += 1
             log.warning("the clock was set by %+.0f s", step)
@@ -139,6 +134,17 @@ class Housekeeping:
         known = float(await self._rows.fact("time") or 0)
         if time.time() > known:
             await self._rows.note("time", repr(time.time()))
+
+
+def no_room(settings: AgentSettings, disk_free: int, outbox: int) -> str | None:
+    """Return why nothing may be accepted, given the bytes that are free and those that wait."""
+    if outbox > settings.outbox * _MEBIBYTE:
+        return f"the outbox is full: {outbox // _MEBIBYTE} MiB wait to be told"
+    if disk_free < _MEBIBYTE:  # whatever the floor: the store cannot grow
+        return f"the disk is full: {disk_free // 1024} KiB are free"
+    if disk_free < settings.disk_floor * _MEBIBYTE:
+        return f"the disk is nearly full: {disk_free // _MEBIBYTE} MiB are free"
+    return None
 
 
 def free_bytes(folder: Path) -> int:

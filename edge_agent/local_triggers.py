@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_agent.daemon import address
+from edge_agent.config import triggers_address
+from edge_agent.unread import Unread
 from fp_async import codec, hearing, jobs, link, topic_triggers
-from fp_async.errors import FlowerPowerError, MessageError
+from fp_async.errors import FlowerPowerError, MessageError, SessionTakenError
 from fp_async.jobs import Job, Letter, Spec, identity
-from fp_async.link import Connection, Link, Message
+from fp_async.link import Connection, Message
 from fp_async.patience import Patience
 from fp_async.topic_triggers import Filters, Rates, Told
 
@@ -23,26 +25,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fp_async.agent")
 _BATCH = 200
-_SESSION_SECONDS = 86_400
+_TAKEN = 60.0
 
 
 async def listen(agent: Agent) -> None:
     """Hear the topics and make jobs, until cancelled; the broker is connected to for ever."""
-    await link.serve(lambda: _link(agent), Listening(agent).run)
+    place, listening = triggers_address(agent.settings), Listening(agent)
 
+    def told(error: FlowerPowerError | None) -> None:
+        agent.hears = agent.hears and error is None
+        agent.problems.note("triggers", str(error or ""), logged=True)
 
-def _link(agent: Agent) -> Link:
-    """The broker on the device, or the agent's own; under an id of its own, with its session."""
-    settings, name = agent.settings, f"{agent.settings.name}-triggers"
-    own = address(settings)
-    near = own
-    if settings.triggers_broker:
-        names = ("ca_file", "cert_file", "key_file")
-        files = {each: getattr(settings, each) for each in names}
-        near = Link.of(settings.triggers_broker, keepalive=settings.keepalive, **files)
-    return msgspec.structs.replace(
-        near, client_id=name, clean_start=False, session_expiry=_SESSION_SECONDS, manual_ack=True
-    )
+    while True:
+        try:
+            await link.serve(place, listening.run, told=told)
+        except SessionTakenError as error:
+            agent.hears = False
+            agent.problems.note("triggers", f"another client connects for its triggers: {error}")
+            await asyncio.sleep(_TAKEN)
 
 
 class Listening:
@@ -54,11 +54,15 @@ class Listening:
         self._filters = Filters(each.topic for each in self._triggers.values())
         self._rates = Rates({name: each.rate for name, each in self._triggers.items()})
         self._patience = Patience()
+        self._unread = Unread(agent, "letters", "a message made no job (%d so far): %s")
 
     async def run(self, connection: Connection) -> None:
         """Until the connection is lost."""
         for topic, number in self._filters.numbers.items():
             await connection.subscribe(topic, qos=1, retained="never", number=number)
+        if not self._agent.hears:
+            log.info("connected to %s", connection.link)
+        self._agent.hears = True
         while True:
             heard = await connection.receive(_BATCH)
             await self._patience(lambda: self._handle(heard))  # noqa: B023
@@ -86,7 +90,9 @@ class Listening:
         agent.backend.hub.publish_here("work:default")
         await agent.rows.born(new)
         if letters:
-            await agent.store.fleet.bury(letters)
+            await agent.rows.bury(letters)
+        for letter in letters:
+            self._unread.note(letter.reason)
         self._rates.settle()
         agent.backend.hub.publish_here("work:default")
 
@@ -106,7 +112,10 @@ class Listening:
             final_vars=options.get("final_vars"), environment=options.get("environment", "dev")
         )
         store = agent.identity.store
-        number = json.dumps(options["key"]) if wanted.unique else await agent.rows.next_number()
+        if wanted.unique:
+            number = json.dumps(options["key"])
+        else:  # a store that was restored gives its numbers once more
+            number = f"{agent.identity.life} {await agent.rows.next_number()}"
         return Job(
             id=identity(store, "trigger", name, number),
             pipeline=trigger.pipeline,

@@ -14,13 +14,14 @@ from typing import Any
 
 from edge_agent import control
 from edge_agent.config import AgentSettings
-from fp_async.errors import StoreError, UnknownNameError
+from fp_async.errors import StoreError, UnknownNameError, headline
 from fp_async.lifecycle import STATES
 
 Row = dict[str, Any]
 _MEBIBYTE = 2**20
 _COUNTS = "SELECT state, count(*) FROM jobs WHERE pruned = 0 GROUP BY state"
 _UNTOLD = "SELECT count(*) FROM jobs WHERE unreported = 1 AND ended_at IS NOT NULL"
+LETTERS = "SELECT count(*) FROM letters"
 _JOBS = (
     'SELECT id, pipeline, state, reason, offer, schedule_id, "trigger", attempt, errors, '
     "crashes, created_at, started_at, ended_at, unreported FROM jobs WHERE pruned = 0 "
@@ -72,7 +73,8 @@ def status(settings: AgentSettings) -> Row:
         counts = dict(map(tuple, db.execute(_COUNTS)))
         facts = dict(map(tuple, db.execute("SELECT name, value FROM facts")))
         untold = db.execute(_UNTOLD).fetchone()[0]
-    found |= {"jobs": counts, "untold": untold, **_known(settings.store, facts)}
+        buried = db.execute(LETTERS).fetchone()[0]
+    found |= {"jobs": counts, "untold": untold, "letters": buried, **_known(settings.store, facts)}
     if found["running"]:
         found["problem"] = (answer or {}).get("error") or "it does not listen on its local socket"
     return found
@@ -98,6 +100,12 @@ def _known(store: str, facts: Mapping[str, str]) -> Row:
 def _last_write(store: str) -> float:
     paths = (Path(store), Path(f"{store}-wal"))
     return max(path.stat().st_mtime for path in paths if path.exists())
+
+
+def is_linked(found: Row) -> bool:
+    """Return whether each connection of the agent to a broker is there."""
+    near = found.get("triggers")
+    return bool(found["connected"] and (near is None or near["connected"]))
 
 
 Line = tuple[str, str, str | None]  # label, value, color
@@ -126,6 +134,9 @@ def _running(found: Row) -> Iterator[Line]:
     there = found["connected"]
     text = f"{found['broker']}: {'connected' if there else 'no connection'}"
     yield "broker", text, "green" if there else "red"
+    if near := found.get("triggers"):
+        text = f"{near['broker']}: {'connected' if near['connected'] else 'no connection'}"
+        yield "triggers", text, "green" if near["connected"] else "red"
     heard = found["gateway"]
     yield "gateway", "there" if heard else "nobody hears us", "green" if heard else "yellow"
     yield "busy", f"{found['busy']} of {found['slots']} slots", None
@@ -147,6 +158,8 @@ def _wrong(found: Row) -> Iterator[Line]:
         when = f" (since {_local(since)})" if since else ""
         when = f" ({_local(since)} to {_local(over)})" if since and over else when
         yield "last problem" if over else "problem", f"{problem}{when}", None if over else "red"
+    if number := found.get("letters"):
+        yield "letters", f"{number} messages made no job: fp-agent letters", "yellow"
     for what, number in (found.get("skipped") or {}).items():
         yield "skipped", f"{number} of {what}", "yellow"
     if aside := found.get("set_aside"):
@@ -184,6 +197,26 @@ def _job(row: sqlite3.Row) -> Row:
     return found
 
 
+def letters(settings: AgentSettings, limit: int) -> list[Row]:
+    """The newest messages that made no job; of a large one only the beginning is kept."""
+    if not Path(settings.store).exists():
+        return []
+    sql = "SELECT at, topic, reason, payload FROM letters ORDER BY at DESC, rowid DESC LIMIT ?"
+    with opened(settings.store) as db:
+        return [_letter(row) for row in db.execute(sql, (limit,))]
+
+
+def _letter(row: sqlite3.Row) -> Row:
+    found = dict(row)
+    found["payload"] = found["payload"].decode(errors="replace")
+    return found
+
+
+def letter_line(row: Row) -> Row:
+    """A letter's line in a table."""
+    return {**row, "at": _local(row["at"])}
+
+
 def job_line(row: Row) -> Row:
     """A job's line in a table."""
     told = "yes" if row["acknowledged"] else "not yet" if row["ended_at"] else ""
@@ -196,7 +229,7 @@ def job_line(row: Row) -> Row:
         "took": "" if row["took"] is None else f"{row['took']:.3f} s",
         "tries": row["tries"],
         "acknowledged": told,
-        "why": (row["reason"] or "").partition("\n")[0],
+        "why": headline(row["reason"] or ""),
     }
 
 

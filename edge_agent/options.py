@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edge_agent.config import AgentSettings, flag, read, strange
+from fp_async.cli.saying import echo
 
 HELP = {
     "broker": "mqtt://host:1883, mqtts://host, ws://, wss://.",
@@ -31,6 +32,7 @@ HELP = {
     "grace": "Seconds that running jobs get to end when the agent is stopped. Default: 30.",
     "idle_timeout": "Seconds until a process without a job is ended. Default: 60.",
     "memory_limit": "MiB for each job's process. Default: no limit.",
+    "max_jobs_per_child": "Jobs after which a process gives way to a fresh one. Default: no limit.",
     "outbox": "MiB of results that may wait for the network. Default: 64.",
     "disk_floor": "MiB that have to stay free on the disk. Default: 200.",
     "log_level": "debug, info, warning or error. Default: info.",
@@ -38,16 +40,42 @@ HELP = {
     "metrics_port": "Serve metrics to Prometheus there. Default: do not.",
     "metrics_host": "Its address. Default: 127.0.0.1.",
     "triggers_broker": "Broker for local triggers, if not the same.",
+    "pipelines": "Those that may be run from afar. Default: all that are here.",
+    "executors": "Those that a job from afar may name. Default: all but ray and dask.",
+    "executor_options": "What it may say of one; address and options let it load any code.",
 }
 
 
+_SHAPES = {
+    "URI": ("broker", "triggers_broker"),
+    "NAME": ("name", "username", "site"),
+    "PASSWORD": ("password",),
+    "FILE": ("ca_file", "cert_file", "key_file", "store"),
+    "TOPIC": ("prefix",),
+    "DIR": ("project",),
+    "K=V": ("tags",),
+    "N": ("slots", "window", "max_jobs_per_child"),
+    "SECONDS": ("keepalive", "heartbeat", "grace", "idle_timeout"),
+    "MIB": ("memory_limit", "outbox", "disk_floor"),
+    "LEVEL": ("log_level",),
+    "text|json": ("log_format",),
+    "PORT": ("metrics_port",),
+    "HOST": ("metrics_host",),
+    "A,B": ("pipelines", "executors", "executor_options"),
+}
+_SHAPE = {name: shape for shape, names in _SHAPES.items() for name in names}
+
+
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--config, and every key of agent.yml as a flag."""
+    """--config, and every key of agent.yml as a flag; help shows them for `run` alone."""
+    hidden = command.__name__ != "run"
     for name in reversed(HELP):
         options: dict[str, Any] = {"multiple": True} if name == "tags" else {}
-        command = click.option(flag(name), name, help=HELP[name], **options)(command)
+        options |= {"help": HELP[name], "metavar": _SHAPE.get(name), "hidden": hidden}
+        command = click.option(flag(name), name, **options)(command)
     kind = click.Path(dir_okay=False, path_type=Path)
     about = "agent.yml; that of this folder is read without being named."
+    about += " Its keys are flags, too: fp-agent run --help." if hidden else ""
     return click.option("--config", "config_file", type=kind, help=about)(command)
 
 
@@ -65,5 +93,5 @@ def given(flags: dict[str, Any]) -> dict[str, Any]:
 def settings_of(config_file: Path | None, flags: dict[str, Any]) -> AgentSettings:
     """Flags over FP_AGENT_* over the file. Variables that are none of ours are told about."""
     for text in strange(os.environ):
-        click.echo(f"warning: {text}", err=True)
+        echo(f"warning: {text}", err=True)
     return read(file_of(config_file), given(flags))

@@ -47,6 +47,10 @@ class Problems:
                 log.warning("%s", text)
         self.unsaved = True
 
+    def of(self, part: str) -> str:
+        """Return the present problem of a part; empty where it has none."""
+        return self._now[part].text if part in self._now else ""
+
     def __len__(self) -> int:
         return len(self._now)
 

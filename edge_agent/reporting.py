@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from edge_agent import fitting, telling
 from fp_async import messages, versions, wire
-from fp_async.errors import PublishRefusedError
+from fp_async.errors import PublishRefusedError, TooLargeError
 from fp_async.events import Listener
 from fp_async.jobs import Job, NodeTiming
 from fp_async.messages import Finished, Message, Missing, Progress, ResultChunk, Sync
@@ -179,7 +179,8 @@ class Reporter:
             return
         self._seen[id] = len(trail.nodes), len(text)
         body = fitting.progress(Progress(id=id, attempt=offer, nodes=new, log=more))
-        self._connection.publish_soon(self._topic, wire.encode(body))
+        with contextlib.suppress(TooLargeError):  # it may be lost
+            self._connection.publish_soon(self._topic, wire.encode(body))
 
     async def _until_news(self) -> None:
         """Return at once for an outcome, a little later for less."""
@@ -201,7 +202,8 @@ class Reporter:
         agent = self._agent
         held = await self._patience(agent.rows.holdings)
         known = [(h.id, h.offer, h.state) for h in held if h.offer is not None]
-        pages = [known[i : i + messages.PAGE] for i in range(0, len(known), messages.PAGE)] or [[]]
+        size = messages.page(self._connection.largest, messages.HELD_BYTES)
+        pages = [known[i : i + size] for i in range(0, len(known), size)] or [[]]
         rows = await self._patience(agent.store.schedules)
         revisions = {row.id: rev for row in rows if (rev := _revision(row.origin)) is not None}
         for number, page in enumerate(pages):

@@ -14,23 +14,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-from msgspec.structs import replace
-
+from edge_agent import permitting
 from fp_async import triggers
-from fp_async.errors import FlowerPowerError
+from fp_async.errors import FlowerPowerError, MessageError
 from fp_async.firing import Firing
 from fp_async.jobs import Schedule, Template
 from fp_async.messages import DeleteSchedule, PutSchedule, ScheduleState
+from fp_async.moved_schedules import after_step
 from fp_async.trigger_times import Interval, first_fire
+from fp_async.values import mismatch
 
 if TYPE_CHECKING:
     from edge_agent.agent import Agent
+    from edge_agent.config import AgentSettings
 
 log = logging.getLogger("fp_async.agent")
 _POLL = 30.0
 _ERROR = 500  # characters
-_ROUNDING = 1e-4  # seconds
 _BUILT = datetime(2026, 11, 1, tzinfo=UTC).timestamp()  # a clock that shows less is wrong
 _SYNCHRONIZED = Path("/run/systemd/timesync/synchronized")
 _TIMESYNCD = Path("/run/systemd/timesync")
@@ -61,18 +61,31 @@ async def change(agent: Agent, asked: PutSchedule | DeleteSchedule) -> ScheduleS
     if why := agent.refusal(asked.pipeline, None, strict=False):
         return ScheduleState(id=asked.id, revision=asked.revision, error=why)
     try:
-        row = _row(asked, time.time())
-    except (FlowerPowerError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        row = _row(agent.settings, asked, time.time())
+    except FlowerPowerError as error:
         return ScheduleState(id=asked.id, revision=asked.revision, error=str(error)[:_ERROR])
     stored = await agent.store.put(row)
     agent.backend.hub.publish("schedules")
     return _state(stored, asked.revision)
 
 
-def _row(asked: PutSchedule, now: float) -> Schedule:
+async def drop_forbidden(agent: Agent) -> None:
+    """Forget what agent.yml allows no more; the center puts it again, and hears why not."""
+    for row in await agent.store.schedules():
+        if revision_of(row) is None:
+            continue
+        spec = mismatch.decoded(row.template, Template, _wrong_part("template")).spec
+        if (why := permitting.against(agent.settings, row.pipeline, spec)) is not None:
+            log.warning("schedule '%s' is dropped: %s", row.id, why)
+            await agent.store.delete(row.id)
+
+
+def _row(settings: AgentSettings, asked: PutSchedule, now: float) -> Schedule:
     spec = triggers.decode(bytes(asked.trigger))
-    msgspec.json.decode(asked.policy, type=triggers.Policy)
-    msgspec.json.decode(asked.template, type=Template)
+    mismatch.decoded(bytes(asked.policy), triggers.Policy, _wrong_part("policy"))
+    template = mismatch.decoded(bytes(asked.template), Template, _wrong_part("template"))
+    if (why := permitting.against(settings, asked.pipeline, template.spec)) is not None:
+        raise MessageError(why)
     return Schedule(
         id=asked.id,
         pipeline=asked.pipeline,
@@ -85,6 +98,10 @@ def _row(asked: PutSchedule, now: float) -> Schedule:
     )
 
 
+def _wrong_part(name: str) -> Callable[[str], MessageError]:
+    return lambda why: MessageError(f"{name}: {why}")
+
+
 def _state(row: Schedule, revision: int) -> ScheduleState:
     return ScheduleState(id=row.id, revision=revision, next_fire_time=row.next_fire_time)
 
@@ -95,6 +112,7 @@ async def fire(agent: Agent, step: float) -> None:
     firing = Firing(
         agent.store, agent.backend.hub, _POLL, agent=agent.settings.name, may=_may(agent, clock)
     )
+    await drop_forbidden(agent)
     if step:
         await _moved(agent, step)
     agent.house.clock_moved.append(lambda step: agent.soon(_moved(agent, step)))
@@ -140,20 +158,3 @@ async def _moved(agent: Agent, step: float) -> None:
         with suppress(FlowerPowerError):
             await agent.store.put(after_step(row, step, now))
     agent.backend.hub.publish("schedules")
-
-
-def after_step(row: Schedule, step: float, now: float) -> Schedule:
-    """A schedule as it is when the clock, which shows `now`, was set by `step` seconds.
-
-    An interval goes on with the seconds that were left, unless the clock was so wrong that they
-    mean nothing. Its end stays: it is a date.
-    """
-    spec = triggers.decode(row.trigger)
-    left = None if row.next_fire_time is None else row.next_fire_time - (now - step)
-    if not isinstance(spec, Interval) or left is None or abs(left) > spec.seconds:
-        return replace(row, next_fire_time=first_fire(spec, now))
-    after = now + left
-    moved = replace(spec, start=min(spec.start + (after - spec.start) % spec.seconds, after))
-    encoded = msgspec.json.encode(moved)
-    # Asked of the trigger, or rounding would make of one time two.
-    return replace(row, trigger=encoded, next_fire_time=first_fire(moved, after - _ROUNDING))

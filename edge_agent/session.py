@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge_agent import telling
+from edge_agent import identity, permitting, telling
 from edge_agent.reporting import TOGETHER, Reporter
+from edge_agent.unread import Unread
 from fp_async import jobs, messages, wire
-from fp_async.errors import BrokerError, MessageError
+from fp_async.errors import BrokerError, MessageError, OtherVersionError
 from fp_async.jobs import Job
 from fp_async.messages import (
     Accepted,
@@ -30,7 +31,6 @@ from fp_async.messages import (
     CancelJob,
     DeleteSchedule,
     Heartbeat,
-    Malformed,
     Missing,
     Ping,
     Pong,
@@ -50,12 +50,15 @@ _LAST_WORDS = 2.0  # less than the daemon waits for the goodbye
 _BIRTH_JITTER = 30.0
 _BATCH = 200
 _RETRY_FULL = 60.0
-_BURST = 60.0  # malformed messages are logged once in so many seconds
 _LATER = 10.0
 
 
+class _OvertakenError(Exception):
+    """The agent counts as a later start from now on, which takes another connection."""
+
+
 class Session:
-    """From one connect to its end, which is a BrokerError."""
+    """From one connect to its end: a BrokerError, or that another connection has to be made."""
 
     def __init__(self, agent: Agent, connection: Connection) -> None:
         self._agent = agent
@@ -66,15 +69,16 @@ class Session:
         self._patience = Patience()
         self._gateway = asyncio.Event()
         self._reporter = Reporter(agent, connection, self._gateway)
-        self._malformed = 0
-        self._logged_at = float("-inf")
+        self._unread = Unread(agent, "malformed", "a message could not be read (%d so far): %s")
         self._pings: dict[str, asyncio.Future[Pong]] = {}
+        self._pipelines: dict[str, str] = {}  # as they were shown
         self._shown: set[tuple[int, str]] = set()  # own states of this connection, as they echo
 
     async def run(self) -> None:
-        """Until the connection is lost (BrokerError) or this is cancelled."""
+        """Until the connection is lost (BrokerError), this is cancelled, or the agent has to
+        connect anew.
+        """
         agent = self._agent
-        agent.n += 1
         agent.outbox.reset()
         topics = self._topics
         for topic in (
@@ -91,7 +95,8 @@ class Session:
                 for part in (self._receive, self._reporter.tell, self._beat):
                     group.create_task(part(), name=f"fp-agent-{part.__name__.lstrip('_')}")
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            if not isinstance(errors.exceptions[0], _OvertakenError):
+                raise errors.exceptions[0] from None
         finally:
             agent.connected = agent.gateway = False
             agent.session = None
@@ -100,6 +105,7 @@ class Session:
         """Say who is there."""
         state = self._agent.state()
         self._shown.add((state.n, state.status))
+        self._pipelines = state.pipelines
         topic = self._topics.agent(self._name, "state")
         await self._connection.publish(topic, wire.encode(state), qos=1, retain=True)
 
@@ -159,8 +165,13 @@ class Session:
                     await self._hear_self(message.payload)
                 else:
                     asked.append(wire.do(message.payload))
+            except OtherVersionError as error:  # a state, and no mistake of one message
+                text = f"what is said on {message.topic} has {error}: update what is older"
+                self._agent.problems.note("protocol", text)
             except MessageError as error:
-                self._count_malformed(str(error))
+                self._unread.note(str(error))
+        if asked:
+            self._agent.problems.note("protocol", "")
         await self._run([each for each in asked if isinstance(each, RunJob)])
         await self._cancel([each for each in asked if isinstance(each, CancelJob)])
         await self._acknowledged([each for each in asked if isinstance(each, Acknowledge)])
@@ -181,26 +192,18 @@ class Session:
         self._agent.noticed.set()
 
     async def _hear_self(self, payload: bytes) -> None:
-        """Brokers deliver wills of connections long gone, and forget what they had retained."""
-        said, own = wire.agent_state(payload) if payload else None, self._agent.state()
-        if said is not None and (said.store, said.starts) == (own.store, own.starts):
-            if (said.n, said.status) in self._shown:
-                return  # or two echoes on their way would be answered for ever, each by one more
-            if said.n > own.n:
-                self._agent.n = said.n
-        await self._show_anew()
+        """Answer to what the broker has retained of this agent."""
+        said, own = wire.agent_state(payload) if payload else None, self._agent.identity
+        match identity.answer(own, self._shown, said):
+            case "show":
+                await self.show()
+            case "overtake" if said is not None:
+                await self._overtake(said.starts)
 
-    async def _show_anew(self) -> None:
-        self._agent.n += 1
-        await self.show()
-
-    def _count_malformed(self, why: str) -> None:
-        self._malformed += 1
-        now = time.monotonic()
-        if now - self._logged_at > _BURST:
-            self._logged_at = now
-            log.warning("a message could not be read (%d so far): %s", self._malformed, why)
-            self._agent.notice("malformed", Malformed(reason=why[:500], count=self._malformed))
+    async def _overtake(self, starts: int) -> None:
+        """Count on from there. The connection ends, as its will would be taken for old."""
+        await self._agent.overtake(starts)
+        raise _OvertakenError
 
     async def _run(self, offers: Sequence[RunJob]) -> None:
         """Store what can be run here; then say so."""
@@ -234,7 +237,9 @@ class Session:
         A job that is here already is never refused: it may be running.
         """
         agent, spec = self._agent, offer.spec
-        why = agent.refusal(offer.pipeline, spec.version, strict=spec.require_version)
+        why = permitting.against(self._settings, offer.pipeline, spec) or agent.refusal(
+            offer.pipeline, spec.version, strict=spec.require_version
+        )
         try:
             wire.from_wire(offer.inputs)
         except MessageError as error:
@@ -283,8 +288,10 @@ class Session:
         elif isinstance(asked, Ping):
             agent.notice(f"ping:{asked.nonce}", Pong(nonce=asked.nonce, clock=time.time()))
         elif isinstance(asked, AskSync):
+            if identity.is_overtaken(agent.identity, asked.store, asked.starts, asked.life):
+                await self._overtake(asked.starts)
             if asked.state:
-                await self._show_anew()
+                await self.show()
             self._reporter.sync_within(0.0)
         elif isinstance(asked, Missing):
             await self._reporter.send_chunks(asked)
@@ -296,6 +303,7 @@ class Session:
     async def _beat(self) -> None:
         topic = self._topics.agent(self._name, "report")
         while True:
+            await self._gateway.wait()
             agent = self._agent
             await agent.house.look_at_clock()
             body = Heartbeat(
@@ -305,8 +313,9 @@ class Session:
                 outbox=agent.house.untold,
                 clock_steps=agent.house.clock_steps,
             )
-            if self._gateway.is_set():
-                self._connection.publish_soon(topic, wire.encode(body))
+            self._connection.publish_soon(topic, wire.encode(body))
+            if permitting.pipelines(self._settings) != self._pipelines:
+                await self.show()
             await asyncio.sleep(self._settings.heartbeat)
 
 

@@ -6,6 +6,7 @@ Over the same SQLite file and the same units of work as its jobs.
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 import time
 import uuid
@@ -17,11 +18,12 @@ import msgspec
 from msgspec.structs import replace
 
 from edge_agent import clock
-from edge_agent.clock import Reading
-from fp_async import rules
-from fp_async.jobs import Job
+from edge_agent.identity import Identity
+from fp_async import clock_steps, rules
+from fp_async.clock_steps import Reading
+from fp_async.jobs import Job, Letter
 from fp_async.lifecycle import TERMINAL
-from fp_async.stores import tables
+from fp_async.stores import sqlite_fleet, tables
 from fp_async.stores.sqlite import SqliteStore
 from fp_async.stores.tables import ALL, WITHOUT_BLOBS
 
@@ -30,6 +32,8 @@ _ENDED = f"state IN {TERMINAL}"
 _KNOWN_AT_LEAST = 86_400.0  # seconds that the id of a finished job stays known, however many
 _KNOWN_AT_MOST = 30 * 86_400.0
 _KNOWN = 100_000  # ids that stay known after the first day
+_BURIED = 1_000  # messages that made no job, of which the newest are kept
+_LETTERS = "SELECT count(*) FROM letters"
 _AT_ONCE = 2**20  # bytes of outcomes that are read from the store at once
 
 
@@ -41,13 +45,6 @@ class Holding(NamedTuple):
     state: str
 
 
-class Identity(NamedTuple):
-    """Who the agent is: its store, and how often a process has started on it."""
-
-    store: str
-    starts: int
-
-
 class AgentStore:
     """The verbs of an agent over the open store of its jobs. Each is one transaction."""
 
@@ -57,6 +54,16 @@ class AgentStore:
     async def begin(self) -> Identity:
         """Count this start; the store gets its id at the first."""
         return await self._units.write(_begin)
+
+    async def overtake(self, starts: int) -> int:
+        """Count on from a start that this store does not know of: the number that follows."""
+        return await self._units.write(partial(_overtake, starts=starts))
+
+    async def renamed(self, name: str) -> str:
+        """Return what is wrong where the store has jobs of another agent's name; else it is known
+        by this one from now on.
+        """
+        return await self._units.write(partial(_renamed, name=name))
 
     async def accept(self, jobs: Sequence[Job]) -> list[Job]:
         """Store offered jobs; each row as it is now, without blobs, a pruned one too.
@@ -117,6 +124,14 @@ class AgentStore:
         """Note something under a name."""
         await self._units.write(partial(_note, name=name, value=value))
 
+    async def bury(self, letters: Sequence[Letter]) -> None:
+        """Keep messages that made no job: the newest thousand, as a device has little room."""
+        await self._units.together(_bury, letters)
+
+    async def buried(self) -> int:
+        """Return the number of dead letters on the device."""
+        return await self._units.read(lambda db: int(db.execute(_LETTERS).fetchone()[0]))
+
     async def forget(self) -> int:
         """Forget the ids of long finished jobs; how many."""
         return await self._units.write(_forget)
@@ -143,7 +158,25 @@ def _begin(db: _Db) -> Identity:
         _note(db, name="store", value=store)
     _note(db, name="began", value=repr(time.time()))
     _note(db, name="ended", value="")
-    return Identity(store, _count(db, name="starts"))
+    return Identity(store, _count(db, name="starts"), secrets.token_hex(8))
+
+
+def _renamed(db: _Db, *, name: str) -> str:
+    before = _fact(db, name="name")
+    if before not in (None, name) and (left := len(_holdings(db))):
+        return (
+            f"the store has {left} jobs that the center gave to agent '{before}', and this one is "
+            f"'{name}': their results are letters there (flowerpower letters)"
+        )
+    _note(db, name="name", value=name)
+    return ""
+
+
+def _overtake(db: _Db, *, starts: int) -> int:
+    number = max(int(_fact(db, name="starts") or 0), starts) + 1
+    _note(db, name="starts", value=str(number))
+    _note(db, name="restored", value=repr(time.time()))
+    return number
 
 
 def _accept(db: _Db, jobs: Sequence[Job]) -> list[Job]:
@@ -241,7 +274,7 @@ def _count(db: _Db, *, name: str) -> int:
 
 
 def _set_clock(db: _Db, *, now: Reading, unseen: float) -> float:
-    step = clock.step(_last_reading(db), now)
+    step = clock_steps.step(_last_reading(db), now)
     if step:
         db.execute(f"UPDATE jobs SET {clock.moves(step, now.wall, unseen)}")
     _note(db, name="clock", value=msgspec.json.encode(now).decode())
@@ -254,6 +287,16 @@ def _last_reading(db: _Db) -> Reading:
     last = Reading("", 0.0, 0.0) if noted is None else msgspec.json.decode(noted, type=Reading)
     newest = db.execute("SELECT created_at FROM jobs ORDER BY seq DESC LIMIT 1").fetchone()
     return last if newest is None else replace(last, wall=max(last.wall, *newest))
+
+
+def _bury(db: _Db, letters: Sequence[Letter]) -> list[None]:
+    done = sqlite_fleet.bury(db, letters)
+    sql = (
+        "DELETE FROM letters WHERE rowid <= "
+        "(SELECT rowid FROM letters ORDER BY rowid DESC LIMIT 1 OFFSET ?)"
+    )
+    db.execute(sql, (_BURIED,))
+    return done
 
 
 def _forget(db: _Db) -> int:

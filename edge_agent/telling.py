@@ -31,7 +31,13 @@ def standing(job: Job) -> Message | None:
         return started(job)
     if job.state in TERMINAL:
         return None
-    return Accepted(id=job.id, attempt=job.offer)
+    return waits(job, job.reason) if job.misconfigured else Accepted(id=job.id, attempt=job.offer)
+
+
+def waits(job: Job, reason: str | None) -> Accepted:
+    """It has not begun, because of its configuration here, or of that of others before it."""
+    assert job.offer is not None
+    return Accepted(id=job.id, attempt=job.offer, reason=fitting.head(reason or "", _REASON))
 
 
 def started(job: Job) -> Started:
@@ -54,7 +60,9 @@ def finished(job: Job, version: str | None) -> Iterator[Message]:
     elif len(result) <= inline:
         yield replace(body, result=wire.to_wire(result))
     elif len(result) > messages.RESULT_BYTES:
-        yield replace(body, dropped=True)
+        most = messages.RESULT_BYTES
+        why = f"it has {len(result):,} bytes, {most:,} are the most"
+        yield replace(body, dropped=True, reason=_unsent(body, why))
     else:
         yield from (chunks := _chunks(job))
         digest = hashlib.sha256(result).hexdigest()
@@ -85,7 +93,11 @@ def without_value(job: Job, version: str | None = None) -> Finished:
 
 def lost_value(job: Job) -> Finished:
     """Of a job that was told and pruned only the outcome is known."""
-    return replace(without_value(job), record=None, dropped=job.state == "succeeded")
+    told = replace(without_value(job), record=None)
+    if job.state != "succeeded":
+        return told
+    why = "the device had told it before, and does not keep it"
+    return replace(told, dropped=True, reason=_unsent(told, why))
 
 
 def shrunk(body: Finished) -> Finished:
@@ -94,7 +106,16 @@ def shrunk(body: Finished) -> Finished:
     error = None if body.error is None else fitting.failure(body.error, 1024)
     small = replace(body, result=UNSET, chunks=0, sha256="", record=None, error=error)
     origin = None if body.origin is None else replace(body.origin, inputs=Raw(_NO_INPUTS))
-    return replace(small, origin=origin, dropped=had_value or body.dropped)
+    why = (
+        _unsent(body, "the broker takes no message as large as that") if had_value else body.reason
+    )
+    return replace(small, origin=origin, dropped=had_value or body.dropped, reason=why)
+
+
+def _unsent(body: Finished, why: str) -> str:
+    """Return the reason of an outcome without its result, behind a reason that it has already."""
+    text = f"its result could not be sent: {why}"
+    return f"{body.reason}; {text}" if body.reason else text
 
 
 def _record(job: Job, age: float, version: str | None) -> Record:
@@ -106,7 +127,7 @@ def _record(job: Job, age: float, version: str | None) -> Record:
     if job.offer is None and len(job.inputs) > messages.INPUT_BYTES:
         warnings.append(f"its inputs ({len(job.inputs):,} bytes) are too large to be told")
     late = round(age, 3) if age > _LATE else 0.0
-    return replace(record, warnings=warnings, late=late)
+    return replace(record, warnings=warnings, late=late, version=version or "")
 
 
 def _origin(job: Job) -> Origin:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,9 +13,11 @@ import msgspec
 
 from edge_agent.config import KEYS, AgentSettings, flag
 from edge_agent.options import HELP
+from fp_async import schemas
 from fp_async.errors import UsageError
 
 SECRETS = "/etc/fp-agent/environment"
+_SCHEMA = ".agent.schema.json"
 _OWN_MEMORY = 128  # MiB: four times what the agent needs when nothing runs
 _PLAIN = re.compile(r"[A-Za-z0-9_./:=,@%$+-]+")
 
@@ -96,23 +99,43 @@ def project(folder: Path) -> list[Path]:
     """Write agent.yml, and a first pipeline where there is none; what was written."""
     pipelines = folder / "pipelines"
     pipelines.mkdir(parents=True, exist_ok=True)
-    written = [folder / "agent.yml"]
+    written = [folder / "agent.yml", schema(folder)]
     written[0].write_text(settings_file(), encoding="utf-8")
     if not any(pipelines.glob("*.py")):
         written.append(pipelines / "device.py")
-        written[1].write_text(_PIPELINE, encoding="utf-8")
+        written[-1].write_text(_PIPELINE, encoding="utf-8")
     return written
+
+
+def schema(folder: Path) -> Path:
+    """Write the JSON Schema of agent.yml, for editors; returns its file."""
+    words = {**HELP, "triggers": "Topics that run pipelines on the device itself, by name."}
+    path = folder / _SCHEMA
+    text = json.dumps(schemas.schema(AgentSettings, "agent.yml", words), indent=1)
+    path.write_text(f"{text}\n", encoding="utf-8")
+    return path
 
 
 def settings_file() -> str:
     """agent.yml with every key, its default and what it means."""
     defaults = AgentSettings()
-    lines = ["# The agent of this device; `fp-agent run --help` says the same.", ""]
+    lines = [
+        f"# yaml-language-server: $schema={_SCHEMA}",
+        "# The agent of this device; `fp-agent run --help` says the same.",
+        "",
+    ]
     for key in KEYS:
         value = msgspec.to_builtins(getattr(defaults, key))
-        shown = "" if value in (None, "") else f" {value}" if value != {} else " {site: berlin}"
+        shown = "" if value in (None, "") else f" {_shown(value)}"
         lines += [f"# {HELP[key]}", f"{'' if key == 'broker' else '# '}{key}:{shown}"]
     return "\n".join([*lines, _TRIGGERS.rstrip(), ""])
+
+
+def _shown(value: Any) -> Any:
+    """A default as YAML has it."""
+    if isinstance(value, list):
+        return f"[{', '.join(value)}]"
+    return value if value != {} else "{site: berlin}"
 
 
 def place(settings: AgentSettings) -> Path:
@@ -150,9 +173,15 @@ def _command(
     settled = {"project": settings.project, "store": settings.store}
     given = {key: getattr(settings, key) for key in flags if key != "password"}
     for key, value in {**settled, **given}.items():
-        texts = [f"{k}={v}" for k, v in value.items()] if key == "tags" else [str(value)]
-        for text in texts:
+        for text in _texts(value):
             yield from (flag(key), text)
+
+
+def _texts(value: Any) -> list[str]:
+    """A value as its flag takes it, which may have to be given more than once."""
+    if isinstance(value, Mapping):
+        return [f"{name}={text}" for name, text in value.items()]
+    return [",".join(value) if isinstance(value, list) else str(value)]
 
 
 def _quoted(word: str) -> str:

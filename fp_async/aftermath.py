@@ -21,7 +21,7 @@ from fp_async.jobs import Failure, Job, Report
 from fp_async.runner import Runner
 
 Read = Callable[[str], Awaitable[Job | None]]
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 
 
 class Aftermath:

@@ -22,9 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from fp_async.checking import Report
-    from fp_async.client import JobOptions
-    from fp_async.jobs import Job, Schedule
-    from fp_async.watching import JobEvent
+    from fp_async.job_values import Job, JobEvent, Schedule
+    from fp_async.options import (
+        JobOptions,
+        JobQuery,
+        MoreRunOptions,
+        RunOptions,
+        ScheduleArguments,
+        WorkerOptions,
+    )
 
 PipelineManager = Project
 Where = Project | str | Path | None  # a project, its folder, or that of the working directory
@@ -45,21 +51,26 @@ class Pipeline:
         materializers: Sequence[Any] = (),
     ) -> None:
         self.name = name
-        self.project = project if isinstance(project, Project) else _shared(project)
+        self.project: Project = project if isinstance(project, Project) else _shared(project)
         self._held = isinstance(project, Project)
         self._adapters = tuple(adapters)
         self._materializers = tuple(materializers)
 
-    async def run(self, inputs: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    async def run(
+        self, inputs: Mapping[str, Any] | None = None, **options: Unpack[RunOptions]
+    ) -> Any:
         """`Project.run` for this pipeline."""
         if not self._held:
             self.project.refresh()
-        options = {"adapters": self._adapters, "materializers": self._materializers, **options}
+        options.setdefault("adapters", self._adapters)
+        options.setdefault("materializers", self._materializers)
         return await self.project.run(self.name, inputs, **options)
 
-    def show(self, format: str = "tree", **options: Any) -> str | bytes:
+    def show(
+        self, format: str = "tree", environment: str = configs.DEFAULT_ENVIRONMENT
+    ) -> str | bytes:
         """`Project.show` for this pipeline."""
-        return self.project.show(self.name, format, **options)
+        return self.project.show(self.name, format, environment)
 
     async def run_job(
         self, *, progress: Progress | None = None, **options: Unpack[JobOptions]
@@ -73,14 +84,20 @@ class Pipeline:
         self._check_plain("add_job")
         return await self.project.add_job(self.name, **options)
 
-    async def schedule(self, trigger: Any = None, *args: Any, **options: Any) -> Schedule:
+    async def schedule(
+        self, trigger: object = None, *args: Any, **options: Unpack[ScheduleArguments]
+    ) -> Schedule:
         """`Project.schedule` for this pipeline."""
         self._check_plain("schedule")
         return await self.project.schedule(self.name, trigger, *args, **options)
 
-    async def start_worker(self, **options: Any) -> None:
+    async def start_worker(
+        self,
+        settings: configs.WorkerSettings | None = None,
+        **changes: Unpack[WorkerOptions],
+    ) -> None:
         """`Project.start_worker` of this pipeline's project."""
-        await self.project.start_worker(**options)
+        await self.project.start_worker(settings, **changes)
 
     def _check_plain(self, what: str) -> None:
         """Adapters and materializers are objects of this process, and jobs run in others."""
@@ -107,7 +124,7 @@ async def run(
     overrides: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
     project: Project | str | Path | None = None,
-    **options: Any,
+    **options: Unpack[MoreRunOptions],
 ) -> Any:
     """Run a pipeline of `project` (default: of the working directory). See `Project.run`."""
     if not isinstance(project, Project):
@@ -165,7 +182,7 @@ async def retry_job(id: str, *, project: Where = None) -> str:
     return await _project(project).retry_job(id)
 
 
-async def list_jobs(*, project: Where = None, **query: Any) -> builtins.list[Job]:
+async def list_jobs(*, project: Where = None, **query: Unpack[JobQuery]) -> builtins.list[Job]:
     """The newest jobs. See `Project.list_jobs`."""
     return await _project(project).list_jobs(**query)
 
@@ -176,7 +193,11 @@ def watch(id: str, *, project: Where = None) -> AsyncIterator[JobEvent]:
 
 
 async def schedule(
-    name: str, trigger: Any = None, *args: Any, project: Where = None, **options: Any
+    name: str,
+    trigger: object = None,
+    *args: Any,
+    project: Where = None,
+    **options: Unpack[ScheduleArguments],
 ) -> Schedule:
     """Schedule a pipeline. See `Project.schedule`."""
     return await _project(project).schedule(name, trigger, *args, **options)
@@ -197,13 +218,21 @@ async def resume_schedule(id: str, *, project: Where = None) -> Schedule:
     return await _project(project).resume_schedule(id)
 
 
+async def fire_schedule(id: str, *, project: Where = None) -> builtins.list[str]:
+    """Fire a schedule now as well. See `Project.fire_schedule`."""
+    return await _project(project).fire_schedule(id)
+
+
 async def remove_schedule(id: str, *, project: Where = None) -> None:
     """Forget a schedule. See `Project.remove_schedule`."""
     await _project(project).remove_schedule(id)
 
 
 async def start_worker(
-    settings: configs.WorkerSettings | None = None, *, project: Where = None, **changes: Any
+    settings: configs.WorkerSettings | None = None,
+    *,
+    project: Where = None,
+    **changes: Unpack[WorkerOptions],
 ) -> None:
     """Work on jobs until cancelled. See `Project.start_worker`."""
     await _project(project).start_worker(settings, **changes)
@@ -229,9 +258,12 @@ def delete(name: str, *, project: str | Path | None = None) -> builtins.list[Pat
     return _shared(project).delete(name)
 
 
-def list(*, project: str | Path | None = None) -> builtins.list[str]:
+def list_pipelines(*, project: str | Path | None = None) -> builtins.list[str]:
     """The pipelines of the project of the working directory."""
     return _shared(project).list()
+
+
+list = list_pipelines  # the older name, which `import *` does not put over Python's own
 
 
 def show(name: str, format: str = "tree", *, project: str | Path | None = None) -> str | bytes:

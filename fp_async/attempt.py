@@ -10,11 +10,13 @@ from typing import Any, Literal
 import msgspec
 
 from fp_async.callbacks import Kind
+from fp_async.config_files import Trouble
 from fp_async.current import CurrentJob
 from fp_async.jobs import Failure, Job, NodeTiming, Record, Spec
 
 LOG_KEPT = 65_536  # characters of a job's log, the end of it
 _NODES_KEPT = 1000
+_REASON_KEPT = 1000  # characters of why a job waits
 
 
 class Order(msgspec.Struct, frozen=True, tag="order"):
@@ -59,19 +61,24 @@ class Drawn(msgspec.Struct, frozen=True, tag="drawn"):
 
 
 class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
-    """How an attempt ended. `dirty`: something of it still runs in a thread of its process.
+    """How an attempt ended. `dirty`: something of it still runs in its process, which is killed.
+    `worn`: its process is not as it was, and is to end by itself.
 
     `hears` is of what the pipeline's functions want to hear; None where that is not known.
-    `traced`: the spans of its nodes are exported by whoever ran it.
+    `traced`: the spans of its nodes are exported by whoever ran it. `misconfigured`: nothing has
+    begun, because the configuration is wrong here (`reason`), or has no such pipeline or
+    environment (`missing`).
     """
 
-    status: Literal["succeeded", "failed", "crashed"]
+    status: Literal["succeeded", "failed", "crashed", "misconfigured"]
     result: bytes | None = None
     failure: Failure | None = None
     reason: str | None = None
     dirty: bool = False
+    worn: bool = False
     hears: list[Kind] | None = None
     traced: bool = False
+    missing: bool = False
 
 
 class Call(msgspec.Struct, frozen=True, tag="call"):
@@ -86,17 +93,17 @@ class Call(msgspec.Struct, frozen=True, tag="call"):
 
 
 class Called(msgspec.Struct, frozen=True, tag="called"):
-    """They have been told; what went wrong. `dirty` as in `Outcome`."""
+    """They have been told; what went wrong. `worn` as in `Outcome`."""
 
     problems: list[str]
-    dirty: bool = False
+    worn: bool = False
 
 
 class Trail:
     """What an attempt leaves behind while it runs: nodes and the end of its log."""
 
     def __init__(self, worker: str = "") -> None:
-        self.changed = bool(worker)  # where it runs is news, too
+        self.changed: bool = bool(worker)  # where it runs is news, too
         self.watch: Tell | None = None
         self.traced = False
         self._worker = worker
@@ -161,6 +168,12 @@ def storable(text: str, limit: int | None = None) -> str:
     if limit is not None and len(text) > limit:
         text = f"{text[:limit]}... ({len(text):,} characters)"
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def misconfigured(trouble: Trouble) -> Outcome:
+    """What becomes of a run that the configuration does not let begin."""
+    text = storable(trouble.message, _REASON_KEPT)
+    return Outcome("misconfigured", reason=text, missing=trouble.missing)
 
 
 def cancelled_itself() -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -10,20 +11,48 @@ from typing import Any, get_args
 from msgspec.structs import replace
 
 from fp_async import callbacks, codec, current, summaries, tracing
-from fp_async.attempt import Call, Drawn, Order, Outcome, Tell, storable
+from fp_async.attempt import (
+    Call,
+    Drawn,
+    Order,
+    Outcome,
+    Tell,
+    misconfigured,
+    storable,
+)
 from fp_async.callbacks import Callbacks, RunEvent
-from fp_async.errors import FlowerPowerError, NodeError, RunTimeoutError, describe
+from fp_async.codec_values import type_name
+from fp_async.config import names_of
+from fp_async.config_files import Trouble
+from fp_async.errors import (
+    FlowerPowerError,
+    MisconfiguredError,
+    NodeError,
+    RunTimeoutError,
+    describe,
+)
 from fp_async.flow import Flow, Request
 from fp_async.flows import Flows
 from fp_async.jobs import Failure, NodeTiming
-from fp_async.node_events import NodeEvent, NodeObserver
+from fp_async.node_events import NodeEvent, NodeObserver, Repeats
+from fp_async.runtime import process_tree
 
 _TRACEBACK_KEPT = 16_384
 _MESSAGE_KEPT = 4_096
 
 
-async def attempt(flows: Flows, order: Order, tell: Tell) -> Outcome:
-    """Run the pipeline once. Cancelling cancels the run; it raises nothing else."""
+Loaded = Callable[[], None]
+
+
+def _nothing() -> None:
+    pass
+
+
+async def attempt(flows: Flows, order: Order, tell: Tell, loaded: Loaded = _nothing) -> Outcome:
+    """Run the pipeline once; `loaded` is called between the import of its modules and the run.
+
+    Cancelling cancels the run; it raises nothing else.
+    """
     dated = order.trace is not None or order.spec.with_tracker
 
     def progress(event: NodeEvent) -> None:
@@ -31,31 +60,44 @@ async def attempt(flows: Flows, order: Order, tell: Tell) -> Outcome:
             error = event.error and storable(event.error, _MESSAGE_KEPT)
             seconds = round(event.seconds, 6)
             at = (event.at or time.time() - seconds) if dated else 0.0
-            told = (event.node, event.status, seconds, error, round(at, 6))
-            tell(NodeTiming(*told, summary=event.summary, place=event.place))
+            told = (event.node, event.status, seconds, error, round(at, 6), event.summary)
+            more = (event.place, event.item, event.count, event.cached)
+            tell(NodeTiming(*told, *more))
 
+    # The Hamilton UI sums up by itself, from what began and ended when.
+    repeats = Repeats(progress)
     current.job.set(order.current)
     about: dict[str, Any] = {
         "hears": flows.hears(order.pipeline, order.spec.environment),
         "traced": tracing.active() is not None,
     }
+    if (trouble := flows.trouble(order.pipeline, order.spec.environment)) is not None:
+        return misconfigured(trouble)
     try:
         with tracing.within(order.trace):
-            result = await _run(flows, order, tell, progress)
+            try:
+                told = progress if order.draw == "yes" else repeats
+                result = await _run(flows, order, tell, told, loaded)
+            finally:
+                repeats.flush()
         return Outcome("succeeded", codec.encode_value(result, limit=order.limit), **about)
     except RunTimeoutError as error:
-        dirty = bool(error.running)
+        left = set(process_tree.children(os.getpid())) - flows.pooled()
+        dirty = bool(error.running or left)
         return Outcome("failed", failure=failure(error), dirty=dirty, **about)
+    except MisconfiguredError as error:  # a node's own would be the cause of a NodeError
+        return misconfigured(Trouble(str(error), missing=False))
     except Exception as error:
         return Outcome("failed", failure=failure(error), **about)
 
 
-async def hear(flows: Flows, call: Call) -> list[str]:
+async def hear(flows: Flows, call: Call, loaded: Loaded = _nothing) -> list[str]:
     """Tell the pipeline's own functions, and those of the project; what went wrong."""
     try:
         found = flows.hearing(call.order.pipeline, call.order.spec.environment)
     except FlowerPowerError as error:
         return [str(error), *await hear_own(flows.callbacks, call)]
+    loaded()
     return [*found.problems, *await hear_own(flows.callbacks.then(found.callbacks), call)]
 
 
@@ -82,16 +124,24 @@ def _event(call: Call) -> RunEvent:
 
 
 async def _run(
-    flows: Flows, order: Order, tell: Tell, progress: Callable[[NodeEvent], None]
+    flows: Flows,
+    order: Order,
+    tell: Tell,
+    progress: Callable[[NodeEvent], None],
+    loaded: Loaded,
 ) -> Any:
     spec = order.spec
     flow = flows.flow(
         order.pipeline, environment=spec.environment, config=spec.config, params=spec.params
     )
+    loaded()
+    if not spec.final_vars:
+        flow.check_final_vars()
     inputs = codec.decode(order.inputs, lambda name: _known(flow).get(name))
     request = flows.request(
-        flow, inputs, spec.final_vars, None, spec.executor, spec.timeout, progress
+        flow, inputs, spec.final_vars, None, spec.executor, spec.timeout, progress, spec.cache
     )
+    flow.check_configured(request)
     if spec.with_tracker:
         request = replace(request, observer=NodeObserver(summaries.summary))
     try:
@@ -100,7 +150,7 @@ async def _run(
         return None if order.draw == "only" else await flows.run(flow, request)
     finally:
         if not flow.kept:
-            flow.namespace.unload()
+            flow.namespace.release()
 
 
 def _drawn(flow: Flow, request: Request) -> Drawn:
@@ -117,7 +167,7 @@ def _known(flow: Flow) -> dict[str, type]:
         kind = pending.pop()
         pending += get_args(kind)
         if isinstance(kind, type):
-            found[f"{kind.__module__}.{kind.__qualname__}"] = kind
+            found[type_name(kind)] = kind
     return found
 
 
@@ -125,7 +175,7 @@ def failure(error: BaseException) -> Failure:
     """What is told of an error: of the user's own, where a node raised it."""
     cause = error.__cause__ if isinstance(error, NodeError) else None
     raised = error if cause is None else cause
-    kinds = [kind.__name__ for kind in type(raised).__mro__[:-1]]
+    kinds = names_of(type(raised))
     if cause is not None:
         kinds.append(type(error).__name__)
     text = str(error) if isinstance(error, FlowerPowerError) else describe(error)

@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from fp_async import presence
-from fp_async.jobs import Job, Offer
+from fp_async.jobs import Job, Offer, OnLost
 from fp_async.presence import Known
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0
@@ -67,16 +67,32 @@ class Board:
             self._index(name, before, known)
         if before is None or _connection(before) != _connection(known):
             self._paused.pop(name, None)  # it has come anew
+        if before is not None and _abilities(before) != _abilities(known):
+            for refused in self._refused.values():
+                refused.discard(name)
         self._roomy.setdefault(name)
 
     def _index(self, name: str, before: Known | None, known: Known) -> None:
         for term in _terms(before):
-            ring = self._bearing[term]
-            del ring[name]
-            if not ring:
-                del self._bearing[term]
+            self._unindex(name, term)
         for term in _terms(known):
             self._bearing.setdefault(term, OrderedDict())[name] = None
+
+    def _unindex(self, name: str, term: tuple[str, str | None]) -> None:
+        ring = self._bearing[term]
+        del ring[name]
+        if not ring:
+            del self._bearing[term]
+
+    def drop(self, name: str) -> None:
+        """Nothing is known of an agent any more, nor of what it has."""
+        before = self.agents.pop(name, None)
+        for each in self.of(name):
+            self.release(each.job.id)
+        for term in _terms(before):
+            self._unindex(name, term)
+        self._roomy.pop(name, None)
+        self._paused.pop(name, None)
 
     @property
     def drained(self) -> set[str]:
@@ -336,20 +352,28 @@ def _connection(known: Known) -> tuple[str, int, int]:
     return known.state.store, known.state.starts, known.state.n
 
 
+def _abilities(known: Known) -> tuple[dict[str, str], str]:
+    """Return an agent's pipelines and version: when they change, its refusals lapse."""
+    return known.state.pipelines, known.state.version
+
+
 def _terms(known: Known | None) -> list[tuple[str, str | None]]:
     """What a target may ask for that an agent bears."""
     tags = {} if known is None else known.state.tags
     return [term for tag, value in tags.items() for term in ((tag, value), (tag, None))]
 
 
-def lost(each: Open, known: Known | None, wall: float, lost_after: float) -> str | None:
+def lost(each: Open, known: Known | None, wall: float, lost_after: float) -> OnLost | None:
     """What becomes of a job whose agent stays away: "reassign", "fail"; None for waiting on."""
     if known is None or known.away_since is None:
         return None
-    rules = each.job.rules
-    any_ = (each.job.target or "").startswith("any:")
-    policy = rules.on_lost or ("reassign" if any_ else "wait")
+    rules, policy = each.job.rules, when_lost(each.job)
     patience = lost_after if rules.lost_after is None else rules.lost_after
-    if policy == "wait" or wall - known.away_since < patience:
-        return None
-    return policy if policy == "fail" or any_ else None
+    return None if policy == "wait" or wall - known.away_since < patience else policy
+
+
+def when_lost(job: Job) -> OnLost:
+    """Return the policy for a job whose agent does not come back."""
+    if (job.target or "").startswith("any:"):
+        return job.rules.on_lost or "reassign"
+    return "fail" if job.rules.on_lost == "fail" else "wait"

@@ -7,18 +7,16 @@ import concurrent.futures
 import inspect
 import logging
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from fp_async import node_events
-from fp_async.awaitables import awaitable, close
-from fp_async.node_events import NodeEvent, NodeObserver
+from fp_async.awaitables import close
+from fp_async.node_events import NodeEvent
 
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 Tell = Callable[[NodeEvent], None]
 _Future = concurrent.futures.Future[Any]
 
@@ -42,7 +40,6 @@ class Bridge:
         self._progress = progress
         self._tasks: set[asyncio.Task[Any]] = set()
         self._places: dict[object, str] = {}
-        self._raised: list[BaseException] = []
         self._lock = threading.Lock()
         self._stopped = False
 
@@ -72,19 +69,10 @@ class Bridge:
         finally:
             del self._places[place]
 
-    def note(self, error: BaseException) -> None:
-        """A node has raised `error`."""
-        self._raised.append(error)
-
-    def raised(self, error: BaseException) -> bool:
-        """Whether it was a node that raised `error`."""
-        return any(error is noted for noted in self._raised)
-
-    def tell(self, event: NodeEvent) -> None:
-        """Have the progress callback called on the loop."""
-        with self._lock:
-            if not self._stopped:
-                self._loop.call_soon_threadsafe(self.deliver, event)
+    @property
+    def is_here(self) -> bool:
+        """Return whether the calling thread is the loop's, which must not wait."""
+        return asyncio._get_running_loop() is self._loop
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -144,63 +132,6 @@ async def _await(value: Any) -> Any:
         return await value
     except SystemExit as error:  # asyncio would end the loop with it
         raise StopError(error) from error
-
-
-class Teller:
-    """Tells of nodes what Hamilton's drivers do: an observer at once, and `tell`."""
-
-    def __init__(self, tell: Tell | None, observer: NodeObserver | None) -> None:
-        self._tell = tell
-        self._observer = observer
-
-    def started(self, name: str) -> float:
-        """A node begins, at the time that is returned."""
-        self._emit(NodeEvent(name, "started", at=time.time() if self._observer else 0.0))
-        return time.perf_counter()
-
-    def ended(self, name: str, since: float, value: Any, error: BaseException | None) -> None:
-        """A node that began at `since` has come to an end."""
-        if isinstance(error, StopError):
-            error = error.carried
-        seconds = time.perf_counter() - since
-        self._emit(node_events.ended(name, seconds, value, error, self._observer))
-
-    def _emit(self, event: NodeEvent) -> None:
-        if self._observer is not None and self._observer.tell is not None:
-            self._observer.tell(event)
-        if self._tell is not None:
-            self._tell(event)
-
-
-def watched(name: str, call: Callable[..., Any], teller: Teller | None) -> Callable[..., Any]:
-    """A node for the AsyncDriver: what it hides is awaited, what it raises is told."""
-
-    async def told(**kwargs: Any) -> Any:
-        try:
-            value = call(**kwargs)
-            return await value if awaitable(value) else value
-        except BaseException as error:
-            task = asyncio.current_task()
-            if isinstance(error, Exception | KeyboardInterrupt | GeneratorExit):
-                raise
-            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                raise
-            raise StopError(error) from error
-
-    async def telling(teller: Teller, kwargs: dict[str, Any]) -> Any:
-        since = teller.started(name)
-        try:
-            value = await told(**kwargs)
-        except BaseException as error:
-            teller.ended(name, since, None, error)
-            raise
-        teller.ended(name, since, value, None)
-        return value
-
-    async def node(**kwargs: Any) -> Any:
-        return await (told(**kwargs) if teller is None else telling(teller, kwargs))
-
-    return node
 
 
 def is_hamiltons(error: RecursionError) -> bool:

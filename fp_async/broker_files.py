@@ -14,9 +14,11 @@ import re
 from collections import Counter
 from importlib.resources import files
 from typing import Literal
+from urllib.parse import quote
 
 import msgspec
 
+from fp_async import broker_merging
 from fp_async.errors import UsageError
 from fp_async.topics import Topics, checked_name
 
@@ -25,16 +27,26 @@ _ROUNDS = 101  # Mosquitto's own; passwords of 192 random bits gain nothing by m
 _SALT_BYTES = 12
 
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]{0,252}")
+_PLAIN = re.compile(r"/[A-Za-z0-9_./@+-]*")
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
 
 Kind = Literal["mosquitto", "emqx"]
+
+
+class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Somebody who is no agent: filters of what it may say, and of what it may hear."""
+
+    publish: tuple[str, ...] = ()
+    subscribe: tuple[str, ...] = ()
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A fleet and its broker. `at` is where the files are on the broker's machine.
 
     `topics` are filters outside of the prefix that the gateway hears for its triggers, `answers`
-    those of response topics, `local_topics` what agents hear for triggers of their own.
+    those of response topics, `local_topics` what agents hear for triggers of their own. `clients`
+    are others, by name: who triggers pipelines. `plain` are agents that an earlier release gave
+    users without the site; None where it wrote the plan.
     """
 
     agents: tuple[str, ...] = ()
@@ -48,6 +60,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     topics: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     local_topics: tuple[str, ...] = ()
+    plain: tuple[str, ...] | None = ()
+    clients: dict[str, Client] = {}
 
     @property
     def gateway(self) -> str:
@@ -55,11 +69,25 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     @property
     def users(self) -> list[str]:
-        return [self.gateway, *(user for name in self.agents for user in self.users_of(name))]
+        agents = (user for name in self.agents for user in self.users_of(name))
+        return [self.gateway, *agents, *map(self.names.client, self.clients)]
+
+    @property
+    def names(self) -> Topics:
+        return Topics(self.prefix, self.site)
+
+    def user(self, agent: str) -> str:
+        """Return an agent's user, which is its client id, too."""
+        return agent if agent in (self.plain or ()) else self.names.client(agent)
+
+    def listener(self, agent: str) -> str:
+        """Return the user under which an agent hears the topics of its own triggers."""
+        name = f"{agent}-triggers"
+        return name if agent in (self.plain or ()) else self.names.client(name)
 
     def users_of(self, agent: str) -> list[str]:
         """An agent has one user for each of its connections."""
-        return [agent, listener(agent)] if self.local_topics else [agent]
+        return [self.user(agent), self.listener(agent)] if self.local_topics else [self.user(agent)]
 
     @property
     def listens(self) -> int:
@@ -78,26 +106,50 @@ def check(plan: Plan) -> None:
         raise UsageError(f"prefix '{plan.prefix}': topic levels with '/' between them, as fp/v1")
     if not _HOST.fullmatch(plan.host):
         raise UsageError(f"host '{plan.host}': a name or an address, without a port")
+    if not _is_value(plan.at) or "${" in plan.at:
+        text = "one line that can be printed, without a quotation mark or a backslash"
+        raise UsageError(f"--at {plan.at!r}: the path of a folder is {text}")
     for name in plan.agents:
         checked_name("agent", name)
         if name.startswith("fp-gateway-"):
             raise UsageError(f"agent '{name}': names that begin with fp-gateway- are gateways'")
+    for name, client in plan.clients.items():
+        _check_client(plan, name, client)
     twice = [user for user, count in Counter(plan.users).items() if count > 1]
     if twice:
         raise UsageError(f"'{twice[0]}' would be two users: agents need different names")
-    for each in (*plan.topics, *plan.answers, *plan.local_topics):
-        if not _is_filter(each):
-            raise UsageError(f"topic filter '{each}': + is a whole level, # only the last one")
+    _check_filters(*plan.topics, *plan.answers, *plan.local_topics)
     for each in plan.local_topics:
         if _reaches(each, plan.prefix):
             raise UsageError(f"--local-topics '{each}': agents would hear what is said to others")
 
 
+def _check_client(plan: Plan, name: str, client: Client) -> None:
+    checked_name("client", name)
+    if name.startswith("fp-gateway-"):
+        raise UsageError(f"client '{name}': names that begin with fp-gateway- are gateways'")
+    _check_filters(*client.publish, *client.subscribe)
+    names = plan.names
+    for each in client.publish:
+        if _reaches(each, f"{names.root}/agent") or _reaches(each, names.gateway):
+            raise UsageError(f"--publish '{each}': client '{name}' could speak as gateway or agent")
+
+
+def _check_filters(*filters: str) -> None:
+    for each in filters:
+        if not _is_filter(each):
+            raise UsageError(f"topic filter '{each}': + is a whole level, # only the last one")
+
+
 def _is_filter(text: str) -> bool:
     levels = text.split("/")
-    plain = text and text == text.strip() and not re.search(r'[\0-\x1f"\\]', text)
     whole = all(part in ("+", "#") or not set("+#") & set(part) for part in levels)
-    return bool(plain and whole and "#" not in levels[:-1])
+    return bool(_is_value(text) and whole and "#" not in levels[:-1])
+
+
+def _is_value(text: str) -> bool:
+    """Return whether a text ends where it is meant to end, as a value in a broker's file."""
+    return bool(text) and text == text.strip() and text.isprintable() and not set('"\\') & set(text)
 
 
 def _reaches(topic_filter: str, prefix: str) -> bool:
@@ -111,11 +163,6 @@ def _reaches(topic_filter: str, prefix: str) -> bool:
     return len(wanted) >= len(levels)
 
 
-def listener(agent: str) -> str:
-    """The user (and client id) under which an agent hears the topics of its own triggers."""
-    return f"{agent}-triggers"
-
-
 def dev(port: int) -> str:
     """Mosquitto's configuration for development."""
     return _template("mosquitto-dev.conf").replace("listener 1883 ", f"listener {port} ")
@@ -126,6 +173,18 @@ def texts(plan: Plan) -> dict[str, str]:
     if plan.kind == "emqx":
         return {"emqx.conf": emqx(plan), "acl.conf": emqx_rights(plan)}
     return {"mosquitto.conf": mosquitto(plan), "acl": mosquitto_rights(plan)}
+
+
+def rights_file(plan: Plan) -> str:
+    return "acl.conf" if plan.kind == "emqx" else "acl"
+
+
+def rights(plan: Plan, kept: str = "", before: Plan | None = None) -> str:
+    """The file of rights, in which the lines that others have `kept` there stay."""
+    lines = _emqx_lines if plan.kind == "emqx" else _mosquitto_lines
+    comment = "%%" if plan.kind == "emqx" else "#"
+    old = None if before is None else lines(before) + _EARLIER.format(root=before.names.root)
+    return broker_merging.renewed(kept, plan.site, lines(plan), old, comment)
 
 
 def users_file(plan: Plan) -> str:
@@ -150,6 +209,8 @@ _MOSQUITTO_RIGHTS = """\
 # Who may say and hear what, of site '{site}'. Written by: flowerpower broker-config
 # Mosquitto grants a denied subscription and then delivers nothing: a client does not notice.
 
+"""
+_MOSQUITTO_PATTERNS = """\
 # %u is the user. The gateway's user matches as well, and nobody listens there.
 pattern write {root}/agent/%u/state
 pattern write {root}/agent/%u/report
@@ -158,16 +219,33 @@ pattern read {root}/agent/%u/do
 # No %u, so it holds for everybody who is logged in (Mosquitto warns of that).
 pattern read {gateway}
 
+"""
+_MOSQUITTO_GATEWAY = """\
 user {user}
 topic readwrite {root}/#
 """
+_MOSQUITTO_AGENT = """\
+
+user {user}
+topic write {root}/agent/{agent}/state
+topic write {root}/agent/{agent}/report
+topic read {root}/agent/{agent}/state
+topic read {root}/agent/{agent}/do
+topic read {gateway}
+"""
 _MOSQUITTO_SENDER = """
+# Somebody who triggers pipelines and reads their outcomes: broker-config --client shop --publish
+# {root}/run/my_flow --subscribe {root}/run/my_flow/outcome --subscribe '{root}/job/+'
+"""
+# Of an earlier release, which made no marks around what it wrote:
+_EARLIER = """
 # Somebody who triggers pipelines and reads their outcomes: a line in `passwords`, and
 # user shop
 # topic write {root}/run/my_flow
 # topic read {root}/run/my_flow/outcome
 # topic read {root}/job/+
 """
+_MOSQUITTO_CLIENT = "\n# A client.\nuser {user}\n"
 
 
 def mosquitto(plan: Plan) -> str:
@@ -180,16 +258,45 @@ def mosquitto(plan: Plan) -> str:
 
 def mosquitto_rights(plan: Plan) -> str:
     """`acl`."""
-    topics = Topics(plan.prefix, plan.site)
-    names = {"root": topics.root, "gateway": topics.gateway}
-    lines = [_MOSQUITTO_RIGHTS.format(site=plan.site, user=plan.gateway, **names)]
+    return rights(plan)
+
+
+def _mosquitto_lines(plan: Plan) -> str:
+    """Our part of `acl`."""
+    names = {"root": plan.names.root, "gateway": plan.names.gateway}
+    lines = [_MOSQUITTO_RIGHTS.format(site=plan.site)]
+    if _has_patterns(plan):
+        lines.append(_MOSQUITTO_PATTERNS.format(**names))
+    lines.append(_MOSQUITTO_GATEWAY.format(user=plan.gateway, **names))
     lines += [f"topic read {each}\n" for each in plan.topics]
     lines += [f"topic write {each}\n" for each in plan.answers]
+    for agent in _named_with_site(plan):
+        lines.append(_MOSQUITTO_AGENT.format(user=plan.user(agent), agent=agent, **names))
     if plan.local_topics:
         for agent in plan.agents:
-            lines.append(f"\nuser {listener(agent)}\n")
+            lines.append(f"\nuser {plan.listener(agent)}\n")
             lines += [f"topic read {each}\n" for each in plan.local_topics]
+    for name, client in plan.clients.items():
+        lines.append(_MOSQUITTO_CLIENT.format(user=plan.names.client(name)))
+        lines += [f"topic write {each}\n" for each in client.publish]
+        lines += [f"topic read {each}\n" for each in client.subscribe]
     return "".join((*lines, _MOSQUITTO_SENDER.format(**names)))
+
+
+def _named_with_site(plan: Plan) -> list[str]:
+    """Return the agents for each of whom it is said what they may: those whose user is not their
+    name, and all where there are clients, who could call themselves agents by a pattern.
+    """
+    return [agent for agent in plan.agents if plan.clients or plan.user(agent) != agent]
+
+
+def _has_patterns(plan: Plan) -> bool:
+    """Whether rights are by the user's name. In a site whose users bear it they would be those of
+    its namesakes in other sites on the same broker.
+    """
+    if plan.clients:
+        return False
+    return len(_named_with_site(plan)) < len(plan.agents) or plan.names.client("a") == "a"
 
 
 def mosquitto_user(user: str, password: str, salt: bytes) -> str:
@@ -233,6 +340,8 @@ _EMQX_RIGHTS = """\
 %% Who may say and hear what, of site '{site}'. Written by: flowerpower broker-config
 %% It follows EMQX's documentation; it was not started here.
 {{allow, {{username, "{user}"}}, all, ["{root}/#"]}}.
+"""
+_EMQX_PATTERNS = """\
 {{allow, all, publish, ["{root}/agent/${{username}}/state", "{root}/agent/${{username}}/report"]}}.
 {{allow, all, subscribe, ["{root}/agent/${{username}}/state", "{root}/agent/${{username}}/do"]}}.
 {{allow, all, subscribe, ["{gateway}"]}}.
@@ -248,16 +357,28 @@ def emqx(plan: Plan) -> str:
 
 def emqx_rights(plan: Plan) -> str:
     """`acl.conf`."""
-    topics = Topics(plan.prefix, plan.site)
-    names = {"site": plan.site, "root": topics.root, "gateway": topics.gateway}
+    return rights(plan)
+
+
+def _emqx_lines(plan: Plan) -> str:
+    """Our part of `acl.conf`."""
+    names = {"site": plan.site, "root": plan.names.root, "gateway": plan.names.gateway}
     rules = [
+        *([_EMQX_PATTERNS.format(**names)] if _has_patterns(plan) else []),
         *_emqx_rule(plan.gateway, "subscribe", plan.topics),
         *_emqx_rule(plan.gateway, "publish", plan.answers),
     ]
+    for agent in _named_with_site(plan):
+        own, user = f"{plan.names.root}/agent/{agent}", plan.user(agent)
+        rules += _emqx_rule(user, "publish", (f"{own}/state", f"{own}/report"))
+        rules += _emqx_rule(user, "subscribe", (f"{own}/state", f"{own}/do", plan.names.gateway))
     for agent in plan.agents:
-        rules += _emqx_rule(listener(agent), "subscribe", plan.local_topics)
+        rules += _emqx_rule(plan.listener(agent), "subscribe", plan.local_topics)
+    for name, client in plan.clients.items():
+        rules += _emqx_rule(plan.names.client(name), "publish", client.publish)
+        rules += _emqx_rule(plan.names.client(name), "subscribe", client.subscribe)
     head = _EMQX_RIGHTS.format(user=plan.gateway, **names)
-    return "".join((head, *rules, "{deny, all}.\n"))
+    return "".join((head, *rules))
 
 
 def _emqx_rule(user: str, action: str, filters: tuple[str, ...]) -> list[str]:
@@ -281,12 +402,13 @@ def agent_yml(plan: Plan, name: str, password: str, second: str | None) -> str:
         lines.append(f"site: {plan.site}")
     if plan.prefix != "fp/v1":
         lines.append(f"prefix: {plan.prefix}")
-    lines += [f"username: {name}", f'password: "{password}"']
+    lines += [f"username: {plan.user(name)}", f'password: "{password}"']
     if plan.tls:
         lines += ["ca_file: ca.crt", "cert_file: client.crt", "key_file: client.key"]
     if second is not None:
         scheme, _, place = plan.uri.partition("://")
-        lines.append(f"triggers_broker: {scheme}://{listener(name)}:{second}@{place}")
+        user = quote(plan.listener(name), safe="")
+        lines.append(f"triggers_broker: {scheme}://{user}:{second}@{place}")
     return "\n".join((*lines, ""))
 
 
@@ -296,8 +418,39 @@ def mqtt_yml(plan: Plan, password: str, folder: str) -> str:
     lines.append(f'  password: "{password}"')
     if plan.tls:
         files = {"ca_file": "ca.crt", "cert_file": "client.crt", "key_file": "client.key"}
-        lines += [f"  {key}: {folder}/{file}" for key, file in files.items()]
+        lines += [f"  {key}: {_scalar(f'{folder}/{file}')}" for key, file in files.items()]
     return "\n".join((*lines, f"prefix: {plan.prefix}", f"site: {plan.site}", ""))
+
+
+def _scalar(text: str) -> str:
+    """A text in YAML, in quotes where it might be read as something else."""
+    return text if _PLAIN.fullmatch(text) else msgspec.json.encode(text).decode()
+
+
+_CLIENT = """\
+# A client of the broker, '{user}'; what it may say and hear stands in {rights}.
+# The broker takes the user for the client id: one user is one connection at a time.
+# mosquitto_pub -h {host} -p {port} -u '{user}' -P '{password}'{files} -q 1 -t TOPIC -m '{{}}'
+uri: {uri}
+username: {user}
+password: "{password}"
+"""
+_CLIENT_FILES = "ca_file: ca.crt\ncert_file: client.crt\nkey_file: client.key\n"
+
+
+def client_yml(plan: Plan, name: str, password: str) -> str:
+    """Return the settings by which another client connects, with certificates beside them."""
+    files = " --cafile ca.crt --cert client.crt --key client.key" if plan.tls else ""
+    text = _CLIENT.format(
+        user=plan.names.client(name),
+        rights=rights_file(plan),
+        host=plan.host,
+        port=plan.listens,
+        password=password,
+        files=files,
+        uri=plan.uri,
+    )
+    return text + (_CLIENT_FILES if plan.tls else "")
 
 
 def _template(name: str) -> str:

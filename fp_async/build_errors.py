@@ -12,12 +12,15 @@ from types import ModuleType
 # Where Hamilton's messages turn to advice of its own.
 _ADVICE = ("If you believe they are equivalent", " In case you want to override")
 UNKNOWN_FRAME = "does not output a type we know about"
+_POWER_USER = "hamilton.enable_power_user_mode"
 _IMPORT_IT = "; import the library of that type in the pipeline's module"
 _ADDRESS = re.compile(r"<(function [\w.<>]+) at 0x\w+>")
 
 
 def explain(error: Exception, modules: Sequence[ModuleType]) -> str:
     """The error's message without advert, addresses and our packages' names, and with a way out."""
+    if isinstance(error, KeyError):  # whose text is nothing but the key
+        return _missing_key(error)
     text = str(error)
     for advice in _ADVICE:
         text = text.partition(advice)[0].strip()
@@ -35,6 +38,16 @@ def explain(error: Exception, modules: Sequence[ModuleType]) -> str:
             "that reads it"
         )
     return text
+
+
+def _missing_key(error: KeyError) -> str:
+    key = error.args[0] if error.args else ""
+    if key == _POWER_USER:
+        return (
+            f"@resolve and @resolve_from_config need `{_POWER_USER}: true` in the `config` of the "
+            "pipeline (run.<pipeline>.<environment>.config, or --config)"
+        )
+    return f"KeyError: {error}"
 
 
 def hint(text: str) -> str:

@@ -21,7 +21,7 @@ from fp_async.threads import Threads, in_thread
 if TYPE_CHECKING:
     from fp_async.config import RunSettings
 
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 Kind = Literal["success", "failure", "retry"]
 KINDS: tuple[Kind, ...] = ("success", "failure", "retry")
 LIMIT = 30.0  # seconds for each function

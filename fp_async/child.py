@@ -9,6 +9,7 @@ ever unpickled. What a node prints goes to stderr.
 from __future__ import annotations
 
 import asyncio
+import logging
 import mmap
 import os
 import pickle
@@ -17,21 +18,27 @@ import struct
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
 
-from fp_async import remote
+from fp_async import copies, log_levels, remote
 from fp_async.awaitables import awaitable
-from fp_async.processes import die_with_parent, how, kill
+from fp_async.processes import die_with_parent, ended, how, kill, wait
+from fp_async.runtime import process_exit
+from fp_async.runtime.surroundings import Surroundings
 from fp_async.threads import Threads, in_thread
 
+log: logging.Logger = logging.getLogger("fp_async")
 _LENGTH = struct.Struct(">Q")
 _pipes = Threads(limit=1000)  # each waits for one child; `Children` bounds them
 Child = subprocess.Popen[bytes]
 Message = list[memoryview]
 _LARGE = 2**20
+_LOOK = 0.005  # seconds between two looks at whether children have ended
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
     "from fp_async.child import main; main()"
@@ -59,27 +66,56 @@ class Children:
         problem = "its inputs cannot be sent to a process"
         arguments = await in_thread(_pipes, partial(_dump, kwargs, problem))
         async with self._slots:
-            child = self._idle.pop() if self._idle else _spawn()
-            try:
-                value, failure = await in_thread(
-                    _pipes, partial(_ask, child, spec, node, arguments)
-                )
-            except BaseException:
-                kill(child)
-                raise
-            if self._closed:
-                kill(child)
-            else:
-                self._idle.append(child)
+            value, failure = await self._asked(spec, node, arguments)
         if failure is None:
             return value
         raise remote.raised(failure, "a child process")
 
-    def close(self) -> None:
-        """Kill the children that wait, and the others as soon as they have answered."""
+    async def _asked(self, spec: remote.GraphSpec, node: str, arguments: Message) -> Any:
+        """The answer of a child that has the code as it is now."""
+        while True:
+            child = self._idle.pop() if self._idle else _spawn()
+            try:
+                answer = await in_thread(_pipes, partial(_ask, child, spec, node, arguments))
+            except BaseException:
+                kill(child)
+                raise
+            if self._closed or answer is None:
+                kill(child)
+            else:
+                self._idle.append(child)
+            if answer is not None:
+                return answer
+
+    def idle(self) -> list[int]:
+        """The processes that wait."""
+        return [child.pid for child in self._idle]
+
+    async def close(self, within: float | None) -> None:
+        """Let the children that wait end as Python does, with threads and exit functions; kill
+        them after `within` seconds (None: never), and the others as soon as they have answered.
+
+        Cancelling kills them.
+        """
         self._closed = True
-        while self._idle:
-            kill(self._idle.pop())
+        waiting = list(self._idle)
+        self._idle.clear()
+        try:
+            for child in waiting if within != 0 else ():
+                _let_end(child)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within):
+                    while any(ended(child) is None for child in waiting):  # noqa: ASYNC110
+                        await asyncio.sleep(_LOOK)
+        finally:
+            for child in waiting:
+                kill(child)
+
+
+def _let_end(child: Child) -> None:
+    assert child.stdin is not None
+    with suppress(BrokenPipeError):
+        child.stdin.close()
 
 
 def _spawn() -> Child:
@@ -88,15 +124,17 @@ def _spawn() -> Child:
     path = json.dumps([str(Path(entry or os.curdir).resolve()) for entry in sys.path])
     # By the loop's own thread: Linux kills a child when the thread that made it ends.
     return subprocess.Popen(
-        [sys.executable, "-c", _START, path, str(os.getpid())],
+        [sys.executable, "-c", _START, path, str(os.getpid()), str(logging.getLogger().level)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
 
 
-def _ask(child: Child, spec: remote.GraphSpec, node: str, arguments: Message) -> tuple[Any, Any]:
-    """In a thread: send the request and wait for (value, failure)."""
+def _ask(child: Child, spec: remote.GraphSpec, node: str, arguments: Message) -> Any:
+    """In a thread: send the request and wait for (value, failure); None from a child that has
+    loaded code which was edited since.
+    """
     assert child.stdin is not None
     assert child.stdout is not None
     try:
@@ -106,16 +144,15 @@ def _ask(child: Child, spec: remote.GraphSpec, node: str, arguments: Message) ->
     except BrokenPipeError:
         answer = None
     if answer is None:
-        raise remote.ProcessDiedError(f"its process died ({how(child.wait())})")
-    outcome: tuple[Any, Any] = _load(answer)
-    return outcome
+        raise remote.ProcessDiedError(f"its process died ({how(wait(child))})")
+    return _load(answer)
 
 
 def _dump(value: Any, problem: str) -> Message:
     """Pickled, with the memory of arrays beside it instead of copied into it."""
     buffers: list[pickle.PickleBuffer] = []
     try:
-        data = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+        data = copies.dumps(value, buffer_callback=buffers.append)
     except Exception as error:
         raise TypeError(f"{problem}: {error}") from error
     return [memoryview(data), *(buffer.raw() for buffer in buffers)]
@@ -162,25 +199,56 @@ def main() -> None:
     """Serve requests until stdin closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which kills us
     die_with_parent(int(sys.argv[2]))
+    log_levels.show(int(sys.argv[3]))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what nodes print must not end up among the frames
     requests = os.fdopen(os.dup(0), "rb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    surroundings: Surroundings | None = None
     while (request := _read(requests)) and (arguments := _read(requests)):
-        _write(answers, _answer(request, arguments))
+        spec, node = _load(request)
+        if surroundings is None:
+            remote.settle(spec)
+            surroundings = Surroundings()
+        answer = _answer(spec, node, arguments, surroundings)
+        surroundings.settle()
+        _write(answers, answer)
+        surroundings.restore()
+    process_exit.wait_for_threads(_tell_of_threads)
+    process_exit.call_exit_functions()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)
 
 
-def _answer(request: Message, arguments: Message) -> Message:
-    spec, node = _load(request)
+def _tell_of_threads(names: list[str]) -> None:
+    log.warning("a child process waits for threads of its nodes: %s", ", ".join(names[:5]))
+
+
+def _answer(
+    spec: remote.GraphSpec, node: str, arguments: Message, surroundings: Surroundings
+) -> Message:
     try:
-        graph = remote.graph(spec)
-        value = graph.nodes[node].call(**_load(arguments))
-        if awaitable(value):
-            value = asyncio.run(_await(value))
-        return _dump((value, None), f"its value ({type(value).__name__}) cannot leave its process")
+        loaded = remote.loaded(spec)
+        surroundings.keep()
+        with loaded.running():
+            expands = loaded.graph.roles.get(node) == "expand"
+            return _called(loaded.graph.nodes[node].call, arguments, expands=expands)
+    except remote.EditedError:
+        return _dump(None, "")
     except BaseException as error:
         failure = remote.failure(error, spec.folder)
         return _dump((None, failure), "its error cannot leave its process")
+
+
+def _called(call: Callable[..., Any], arguments: Message, *, expands: bool) -> Message:
+    value = call(**_load(arguments))
+    if awaitable(value):
+        value = asyncio.run(_await(value))
+    if expands:  # a generator stays in its process
+        value = list(value)
+    return _dump((value, None), f"its value ({type(value).__name__}) cannot leave its process")
 
 
 async def _await(value: Any) -> Any:

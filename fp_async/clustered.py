@@ -9,8 +9,8 @@ value of this process, `name@here` fetches one, each once, and only where somebo
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
-import os
 import sys
 import time
 import uuid
@@ -22,12 +22,14 @@ from typing import Any, NamedTuple
 from fp_async import executors, remote
 from fp_async.bridge import Bridge
 from fp_async.config import ExecutorSettings, NodePolicy
+from fp_async.contexts import Scope, adopt
 from fp_async.current import current_job
 from fp_async.engines import Engine
 from fp_async.errors import ClusterError, FlowerPowerError, UsageError, describe
 from fp_async.execution import Execution
 from fp_async.node_events import NodeEvent
-from fp_async.nodes import AttemptTimeoutError, Hooks, Setup
+from fp_async.node_watch import Hooks, tell_of_hook
+from fp_async.nodes import AttemptTimeoutError, Setup
 from fp_async.onsite import Errand, Report, cut
 from fp_async.parcels import Parcel
 from fp_async.plan import NodeSpec, Plan, compile_plan
@@ -83,9 +85,8 @@ class ClusterRun:
         self._progress = progress
         self._bridge = Bridge(asyncio.get_running_loop(), progress)
         self._level = logging.getLogger().getEffectiveLevel()
-        self._folder = os.getcwd() if engine.private else ""  # noqa: PTH109 - a string
         alone = plan.names if hooks else [n for n, p in policies.items() if p.resources]
-        self.stages = divide(plan, roles, alone)
+        self.stages: list[Stage] = divide(plan, roles, alone)
         self._on_cluster = {s.name for s in self.stages if not s.local}
         self._running: set[str] = set()
         for stage in self.stages:
@@ -103,6 +104,7 @@ class ClusterRun:
         wanted = {name: self._here(name) for name, _ in self._plan.finals}
         plan = compile_plan(specs, list(wanted.values()), values.keys() & self._given())
         setup = Setup(
+            aside=executors.threads(None),
             hooks=self._hooks,
             progress=self._progress,
             policies={n: p for n, p in self._policies.items() if n not in plainly},
@@ -266,7 +268,7 @@ class ClusterRun:
             token=uuid.uuid4().hex,
             chunk=chunk,
             level=self._level,
-            folder=self._folder,
+            alone=self._engine.private,
             ends_stuck=self._engine.ends_stuck,
             packs=self._engine.packs,
             job=current_job(),
@@ -278,21 +280,22 @@ class ClusterRun:
         """Run a stage of one node with hooks around it, which see its values here."""
         ((name, arguments),) = stage.nodes
         kwargs = {a: values[self._here(s)] for a, s in arguments if self._here(s) in values}
+        entered, told = contextvars.copy_context(), _Told(hooks, name, kwargs)
         try:
-            await _told(hooks.before, hooks.before_async, name, kwargs)
+            await told.before()
             try:
                 report, outputs = await self._perform(stage, sources)
                 value = (await self._engine.fetch(outputs[0])).open()
             except BaseException as error:
-                cause = error.cause if isinstance(error, StageError) else error
-                await _told(hooks.after, hooks.after_async, name, kwargs, None, cause)
+                await told.error(error.cause if isinstance(error, StageError) else error)
                 raise
-            await _told(hooks.after, hooks.after_async, name, kwargs, value, None)
+            await told.after(value, None)
         except (StageError, FlowerPowerError):
             raise
         except Exception as error:  # a hook's
             inputs = {argument: type(value).__name__ for argument, value in kwargs.items()}
             raise StageError(name, inputs, error) from error
+        adopt(told.scope.context, entered)
         return Reference(outputs[0], report.chunks)
 
     # Telling --------------------------------------------------------------------------------
@@ -313,16 +316,18 @@ class ClusterRun:
 
     def _cancelled(self, stage: Stage, seconds: float) -> None:
         if stage.nodes:
-            self._tell(NodeEvent(stage.nodes[0][0], "cancelled", seconds))
+            told = (stage.nodes[0][0], "cancelled", seconds)
+            self._tell(NodeEvent(*told, items=0 if stage.item else None))
 
     def _hear(self, stage: Stage, report: Report) -> None:
         """Tell what a stage has told; raise what broke it."""
-        begun = {stage.nodes[0][0]} if stage.nodes else set()
+        begun, items = {stage.nodes[0][0]} if stage.nodes else set(), 0 if stage.item else None
         for node, status, seconds, error, at in report.nodes:
             if node not in begun:
                 self._tell(NodeEvent(node, "started", at=at))
             begun.discard(node) if status != "retrying" else begun.add(node)
-            self._tell(NodeEvent(node, status, seconds, error, at, place=report.place))
+            told = (node, status, seconds, error, at)
+            self._tell(NodeEvent(*told, place=report.place, items=items))
         for name, level, text in report.log:
             _repeat(name, level, text)
         if report.broken is not None:
@@ -361,11 +366,38 @@ async def _to_its_end(work: Any) -> None:
         logging.getLogger("fp_async").warning("could not end a task: %s", describe(error))
 
 
-async def _told(sync: Any, awaited: Any, name: str, *rest: Any) -> None:
-    if sync is not None:
-        await in_thread(executors.threads(None), partial(sync, name, *rest))
-    if awaited is not None:
-        await awaited(name, *rest)
+class _Told:
+    """The hooks around a node, in one context: async ones here, around sync ones in threads."""
+
+    def __init__(self, hooks: Hooks, name: str, kwargs: dict[str, Any]) -> None:
+        self.scope = Scope()
+        self._hooks = hooks
+        self._name = name
+        self._kwargs = kwargs
+
+    async def before(self) -> None:
+        """Call those before the node."""
+        if self._hooks.before_async is not None:
+            await self.scope.awaited(self._hooks.before_async(self._name, self._kwargs))
+        if self._hooks.before is not None:
+            before = partial(self._hooks.before, self._name, self._kwargs)
+            await self.scope.in_thread(executors.threads(None), before)
+
+    async def after(self, value: Any, error: BaseException | None) -> None:
+        """Call those after it."""
+        told = (self._name, self._kwargs, value, error)
+        if self._hooks.after is not None:
+            after = partial(self._hooks.after, *told)
+            await self.scope.in_thread(executors.threads(None), after)
+        if self._hooks.after_async is not None:
+            await self.scope.awaited(self._hooks.after_async(*told))
+
+    async def error(self, error: BaseException) -> None:
+        """Tell of an error, which no error of a hook hides."""
+        try:
+            await self.after(None, error)
+        except Exception as failed:
+            tell_of_hook(self._name, failed)
 
 
 def _repeat(name: str, level: int, text: str) -> None:

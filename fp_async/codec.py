@@ -101,7 +101,8 @@ def _unwritable(error: UnwritableError, what: str) -> str:
     name, path = error.place()
     subject = f"{what} '{name}'" if name else what
     place = f"{path} is" if path not in ("", name) else "it is"
-    return f"{subject} cannot be stored: {place} {error.reason}; {_ways_out(what)}"
+    ways = "" if error.lacks else f"; {_ways_out(what)}"
+    return f"{subject} cannot be stored: {place} {error.reason}{ways}"
 
 
 def _ways_out(what: str) -> str:

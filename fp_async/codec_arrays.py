@@ -30,7 +30,7 @@ def load(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise EncodingError(f"this value needs {name}: pip install {name}") from error
+        raise EncodingError(f"this one needs {name}, here: pip install {name}") from error
 
 
 # numpy
@@ -262,8 +262,9 @@ def guarded(write: Callable[[Writer, Any], Tagged]) -> Callable[[Writer, Any], T
         except UnwritableError:
             raise
         except Exception as error:
-            hint = str(error) if isinstance(error, EncodingError) else describe(error)
-            raise UnwritableError(value, hint) from error
+            lacks = isinstance(error, EncodingError)  # raised by `load`
+            hint = str(error) if lacks else describe(error)
+            raise UnwritableError(value, hint, lacks=lacks) from error
 
     return refuse
 

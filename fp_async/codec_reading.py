@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from fp_async.codec_values import MAX_DEPTH, Record, Tagged
+from fp_async.codec_values import MAX_DEPTH, Record, Tagged, shown
 from fp_async.errors import EncodingError, describe
-from fp_async.typed import Text
+from fp_async.values.secret import Secret
+from fp_async.values.text import Text
 
 Known = Mapping[str, type] | Callable[[str], type | None] | None
 Read = Callable[["Reader", Tagged], Any]
@@ -32,7 +33,7 @@ class Reader:
     """Turns JSON data and its attachments into values; `readers` has a function for each tag."""
 
     def __init__(self, files: list[bytes], readers: Mapping[str, Read], known: Known) -> None:
-        self.unused = dict(enumerate(files))
+        self.unused: dict[int, bytes] = dict(enumerate(files))
         self._readers = readers
         self._known = known
         self._depth = 0
@@ -79,6 +80,7 @@ class Reader:
         """The class of that qualified name, if the caller knows it."""
         if self._known is None:
             return None
+        name = shown(name)
         return self._known(name) if callable(self._known) else self._known.get(name)
 
 
@@ -94,13 +96,26 @@ def _record(reader: Reader, data: Tagged) -> Any:
     fields = {field: reader.read(item) for field, item in checked(data["v"], dict).items()}
     kind = reader.known(name)
     if kind is None:
-        return Record(name, fields)
+        return Record(name, fields, _member(data), _names(data, fields))
     try:
         return _instance(kind, fields)
     except Exception as error:  # the class's own __init__ may refuse what is stored
         raise EncodingError(
             f"the stored {name} does not fit its class: {describe(error)}"
         ) from error
+
+
+def _member(data: Tagged) -> str | None:
+    return checked(data["member"], str) if "member" in data else None
+
+
+def _names(data: Tagged, fields: Mapping[str, Any]) -> list[str] | None:
+    if "as" not in data:
+        return None
+    names = [checked(name, str) for name in checked(data["as"], list)]
+    if len(names) != len(fields):
+        raise EncodingError("the stored value has other names than fields")
+    return names
 
 
 def _instance(kind: type, fields: dict[str, Any]) -> Any:
@@ -174,6 +189,7 @@ READERS: dict[str, Read] = {
     "timedelta": lambda _, data: timedelta(*checked(data["v"], list)),
     "decimal": _text(Decimal),
     "uuid": _text(uuid.UUID),
+    "secret": _text(Secret),
     "path": _text(Path),
     "posixpath": _text(PurePosixPath),
     "windowspath": _text(PureWindowsPath),

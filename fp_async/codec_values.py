@@ -13,9 +13,10 @@ import dataclasses
 import enum
 import math
 import re
+import sys
 import uuid
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -23,16 +24,15 @@ from typing import Any
 
 import msgspec
 
-from fp_async.typed import Text
+from fp_async.values.secret import Secret
+from fp_async.values.text import Text
 
 MAX_DEPTH = 100
 TOO_DEEP = f"its value is nested deeper than {MAX_DEPTH} levels, or contains itself"
 _MANY = 16  # items, from which on looking at all their types at once is faster
 _DEEP = "nested too deep"
 _INLINE = 1024  # bytes: a smaller binary is base64 in the text, so that the whole stays text
-_MADE_UP = re.compile(
-    r"^fp_pipelines_\w+_[0-9a-f]{8}(_\d+)?\."
-)  # the package that a flow's modules get
+_MADE_UP = re.compile(r"^fp_pipelines_\w+_[0-9a-f]{8}(_\d+)?\.")  # as of earlier releases
 _LOWEST, _HIGHEST = -(2**63), 2**64 - 1
 _ATOMS = frozenset({type(None), bool, str})
 _STR = frozenset({str})
@@ -44,23 +44,35 @@ class Record:
     """A Struct, dataclass, NamedTuple or Enum member whose class the reader does not know.
 
     `record.owner` and `record["owner"]` give a field, `_asdict()` all of them, `_kind` the
-    qualified name of the class. Frozen; an Enum member has the fields `name` and `value`.
+    qualified name of the class. Frozen; an Enum member has the fields `name` and `value`, and its
+    text as `_member`, which is None for anything else. `_names` are the fields' names in JSON
+    where the class has others there (a Struct with `rename`), else None.
     """
 
-    __slots__ = ("_fields", "_kind")
+    __slots__ = ("_fields", "_kind", "_member", "_names")
     _fields: dict[str, Any]
     _kind: str
+    _member: str | None
+    _names: tuple[str, ...] | None
 
-    def __init__(self, kind: str, fields: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        fields: Mapping[str, Any],
+        member: str | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
         object.__setattr__(self, "_kind", kind)
         object.__setattr__(self, "_fields", dict(fields))
+        object.__setattr__(self, "_member", member)
+        object.__setattr__(self, "_names", None if names is None else tuple(names))
 
     def _asdict(self) -> dict[str, Any]:
         return dict(self._fields)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name not in self._fields:
-            raise AttributeError(f"{_shown(self._kind)} has no field '{name}'")
+            raise AttributeError(f"{shown(self._kind)} has no field '{name}'")
         return self._fields[name]
 
     def __getitem__(self, name: str) -> Any:
@@ -86,17 +98,24 @@ class Record:
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={value!r}" for name, value in self._fields.items())
-        return f"<{_shown(self._kind)} {fields}>"
+        return f"<{shown(self._kind)} {fields}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Record, (self._kind, self._fields)
+        return Record, (self._kind, self._fields, self._member, self._names)
 
 
 class UnwritableError(Exception):
-    """A value that has no form as data; `reason` names its type, `trail` leads to it."""
+    """A value that has no form as data; `reason` names its type, `trail` leads to it. `lacks`: it
+    would have one if a library was installed.
+    """
 
-    def __init__(self, value: Any, hint: str = "", *, reason: str = "") -> None:
-        self.reason = reason or f"a {_shown(type_name(type(value)))}{f' ({hint})' if hint else ''}"
+    def __init__(
+        self, value: Any, hint: str = "", *, reason: str = "", lacks: bool = False
+    ) -> None:
+        self.lacks = lacks
+        self.reason: str = (
+            reason or f"a {shown(type_name(type(value)))}{f' ({hint})' if hint else ''}"
+        )
         self.trail: list[tuple[Any, int]] = []
         super().__init__(self.reason)
 
@@ -124,10 +143,12 @@ def _short(step: Any) -> str:
 def type_name(kind: type) -> str:
     """`module.QualifiedName`; built-in types without the module."""
     module = kind.__module__
+    if (copies := sys.modules.get("fp_async.copies")) is not None:  # else there are none
+        module = copies.plainly(module)
     return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
     """A class's name as its author knows it."""
     return _MADE_UP.sub("", name)
 
@@ -213,10 +234,13 @@ class Writer:
         library = self._libraries.get(kind.__module__.partition(".")[0])
         if library:
             return library
+        if isinstance(value, Text):
+            return _WRITERS[Text]
         if isinstance(value, Record):
-            return lambda writer, record: _record(writer, record._kind, record._fields)
+            return _write_record
         if fields := _fields(value):
-            return lambda writer, _: _record(writer, type_name(kind), fields())
+            more = _more(value)
+            return lambda writer, _: {**_record(writer, type_name(kind), fields()), **more}
         raise UnwritableError(value, _hint(value))
 
 
@@ -255,6 +279,39 @@ def _fields(value: Any) -> Callable[[], dict[str, Any]] | None:
 def _record(writer: Writer, kind: str, fields: Mapping[str, Any]) -> Tagged:
     data = {name: writer.write(value, name) for name, value in fields.items()}
     return {"$": "record", "of": kind, "v": data}
+
+
+def _write_record(writer: Writer, value: Record) -> Tagged:
+    return {**_record(writer, value._kind, value._fields), **_marks(value._member, value._names)}
+
+
+def _more(value: Any) -> Tagged:
+    """Return the marks by which a reader without the class writes the value as one with it."""
+    if isinstance(value, enum.Enum):
+        return _marks(member_text(value), None)
+    if isinstance(value, msgspec.Struct):
+        fields, names = value.__struct_fields__, value.__struct_encode_fields__
+        return _marks(None, None if fields == names else names)
+    return {}
+
+
+def _marks(member: str | None, names: Sequence[str] | None) -> Tagged:
+    # Readers of earlier releases take no notice of either.
+    marks: Tagged = {} if member is None else {"member": storable(member)}
+    return marks if names is None else {**marks, "as": list(names)}
+
+
+def member_text(value: enum.Enum) -> str:
+    """The text of an Enum member, whatever its class's own `__str__` does."""
+    try:
+        return str(value)
+    except Exception:  # of the user's code
+        return f"{type(value).__name__}.{value.name}"
+
+
+def storable(text: str) -> str:
+    """A text that UTF-8 can hold."""
+    return text if _is_utf8(text) else text.encode(errors="backslashreplace").decode()
 
 
 def _write_float(_: Writer, value: float) -> Any:
@@ -345,6 +402,7 @@ _WRITERS: dict[type, Callable[[Writer, Any], Any]] = {
     },
     Decimal: _text("decimal"),
     uuid.UUID: _text("uuid"),
+    Secret: _text("secret", Secret.reveal),
     type(Path()): _text("path"),
     PurePosixPath: _text("posixpath"),
     PureWindowsPath: _text("windowspath"),

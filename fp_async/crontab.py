@@ -14,6 +14,7 @@ schedules, as cron(8) does:
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_left
 from calendar import monthrange
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import msgspec
 
+from fp_async import local_timezone
 from fp_async.errors import TriggerError, suggestion
 
 NICKNAMES = {
@@ -64,6 +66,11 @@ _FIELDS = (
 )
 
 
+_DAY, _WEEKDAY = _FIELDS[2], _FIELDS[4]
+_FOREIGN = re.compile(r"(\w*?)([lLwWhH#])(?:-?(\d+|[wW]|\(\S*\)))?", re.ASCII)
+_ORDINALS = {"1": "1st", "2": "2nd", "3": "3rd", "4": "4th", "5": "5th"}
+
+
 class Expression(msgspec.Struct, frozen=True):
     """A parsed expression. `times` are minutes of the day, sorted; `weekdays` has 0 = Sunday.
 
@@ -80,11 +87,12 @@ class Expression(msgspec.Struct, frozen=True):
 
 
 @lru_cache(maxsize=1024)
-def parse(text: str) -> Expression:
+def parse(text: str, *, strict: bool = False) -> Expression:
     """The expression `minute hour day-of-month month day-of-week`, or a nickname like `@daily`.
 
     0 and 7 are Sunday. Raises TriggerError naming the field and its valid range, and for dates
-    that never exist, such as 31 February.
+    that never exist, such as 31 February; if `strict` for steps longer than their range, too,
+    which earlier releases have let into stores.
     """
     parts = _expanded(text.strip()).split()
     if len(parts) != len(_FIELDS):
@@ -93,7 +101,8 @@ def parse(text: str) -> Expression:
             " month, day of week); for seconds or years use the trigger 'cron'"
         )
     minutes, hours, days, months, weekdays = (
-        _values(field, part, text) for field, part in zip(_FIELDS, parts, strict=True)
+        _values(field, part, text, strict=strict)
+        for field, part in zip(_FIELDS, parts, strict=True)
     )
     either = not (parts[2].startswith("*") or parts[4].startswith("*"))
     if not either and min(days) > max(_LONGEST[month - 1] for month in months):
@@ -121,31 +130,60 @@ def _expanded(text: str) -> str:
         raise TriggerError(f"unknown crontab nickname '{text}'{hint}") from None
 
 
-def _values(field: _Field, part: str, text: str) -> frozenset[int]:
+def _values(field: _Field, part: str, text: str, *, strict: bool) -> frozenset[int]:
     try:
-        return frozenset(value for item in part.split(",") for value in _item(field, item))
+        ranges = [_item(field, item) for item in part.split(",")]
+        for each in ranges if strict else ():
+            _check_step(*each)
+        return frozenset(value for each in ranges for value in range(*each))
     except ValueError as error:
         where = f"crontab '{text}', {field.name} '{part}'"
         raise TriggerError(f"{where}: {error}; valid: {field.range}") from None
 
 
-def _item(field: _Field, item: str) -> range:
+def _item(field: _Field, item: str) -> tuple[int, int, int]:
+    """Return first value, the one after the last, and step."""
+    if hint := _hint(field, item):
+        raise ValueError(hint)
     base, slash, step = item.partition("/")
     stride = _number(step, "step") if slash else 1
     if stride < 1:
         raise ValueError("a step is at least 1")
     first, dash, last = base.partition("-")
     if base == "*":
-        return range(field.lowest, field.highest + 1, stride)
+        return field.lowest, field.highest + (field is not _WEEKDAY), stride
     low = _value(field, first)
     if not dash:
         if slash:
             raise ValueError(f"a step needs a range: write {base}-{field.highest}/{step}")
-        return range(low, low + 1)
+        return low, low + 1, 1
     high = _value(field, last)
+    if field is _WEEKDAY and high == 0 < low:
+        high = 7  # mon-sun: a week may end with Sunday, too
     if low > high:
         raise ValueError(f"{base} runs backwards: write it as two ranges")
-    return range(low, high + 1, stride)
+    return low, high + 1, stride
+
+
+def _check_step(low: int, end: int, step: int) -> None:
+    if step > max(end - 1 - low, 1):
+        raise ValueError(f"a step of {step} is longer than {low}-{end - 1}: only {low} would match")
+
+
+def _hint(field: _Field, item: str) -> str | None:
+    """Return what to write for what other programs have beside cron(5): `L`, `#`, `W`, `?`, `H`."""
+    if item == "?":
+        return "write * for '?'"
+    if not (found := _FOREIGN.fullmatch(item)):
+        return None
+    day, mark, number = found.groups()
+    if field is _WEEKDAY and mark in "lL#":
+        name = day.lower() if day.lower() in _WEEKDAYS else "fri"
+        which = "last" if mark in "lL" else _ORDINALS.get(number, "2nd")
+        return f"cron(5) has no '{item}'; the trigger cron has: day='{which} {name}'"
+    if field is _DAY and item in ("L", "l"):
+        return f"cron(5) has no '{item}'; the trigger cron has: day='last'"
+    return f"cron(5) has no '{item}', and no trigger here has the like"
 
 
 def _value(field: _Field, text: str) -> int:
@@ -329,15 +367,24 @@ def zone(name: str) -> tzinfo:
             return timezone(offset)
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        keys = get_close_matches(name, available_timezones(), 5)
-        hint = suggestion(name, keys) if keys else "; they are called Europe/Berlin, UTC, +02:00"
+        hint = _zone_hint(name)
         raise TriggerError(f"unknown time zone '{name}' (timezone){hint}") from None
+
+
+def _zone_hint(name: str) -> str:
+    """Say what is meant: `UTC+3` is three hours behind UTC for POSIX, and ahead for people."""
+    behind = local_timezone.offset(name)
+    if behind is not None:
+        ahead = behind.translate(str.maketrans("+-", "-+"))
+        return f"; write {ahead}, or {behind} if it is meant as TZ={name}, where signs are reversed"
+    keys = get_close_matches(name, available_timezones(), 5)
+    return suggestion(name, keys) if keys else "; they are called Europe/Berlin, UTC, +02:00"
 
 
 def zone_name(given: object) -> str:
     """The checked name of a zone, its object or, for None, of the machine's zone."""
     if given is None:
-        return _local_name()
+        return zone_name(local_timezone.name())
     if isinstance(given, tzinfo):
         offset = given.utcoffset(None)
         given = getattr(given, "key", None) or ("UTC" if given is UTC else _offset_name(offset))
@@ -349,18 +396,6 @@ def zone_name(given: object) -> str:
 
 def _offset_name(offset: timedelta | None) -> str | None:
     return None if offset is None else datetime.now(timezone(offset)).isoformat()[26:]
-
-
-def _local_name() -> str:
-    from tzlocal import get_localzone_name
-
-    try:
-        name = get_localzone_name()
-    except (ZoneInfoNotFoundError, ValueError) as error:
-        raise TriggerError(
-            f"the machine's time zone is unclear, give timezone=: {error}"
-        ) from error
-    return zone_name(name or "UTC")
 
 
 def instant(name: str, value: object, place: str) -> float:

@@ -18,6 +18,7 @@ class CurrentJob(msgspec.Struct, frozen=True):
 
 
 job: ContextVar[CurrentJob | None] = ContextVar("fp_current_job", default=None)
+item: ContextVar[str] = ContextVar("fp_current_item", default="")  # of a Parallelizable, in hooks
 node: ContextVar[str | None] = ContextVar("fp_current_node", default=None)  # of watched runs
 
 

@@ -7,67 +7,62 @@ for what `drivers.py` hands to Hamilton's own drivers.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
-import os
-import sys
-import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from fp_async.annotations import fits, shown, type_name
-from fp_async.build_errors import UNKNOWN_FRAME, explain
+from fp_async import config_values, extensions, param_types
+from fp_async.build_errors import explain
 from fp_async.errors import (
     FlowerPowerError,
     GraphError,
     InputError,
-    PipelineImportError,
     UnknownNameError,
 )
-from fp_async.hooks import RunHooks
+from fp_async.hooks import Adapters, RunHooks
 from fp_async.plan import NodeSpec, Plan, compile_plan, find_cycle
+from fp_async.stages import check_blocks
+from fp_async.values import paths
+from fp_async.values.annotations import type_name
+from fp_async.values.coerce import converter
+from fp_async.values.converter import Converter, convert
+from fp_async.values.misfit import MisfitError
 from fp_async.wrappers import is_async, layers, uses_early
 
 if TYPE_CHECKING:
     from fp_async.modules import Namespace
+    from fp_async.remote import GraphSpec
 
-# Autoloading imports every data library that is installed (3 to 5 s, 300 MB); we load the
-# extensions of the libraries that a pipeline imports. Set before the import, as Hamilton asks.
-os.environ.setdefault("HAMILTON_AUTOLOAD_EXTENSIONS", "0")
-try:
-    from hamilton import driver, node, registry
-    from hamilton.function_modifiers import value as _hamilton_value
-except ImportError as error:
-    raise FlowerPowerError(
-        f"Hamilton is broken or missing ({error}). Upgrading from sf-hamilton deletes files that "
-        "both packages share; mend it with: pip install --force-reinstall --no-deps "
-        '"apache-hamilton>=1.90,<2"'
-    ) from error
+extensions.prepare()  # before the import of what would load them all
 
-EXTENSIONS = {
-    "pandas": ("pandas",),
-    "polars": ("polars", "polars_lazyframe"),
-    "numpy": ("numpy",),
-    "dask": ("dask",),
-    "geopandas": ("geopandas",),
-    "pyspark": ("pyspark_pandas", "spark"),
-    "vaex": ("vaex",),
-    "ibis": ("ibis",),
-    "matplotlib": ("matplotlib",),
-    "plotly": ("plotly",),
-    "xgboost": ("xgboost",),
-    "lightgbm": ("lightgbm",),
-    "sklearn": ("sklearn_plot",),
-    "datasets": ("huggingface",),
-    "pydantic": ("pydantic",),
-    "mlflow": ("mlflow",),
-    "kedro": ("kedro",),
-    "dlt": ("dlt",),
-    "yaml": ("yaml",),
-}
+from hamilton import base, driver, node  # noqa: E402
+from hamilton.function_modifiers import datasaver  # noqa: E402
+from hamilton.function_modifiers import value as _hamilton_value  # noqa: E402
+from hamilton.htypes import Collect, Parallelizable  # noqa: E402
+from hamilton.lifecycle.default import NoEdgeAndInputTypeChecking  # noqa: E402
+
+
+def _validate_saver(self: Any, function: Any) -> None:
+    """`@datasaver`'s own check, which compares the annotation as it is written with `dict`: under
+    `from __future__ import annotations` that is a text (apache-hamilton 1.90).
+    """
+    written = function.__annotations__.get("return")
+    if isinstance(written, str):
+        alone = SimpleNamespace(__annotations__={"return": written})
+        found = typing.get_type_hints(alone, function.__globals__)["return"]
+        function.__annotations__["return"] = found
+    _own_validate(self, function)
+
+
+_own_validate = datasaver.validate
+datasaver.validate = _validate_saver
 
 _quiet: ContextVar[bool] = ContextVar("fp_async_quiet", default=False)
 
@@ -107,45 +102,38 @@ def literal(value: Any) -> Any:
     return _hamilton_value(value)
 
 
-def load_extensions(libraries: Iterable[str]) -> None:
-    """Load Hamilton's extensions for those of the `libraries` (import names) that have one."""
-    for library in EXTENSIONS.keys() & set(libraries):
-        for extension in EXTENSIONS[library]:
-            _load_extension(extension)
+def cache_behavior(tags: Mapping[str, Any], *, expands: bool) -> str:
+    """What `@cache` says of a node by its tags, or what goes without saying."""
+    said = tags.get("cache.behavior")
+    if said is not None:
+        return str(said)
+    outside = expands or "hamilton.data_loader" in tags or "hamilton.data_saver" in tags
+    return "recompute" if outside else "default"
 
 
-def load_all_extensions() -> None:
-    """Load the extensions of every library that this process has imported, by whatever way."""
-    load_extensions(tuple(sys.modules))
+def load_modules(
+    namespace: Namespace, names: Sequence[str], root: Path | None = None
+) -> list[ModuleType]:
+    """Import a pipeline's modules.
 
-
-def load_modules(namespace: Namespace, names: Sequence[str]) -> list[ModuleType]:
-    """Import a pipeline's modules, with the Hamilton extensions that their decorators need.
-
-    Which ones is read from the sources beforehand; a library that only an installed package
-    imports shows when a decorator does not know its types, and then the import is tried again.
+    Parameters get the types of their annotations, and their relative paths mean `root`, as in
+    `Graph`. Raises PipelineImportError, InputError.
     """
-    try:
-        return [namespace.load(name) for name in names]
-    except PipelineImportError as error:
-        if UNKNOWN_FRAME not in str(error):
-            raise
-    load_all_extensions()
-    return [namespace.load(name) for name in names]
-
-
-@functools.cache
-def _load_extension(name: str) -> None:
-    try:
-        registry.load_extension(name)
-    except (ImportError, NotImplementedError):
-        logging.getLogger("fp_async").debug("no Hamilton extension %s", name, exc_info=True)
+    modules = [namespace.load(name) for name in names]
+    if param_types.settle(namespace.params, modules, root):
+        param_types.forget_reads(namespace.params)
+        namespace.unload()
+        modules = [namespace.load(name) for name in names]
+        param_types.settle(namespace.params, modules, root)
+    return modules
 
 
 class Graph:
     """The DAG of one pipeline for one set of modules, configuration and adapters.
 
-    Raises GraphError where the functions make no valid DAG.
+    Relative paths that are defaults of arguments mean the project's folder, `root`; None where the
+    process is in it. `checked`: another process has found the types of its edges to match, as its
+    adapters see them. Raises GraphError where the functions make no valid DAG.
     """
 
     def __init__(
@@ -157,35 +145,49 @@ class Graph:
         adapters: Sequence[Any] = (),
         materializers: Sequence[Any] = (),
         allow_overrides: bool = False,
+        root: Path | None = None,
+        checked: bool = False,
     ) -> None:
         self.flow = flow
-        self.modules = tuple(modules)
-        self.config = dict(config)
-        self.adapters = tuple(adapters)
-        self.materializers = tuple(materializers)
+        self._checked = checked
+        self.modules: tuple[ModuleType, ...] = tuple(modules)
+        self.config: dict[str, Any] = dict(config)
+        self.adapters: tuple[Any, ...] = tuple(adapters)
+        self.materializers: tuple[Any, ...] = tuple(materializers)
         self.allow_overrides = allow_overrides
+        self._root = root
         built = self._build()
-        self.function_graph = built.graph
-        self.adapter_set = built.adapter
+        self._function_graph = built.graph
+        self.adapter_set: Any = built.adapter
         self.hamilton: dict[str, Any] = built.graph.nodes
         if not any(not n.user_defined for n in self.hamilton.values()):
             raise GraphError(f"pipeline '{flow}' has no functions that could be nodes")
-        self.nodes = {name: self._spec(node_) for name, node_ in self.hamilton.items()}
+        self.nodes: dict[str, NodeSpec] = {
+            name: self._spec(node_) for name, node_ in self.hamilton.items()
+        }
         cycle = find_cycle(self.nodes)
         if cycle:
             raise GraphError(f"pipeline '{flow}' has a cycle: {' -> '.join(cycle)}")
         special = {node.NodeType.EXPAND: "expand", node.NodeType.COLLECT: "collect"}
         kinds = {name: node_.node_role for name, node_ in self.hamilton.items()}
-        self.roles = {name: special[kind] for name, kind in kinds.items() if kind in special}
+        self.roles: dict[str, str] = {
+            name: special[kind] for name, kind in kinds.items() if kind in special
+        }
+        self._check_blocks()
         self._repeated = self._find_repeated()
         self._plans: dict[tuple[object, ...], Plan] = {}
+        self._converters: dict[str, Converter] = {}  # of inputs, by name
         self._told = not adapters
 
-    def builder(self) -> Any:
-        """Hamilton's own builder with everything of this graph in it."""
+    def again(self) -> Any:
+        """A second graph of Hamilton's, for a driver that calls its nodes in another way."""
+        with Quiet():
+            return self._builder(NoEdgeAndInputTypeChecking()).build().graph
+
+    def _builder(self, *adapters: Any) -> Any:
         builder = driver.Builder().with_modules(*self.modules).with_config(self.config)
-        if self.adapters:
-            builder = builder.with_adapters(*self.adapters)
+        if adapters:
+            builder = builder.with_adapters(*adapters)
         if self.materializers:
             builder = builder.with_materializers(*self.materializers)
         return builder.allow_module_overrides() if self.allow_overrides else builder
@@ -193,7 +195,8 @@ class Graph:
     def _build(self) -> Any:
         try:
             with Quiet():
-                return self.builder().build()
+                unchecked = (NoEdgeAndInputTypeChecking(),) if self._checked else ()
+                return self._builder(*self.adapters, *unchecked).build()
         except FlowerPowerError:
             raise
         except Exception as error:
@@ -219,7 +222,17 @@ class Graph:
                 "(@parameterize_extract_columns; fill_with on top of @inject or @parameterize); "
                 "use `def`, or split it into two functions"
             )
-        return NodeSpec(node_.name, parameters, node_.callable, is_async(node_.callable))
+        return NodeSpec(node_.name, parameters, self.call(node_), is_async(node_.callable))
+
+    def call(self, node_: Any) -> Any:
+        """The function of a node, of this or another build, with its defaults in the project."""
+        values = node_.default_parameter_values or {}
+        located = {
+            argument: paths.below(value, self._root)
+            for argument, value in values.items()
+            if self._root is not None and paths.relative(value)
+        }
+        return functools.partial(node_.callable, **located) if located else node_.callable
 
     # What is in it --------------------------------------------------------------------------
 
@@ -242,9 +255,18 @@ class Graph:
         calls = {n: spec.call for n, spec in self.nodes.items() if n not in read}
         return [n for n, call in calls.items() if call is not None and not _is_static(call)]
 
+    def kind(self, name: str) -> Any:
+        """A node's type; Any for an input that no node reads."""
+        return self.hamilton[name].type if name in self.hamilton else Any
+
     def type_name(self, name: str) -> str:
         """A node's type as a person would write it."""
         return type_name(self.hamilton[name].type)
+
+    def default(self, name: str) -> Any:
+        """The default of an input that need not be given: of the first function that reads it."""
+        values = [each.default_parameter_values for each in self.hamilton[name].depended_on_by]
+        return next((each[name] for each in values if name in each), None)
 
     def doc(self, name: str) -> str:
         """The first line of a node's documentation."""
@@ -253,6 +275,34 @@ class Graph:
     def dynamic(self, names: Collection[str]) -> bool:
         """Whether one of the nodes is `Parallelizable` or `Collect`."""
         return bool(self.roles) and not self.roles.keys().isdisjoint(names)
+
+    @functools.cached_property
+    def cache_behaviors(self) -> dict[str, str]:
+        """How the cache treats each computed node."""
+        return {
+            name: cache_behavior(self.hamilton[name].tags, expands=self.roles.get(name) == "expand")
+            for name, spec in self.nodes.items()
+            if spec.call is not None
+        }
+
+    def _check_blocks(self) -> None:
+        """Raise GraphError for shapes of `Parallelizable` and `Collect` that there are not."""
+        if not self.roles:
+            return
+        plan = compile_plan(self.nodes, list(self.nodes), self._user_defined())
+        ordered = [plan.names[slot] for slot in plan.order]
+        kinds = {name: self.hamilton[name].input_types for name in ordered}
+        check_blocks(
+            {name: [source for source, _ in self.nodes[name].parameters] for name in ordered},
+            {
+                n: [s for s, (kind, _) in of.items() if _is(kind, Collect)]
+                for n, of in kinds.items()
+            },
+            {name for name in ordered if _is(self.hamilton[name].type, Parallelizable)},
+        )
+
+    def _user_defined(self) -> list[str]:
+        return [name for name, spec in self.nodes.items() if spec.call is None]
 
     def _find_repeated(self) -> set[str]:
         """The nodes that run once for each item, from a `Parallelizable` to its `Collect`."""
@@ -264,6 +314,15 @@ class Graph:
             readers = [reader.name for reader in self.hamilton[name].depended_on_by]
             waiting += [name for name in readers if self.roles.get(name) != "collect"]
         return found
+
+    @property
+    def _collected(self) -> set[str]:
+        """The nodes in blocks whose values a `Collect` reads."""
+        inner = {name for name in self._repeated if self.roles.get(name) != "expand"}
+        readers = {
+            name: {reader.name for reader in self.hamilton[name].depended_on_by} for name in inner
+        }
+        return {n for n, of in readers.items() if any(self.roles.get(r) == "collect" for r in of)}
 
     quietly = Quiet
 
@@ -299,6 +358,7 @@ class Graph:
         known = {*self.nodes, *inputs}
         for name in wanted:
             if name not in known:
+                self._check_variants([name])
                 raise UnknownNameError("final variable", name, self.nodes, where=where)
             if name in self._repeated:
                 raise InputError(
@@ -308,10 +368,17 @@ class Graph:
         for name in overrides:
             if name not in self.nodes:
                 raise UnknownNameError("override", name, self.nodes, where=where)
+            if name in self._repeated and name in self._collected:
+                raise InputError(
+                    f"'{name}'{where} has a value for each item of its Parallelizable, so no one "
+                    "value can replace what is collected; override the Parallelizable (a list), or "
+                    "the node that collects"
+                )
         for name in strict:
             self._check_known_input(name, wanted, where)
         plan = compile_plan(self.nodes, wanted, {*inputs, *self.config, *overrides})
         if plan.missing:
+            self._check_variants(plan.missing)
             raise InputError(self._missing(plan.missing))
         return plan
 
@@ -333,45 +400,133 @@ class Graph:
         ]
         return f"pipeline '{self.flow}' needs inputs that were not given:\n" + "\n".join(lines)
 
+    def _check_variants(self, names: Iterable[str]) -> None:
+        """Raise InputError for nodes that other values of the configuration would make."""
+        texts = (config_values.no_variant(name, self.config, self.modules) for name in names)
+        if problems := [text for text in texts if text]:
+            raise InputError(f"pipeline '{self.flow}': {'; '.join(problems)}")
+
+    def check_config(self, keys: Collection[str]) -> None:
+        """Raise UnknownNameError for a key of the configuration that nothing looks at."""
+        read = self.read
+        for key in config_values.unknown_keys(keys, self.modules, read):
+            if not self._replaces_node(key):
+                valid, where = (
+                    config_values.keys(self.modules, self.inputs),
+                    f" of pipeline '{self.flow}'",
+                )
+                raise UnknownNameError("config key", key, valid, where=where)
+
+    def _replaces_node(self, key: str) -> bool:
+        """Return whether without the key the DAG has a node of that name."""
+        others = {name: value for name, value in self.config.items() if name != key}
+        try:
+            without = Graph(
+                self.flow,
+                self.modules,
+                others,
+                adapters=self.adapters,
+                materializers=self.materializers,
+                allow_overrides=self.allow_overrides,
+            )
+        except GraphError:
+            return True  # it does something
+        return key in without.nodes
+
+    @property
+    def read(self) -> list[str]:
+        """The names that nodes read, sorted."""
+        return sorted({name for spec in self.nodes.values() for name, _ in spec.parameters})
+
     def _readers(self, name: str) -> list[str]:
         specs = self.nodes.values()
         return [s.name for s in specs if any(name == parameter for parameter, _ in s.parameters)]
 
-    def check_types(self, inputs: Mapping[str, Any], names: Iterable[str]) -> None:
-        """Compare the inputs `names` with the annotations of the functions that read them."""
-        wrong = [
-            f"  {name}: expected {self.type_name(name)}, got {shown(inputs[name])}"
-            for name in names
-            if name in inputs and name in self.hamilton and not self._fits(name, inputs[name])
-        ]
-        if wrong:
-            text = "\n".join(wrong)
-            raise InputError(f"inputs of the wrong type for pipeline '{self.flow}':\n{text}")
+    def converted(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """Inputs as the annotations of the functions that read them want them, and, by name, what
+        is wrong with those that do not fit.
+        """
+        made, wrong = dict(inputs), {}
+        for name, value in inputs.items():
+            try:
+                made[name] = self._converted(name, value)
+            except MisfitError as error:
+                wrong[name] = error.told(name)
+        return made, wrong
 
-    def _fits(self, name: str, value: Any) -> bool:
+    def _converted(self, name: str, value: Any) -> Any:
+        to = self._converters.get(name)
+        if to is None:
+            to = self._converters[name] = self._converter(name)
+        if value is None and name in self.hamilton and self._has_default_none(name):
+            return None
+        if not self.adapter_set.does_method("do_validate_input", is_async=False):
+            return convert(value, to)
+        return self._validated(name, value, to)
+
+    def _converter(self, name: str) -> Converter:
+        spec = self.nodes.get(name)
+        is_input = spec is not None and spec.call is None and name not in self.config
+        return converter(self.hamilton[name].type if is_input else Any)
+
+    def _has_default_none(self, name: str) -> bool:
+        """Return whether a function that reads the input has None as its default."""
+        readers = self.hamilton[name].depended_on_by
+        return any(each.default_parameter_values.get(name, ...) is None for each in readers)
+
+    def _validated(self, name: str, value: Any, to: Converter) -> Any:
+        """An adapter that validates inputs has the last word."""
+        with contextlib.suppress(MisfitError):
+            value = convert(value, to)
+        if name not in self.hamilton or value is None:
+            return value
         kind = self.hamilton[name].type
-        adapters = self.adapter_set
-        if value is None:
-            return True
-        if adapters.does_method("do_validate_input", is_async=False):
-            return bool(
-                adapters.call_lifecycle_method_sync(
-                    "do_validate_input", node_type=kind, input_value=value
-                )
-            )
-        return fits(value, kind)
+        if not self.adapter_set.call_lifecycle_method_sync(
+            "do_validate_input", node_type=kind, input_value=value
+        ):
+            raise MisfitError(kind, value)
+        return value
 
-    def wants_driver(self) -> bool:
-        """Whether an adapter needs Hamilton's own driver (it executes nodes elsewhere)."""
-        return bool(self.adapter_set.does_method("do_remote_execute", is_async=False))
+    def misfits(self, wrong: Iterable[str]) -> InputError:
+        """The error for inputs that do not fit their annotations."""
+        text = "\n".join(f"  {each}" for each in wrong)
+        return InputError(f"inputs of the wrong type for pipeline '{self.flow}':\n{text}")
 
-    def hooks(self) -> RunHooks | None:
-        """The adapters' hooks for one run; None where there is no adapter."""
-        return (
-            RunHooks(self.adapter_set, self.function_graph, str(uuid.uuid4()))
-            if (self.adapters)
-            else None
+    @functools.cached_property
+    def adapted(self) -> Adapters:
+        """The adapters and what they can do."""
+        known = self.adapter_set
+        return Adapters(
+            flow=self.flow,
+            known=known,
+            function_graph=self._function_graph,
+            executes=_executes(known),
+            awaits="do_node_execute" in known.async_methods,
+            elsewhere=known.does_method("do_remote_execute", is_async=False),
+            expanders=frozenset(n for n, role in self.roles.items() if role == "expand"),
+            collects=self._collects(),
+            calls={name: spec.call for name, spec in self.nodes.items()},
         )
+
+    def _collects(self) -> dict[str, str]:
+        """The `Parallelizable` of each node that collects one."""
+        found: dict[str, str] = {}
+        for expander in (name for name, role in self.roles.items() if role == "expand"):
+            waiting = [expander]
+            while waiting:
+                for reader in self.hamilton[waiting.pop()].depended_on_by:
+                    if self.roles.get(reader.name) == "collect":
+                        found[reader.name] = expander
+                    else:
+                        waiting.append(reader.name)
+        return found
+
+    def hooks(self, spec: Callable[[], GraphSpec], plan: Plan) -> RunHooks | None:
+        """The adapters' hooks for one run of a plan; None where there is no adapter."""
+        if not self.adapters:
+            return None
+        dynamic = self.dynamic(plan.names[plan.given :])
+        return RunHooks(self.adapted, spec, dynamic=dynamic)
 
     async def prepare(self) -> None:
         """Initialise the adapters that ask for it and tell async ones of the graph, once."""
@@ -380,8 +535,20 @@ class Graph:
             await self.adapter_set.ainit()
             for adapter in self.adapter_set.async_hooks.get("post_graph_construct", ()):
                 await adapter.post_graph_construct(
-                    graph=self.function_graph, modules=list(self.modules), config=self.config
+                    graph=self._function_graph, modules=list(self.modules), config=self.config
                 )
+
+
+def _executes(adapters: Any) -> bool:
+    """Return whether an adapter calls nodes its own way. Hamilton's former defaults only call."""
+    methods = {**adapters.sync_methods, **adapters.async_methods}
+    default = base.SimplePythonDataFrameGraphAdapter.execute_node
+    found = methods.get("do_node_execute", ())
+    return any(getattr(type(each), "execute_node", None) is not default for each in found)
+
+
+def _is(kind: Any, generic: Any) -> bool:
+    return kind is generic or typing.get_origin(kind) is generic
 
 
 def _is_static(call: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fp_async import summaries
+from fp_async import copies, summaries
 from fp_async.attempt import Drawn, Template
 from fp_async.tracking import node_template
 
@@ -42,7 +42,7 @@ def drawn(flow: Flow, request: Request) -> Drawn:
 
 def _template(flow: Flow) -> Template:
     graph, root = flow.graph, flow.folder.parent
-    artifacts = _Artifacts(root, len(flow.namespace.package) + 1)
+    artifacts = _Artifacts(root)
     nodes = [_node(graph, name, artifacts) for name in graph.nodes]
     files = _files(root, flow.namespace.files)
     config = {name: summaries.brief(value) for name, value in graph.config.items()}
@@ -90,16 +90,15 @@ def _kind(graph: Graph, name: str, tags: Mapping[str, Any]) -> str:
 class _Artifacts:
     """The functions that nodes come from, by name, each with its lines."""
 
-    def __init__(self, root: Path, prefix: int) -> None:
+    def __init__(self, root: Path) -> None:
         self.found: dict[str, dict[str, Any]] = {}
         self._root = root
-        self._prefix = prefix  # of the package's name, which is no one's business
 
     def named(self, function: Callable[..., Any]) -> str:
         """The name of a function, which is noted."""
-        module = function.__module__ or ""
+        module = copies.plainly(function.__module__ or "")
         own = inspect.unwrap(function)
-        name = f"{module[self._prefix :]}.{getattr(own, '__name__', 'unnamed')}"
+        name = f"{module}.{getattr(own, '__name__', 'unnamed')}"
         if name not in self.found:
             self.found[name] = self._artifact(name, own)
         return name

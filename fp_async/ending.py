@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 
 import msgspec
 
-from fp_async import rules
 from fp_async.aftermath import Aftermath
 from fp_async.backend import Backend
 from fp_async.errors import StoreError, StoreUnavailableError
-from fp_async.held import Attempt, log_failure
+from fp_async.held import Attempt
+from fp_async.job_lines import log_end
 from fp_async.jobs import Failure, Job, Report
 from fp_async.patience import Patience
 from fp_async.runner import Runner
 
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 
 
 class Ending:
@@ -67,7 +66,7 @@ class Ending:
                 log.exception("job %s: its outcome could not be stored", job.id)
                 return
         topics = [f"job:{job.id}"]
-        if report.event in ("retry", "crash", "give_back") or job.slot or job.lane_held:
+        if report.event in ("retry", "crash", "give_back", "release") or job.slot or job.lane_held:
             topics.append(f"{'later' if report.retry_in else 'work'}:{job.queue}")
         self._hub.publish(*topics)
 
@@ -77,19 +76,12 @@ class Ending:
             return
         attempt.stored = True
         job = attempt.job
-        if report.event != "succeed":
-            log_failure(job, report)
-        if job.id in self._nearby.awaited:
-            self._tell_nearby(job, report)
-        for each in self._observers:
+        if attempt.begins or report.event != "release":
+            log_end(log, job, report, attempt.seconds)
+        self._nearby.reported(job, report)
+        for each in self._observers if attempt.begins else ():
             each.reported(job, report, attempt.seconds)
         self._aftermath.reported(job, report, attempt.outcome, attempt.seconds)
-
-    def _tell_nearby(self, job: Job, report: Report) -> None:
-        """Whoever waits in this process need not read the row."""
-        changes = rules.reported(job, report, time.time())
-        if changes and report.event in ("succeed", "fail"):
-            self._nearby.awaited[job.id] = msgspec.structs.replace(job, **changes)
 
     async def _read(self, id: str) -> Job | None:
         return await self._patience(lambda: self._store.get(id))

@@ -98,7 +98,7 @@ class Network:
         self._target = port
         self._server: asyncio.Server | None = None
         self._lanes: set[asyncio.Task[None]] = set()
-        self.port = 0
+        self.port: int = 0
 
     async def open(self) -> None:
         """Let it through, on the same port as before."""

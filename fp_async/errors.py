@@ -7,9 +7,10 @@ what the `flowerpower` command ends with when the error reaches it.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 from typing import Any
+
+from fp_async.addresses import hidden
 
 
 class FlowerPowerError(Exception):
@@ -17,12 +18,22 @@ class FlowerPowerError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        return hidden(super().__str__())
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, vars(self))
 
 
 class ConfigError(FlowerPowerError):
     """A configuration file, key or value is wrong; the message names file, line and key."""
+
+
+class MisconfiguredError(ConfigError):
+    """A configuration file, or an entry or variable of it, is broken on this machine.
+
+    What does not use it goes on; a job that needs it waits (`queued: configuration: ...`).
+    """
 
 
 class ProjectNotFoundError(ConfigError):
@@ -38,12 +49,31 @@ class UnknownNameError(ConfigError):
     def __init__(self, kind: str, name: str, valid: Iterable[str], *, where: str = "") -> None:
         self.kind = kind
         self.name = name
-        self.valid = sorted(valid)
+        self.valid: list[str] = sorted(valid)
         super().__init__(f"unknown {kind} '{name}'{where}{suggestion(name, self.valid)}")
+
+
+class AmbiguousIdError(ConfigError):
+    """A shortened id is the beginning of several; `candidates` lists them, or the first ten."""
+
+    def __init__(self, kind: str, name: str, candidates: Iterable[str]) -> None:
+        self.kind = kind
+        self.name = name
+        self.candidates: list[str] = list(candidates)
+        listed = "".join(f"\n  {id}" for id in self.candidates)
+        super().__init__(f"'{name}' is the beginning of more than one {kind}'s id:{listed}")
+
+
+class UnknownEntryError(UnknownNameError, MisconfiguredError):
+    """A name in a configuration file (of a module, node, executor ...) that does not exist."""
 
 
 class MissingParameterError(ConfigError, AttributeError):
     """A pipeline asks `PARAMS` for an entry that the configuration does not have."""
+
+
+class CopyError(FlowerPowerError, ImportError):
+    """A copy of a pipeline's module, which one process has, is not found by its name."""
 
 
 class AlreadyExistsError(FlowerPowerError):
@@ -82,13 +112,20 @@ class NodeError(FlowerPowerError):
     """A node raised. `__cause__` is the user's exception with the user's own traceback.
 
     `pipeline` and `node` say where, `inputs` maps the node's parameters to their types' names,
-    `line` is `file:line: source` of the innermost line of the user's code, or empty.
+    `line` is `file:line: source` of the innermost line of the user's code, or empty. `reason` is
+    what the exception does not say and FlowerPower knows, or empty.
     """
 
     exit_code = 1
 
     def __init__(
-        self, pipeline: str, node: str, cause: BaseException, inputs: dict[str, str], line: str
+        self,
+        pipeline: str,
+        node: str,
+        cause: BaseException,
+        inputs: dict[str, str],
+        line: str,
+        reason: str = "",
     ) -> None:
         self.pipeline = pipeline
         self.node = node
@@ -98,7 +135,8 @@ class NodeError(FlowerPowerError):
         text = f"node '{node}' of pipeline '{pipeline}' raised {describe(cause)}"
         if line:
             text += f"\n  at {line}"
-        super().__init__(f"{text}\n  inputs: {given}")
+        text += f"\n  inputs: {given}"
+        super().__init__(f"{text}\n  {reason}" if reason else text)
 
 
 class NodeCrashedError(NodeError):
@@ -109,6 +147,18 @@ class NodeTimeoutError(NodeError):
     """A node took longer than its own timeout."""
 
     exit_code = 124
+
+
+class AdapterError(FlowerPowerError):
+    """An adapter's hook around a run, or its result builder, raised: see `__cause__`.
+
+    An error of a hook around a node is that node's NodeError.
+    """
+
+    exit_code = 1
+
+
+ABANDONED = "; abandoned in threads: "  # and then the nodes that a run has left behind
 
 
 class RunTimeoutError(FlowerPowerError, TimeoutError):
@@ -171,8 +221,22 @@ class BrokerError(FlowerPowerError):
     exit_code = 3
 
 
+class ConnectRefusedError(BrokerError):
+    """The broker answered, and did not let us in. `code` is the reason code of MQTT 5, or the
+    return code of MQTT 3.1.1.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        self.code = code
+        super().__init__(message)
+
+
 class MessageError(FlowerPowerError):
     """A message cannot be read: malformed, unknown, too large, of another version."""
+
+
+class OtherVersionError(MessageError):
+    """A message is of another version of the protocol: one of the two has to be updated."""
 
 
 class PublishRefusedError(BrokerError):
@@ -184,6 +248,19 @@ class PublishRefusedError(BrokerError):
     def __init__(self, message: str, code: int) -> None:
         self.code = code
         super().__init__(message)
+
+
+class TooLargeError(PublishRefusedError):
+    """A message is larger than the broker takes: it has announced that, or hangs up on such ones.
+
+    `why` says so without the broker's address.
+    """
+
+    def __init__(self, place: str, size: int, most: int) -> None:
+        self.size = size
+        self.most = most
+        self.why = f"too large for the broker: {size:,} bytes, at most {most:,}"
+        super().__init__(f"{place}: {self.why}", 0x95)
 
 
 class SessionTakenError(BrokerError):
@@ -225,6 +302,12 @@ class JobExpiredError(JobError):
     """A job was not started before it expired."""
 
 
+class ResultLostError(JobError):
+    """A job succeeded on an agent, and its result never arrived: `error` is the reason."""
+
+    exit_code = 74  # EX_IOERR of sysexits.h: nothing brings it any more
+
+
 class JobNotFinishedError(FlowerPowerError):
     """A job has no outcome yet, or nobody is there to work on it."""
 
@@ -250,25 +333,18 @@ def suggestion(name: str, valid: Iterable[str], *, at_most: int = 12) -> str:
     return f"{hint} valid: {', '.join(names[:at_most])}{more}"
 
 
+def headline(text: str) -> str:
+    """The first line of a message; where it only announces what follows, with the first of that."""
+    first, _, rest = text.strip().partition("\n")
+    if not first.rstrip().endswith(":"):
+        return first
+    return f"{first.rstrip()} {rest.strip().partition(chr(10))[0].strip()}".rstrip()
+
+
 def describe(error: BaseException) -> str:
     """`ValueError: text`, in one line where the text is one line."""
     try:
         text = str(error)
     except Exception:  # an exception class of the user's, with a mistake in its __str__
         text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-_MISSING = re.compile("Object missing required field `(.+)`")
-_EXAMPLES = {"crontab": '"0 3 * * 1-5"', "run_date": '"2027-01-31 03:00"'}
-
-
-def invalid(error: Exception) -> str:
-    """What msgspec says of a wrong value, as `key: what is wrong with it`."""
-    problem, _, where = str(error).partition(" - at ")
-    missing = _MISSING.fullmatch(problem)
-    if missing:
-        return f"it needs {missing[1]}=..., as in {_EXAMPLES.get(missing[1], '...')}"
-    key = where.strip("`").removeprefix("$").removeprefix(".")
-    text = problem[0].lower() + problem[1:].replace("`", "")
-    return f"{key}: {text}" if key else text
+    return hidden(f"{type(error).__name__}: {text}") if text else type(error).__name__

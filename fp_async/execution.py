@@ -96,14 +96,14 @@ class Execution:
             self._end()
         if self._error is not None:
             raise self._error
-        return self._frontier.results()
+        return self._caller.given_out(self._frontier.results())
 
     def _end(self) -> None:
         with self._lock:
             self._stopped = True
             while self._handed:
                 close(self._handed.popleft()[1])
-        self._caller.flush()
+        self._caller.close()
         self._frontier.end()
 
     async def _run_straight(self) -> dict[str, Any]:
@@ -121,8 +121,8 @@ class Execution:
                 raise
             raise self._failed(slot, error)  # noqa: B904 - its cause is set, and trimmed
         finally:
-            self._caller.flush()
-        return self._frontier.results()
+            self._caller.close()
+        return self._caller.given_out(self._frontier.results())
 
     async def _lead(self) -> None:
         watch: asyncio.TimerHandle | None = None

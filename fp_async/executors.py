@@ -19,6 +19,7 @@ import msgspec
 from fp_async.config import ExecutorSettings
 from fp_async.errors import MissingExtraError, UnknownNameError, UsageError
 from fp_async.threads import Threads
+from fp_async.values import mismatch
 
 DEFAULT = "threadpool"
 NAMES = ("local", "threadpool", "processpool", "hamilton")
@@ -49,11 +50,22 @@ def resolve(executor: Any, settings: str | ExecutorSettings | None = None) -> Ex
 
 def described(executor: Any, settings: str | ExecutorSettings | None = None) -> ExecutorSettings:
     """As `resolve`, of one that may be installed only where it is to be used."""
+    plain = executor is None or isinstance(executor, str)
+    if plain and (settings is None or isinstance(settings, str)):
+        return _by_name(executor, settings)  # what most runs ask for, and it costs them time
     configured = _named(settings)
     found = configured if executor is None else _named(executor)
     if isinstance(executor, str) and executor == configured.type:
         found = configured
     return _checked(found)
+
+
+@functools.lru_cache(maxsize=128)
+def _by_name(executor: str | None, settings: str | None) -> ExecutorSettings:
+    configured = _named(settings)
+    if executor is None or executor == configured.type:
+        return _checked(configured)
+    return _checked(_named(executor))
 
 
 def check_name(executor: Any) -> None:
@@ -88,12 +100,7 @@ def _typed(settings: ExecutorSettings) -> ExecutorSettings:
 
 
 def _converted(values: Mapping[str, Any]) -> ExecutorSettings:
-    try:
-        return msgspec.convert(dict(values), ExecutorSettings)
-    except msgspec.ValidationError:
-        from fp_async import documents  # with PyYAML, which an agent has no need of
-
-        return documents.converted(dict(values), ExecutorSettings, "executor")
+    return mismatch.converted(dict(values), ExecutorSettings, "executor")
 
 
 def _checked(settings: ExecutorSettings) -> ExecutorSettings:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import msgspec
 
 from fp_async import gateway_schedules, presence, watching
-from fp_async.errors import JobNotFinishedError, UnknownNameError
-from fp_async.jobs import Find, Job, Member, Schedule
+from fp_async.board import BOUND, when_lost
+from fp_async.errors import JobNotFinishedError, UnknownNameError, UsageError
+from fp_async.job_values import moment
+from fp_async.jobs import Find, Job, Member, Report, Schedule
+from fp_async.lifecycle import Event
 from fp_async.presence import Known
 from fp_async.stores import Store
 
 _LONG = 400 * 86_400.0
-_BOUND = ("offered", "accepted", "running")
 
 
 class AgentInfo(msgspec.Struct, frozen=True):
-    """One agent. `state`: ready, draining, away, new, quarantined. Times are epoch seconds."""
+    """One agent. `state`: ready, draining, away, new, quarantined. Times are datetimes in UTC;
+    `seen_at` is None for one that was never seen, `clock_offset` is in seconds.
+    """
 
     name: str
     state: str
-    seen_at: float
-    away_since: float | None
+    seen_at: datetime | None
+    away_since: datetime | None
     tags: dict[str, str]
     pipelines: dict[str, str]
     slots: int
@@ -41,7 +46,7 @@ async def agents(store: Store) -> list[AgentInfo]:
     """All that are known, by name."""
     known = await _known(store)
     drained = {member.name for member in await store.members("drained")}
-    rows = await store.find(Find(states=_BOUND, bound=True, limit=1_000_000))
+    rows = await store.find(Find(states=BOUND, bound=True, limit=1_000_000))
     counts: dict[str, int] = {}
     for row in rows:
         counts[row.agent or ""] = counts.get(row.agent or "", 0) + 1
@@ -62,8 +67,8 @@ def _info(name: str, known: Known, count: int, state: str) -> AgentInfo:
     return AgentInfo(
         name=name,
         state=state,
-        seen_at=known.seen_at,
-        away_since=known.away_since,
+        seen_at=moment(known.seen_at or None),
+        away_since=moment(known.away_since),
         tags=said.tags,
         pipelines=said.pipelines,
         slots=said.slots,
@@ -76,6 +81,16 @@ def _info(name: str, known: Known, count: int, state: str) -> AgentInfo:
         store=said.store,
         problem=known.quarantine,
     )
+
+
+async def gateway_trouble(store: Store) -> str | None:
+    """Why what is known of agents is not of now; None where an active gateway hears them."""
+    active = [each for each in await watching.alive(store, "gateway") if each.get("active")]
+    if not active:
+        return "no gateway is running; start one with: flowerpower start-gateway"
+    if any(each.get("connected", True) for each in active):  # earlier releases do not say
+        return None
+    return f"the gateway cannot reach its broker {active[0].get('broker')}"
 
 
 async def _known(store: Store) -> dict[str, Known]:
@@ -135,6 +150,45 @@ async def readmit(store: Store, name: str) -> None:
     known = presence.readmitted(await _require(store, name))
     await store.saw(Member(kind="agent", name=name, info=msgspec.json.encode(known)), _LONG)
     await store.saw(Member(kind="readmitted", name=name), _LONG)  # until a gateway has seen it
+
+
+class Forgotten(NamedTuple):
+    """The ids of a forgotten agent's open jobs, by their end."""
+
+    failed: list[str]
+    queued: list[Job]  # for another agent
+
+
+async def forget(store: Store, name: str) -> Forgotten:
+    """Know nothing of an agent any more, and give up what it has: `on_lost: reassign` applies, all
+    else has failed. Cut off, it can be called again. Raises UnknownNameError, and UsageError for
+    one that is there.
+    """
+    known = await _require(store, name)
+    if known.away_since is None:
+        state = presence.describe(known, drained=False, now=time.time())
+        raise UsageError(
+            f"agent '{name}' is {state}, and would be known again at once: stop it first, or take "
+            "its rights at the broker, and wait until it is away"
+        )
+    jobs = await store.find(Find(states=BOUND, agent=name, bound=True, limit=1_000_000))
+    reports = [_given_up(job, name) for job in jobs]
+    ended = await store.finish(reports) if reports else []
+    mine = [job for job, stored in zip(jobs, ended, strict=True) if stored]
+    await store.saw(Member(kind="forgotten", name=name), _LONG)  # until a gateway has seen it
+    for member in await store.members("agent-schedule"):
+        if msgspec.json.decode(member.info)["agent"] == name:
+            await store.saw(member, 0)
+    for kind in ("drained", "readmitted", "agent"):
+        await store.saw(Member(kind=kind, name=name), 0)
+    again = [job for job in mine if when_lost(job) == "reassign"]
+    return Forgotten([job.id for job in mine if when_lost(job) != "reassign"], again)
+
+
+def _given_up(job: Job, name: str) -> Report:
+    event: Event = "lose" if when_lost(job) == "reassign" else "fail"
+    reason = f"agent '{name}' was forgotten, and had not told its end"
+    return Report(id=job.id, attempt=job.attempt, event=event, reason=reason)
 
 
 async def _require(store: Store, name: str) -> Known:

@@ -31,8 +31,8 @@ class Frontier:
         self.values = values
         self.ready: deque[int] = deque()
         self.queued: deque[int] = deque()
-        self.unfinished = bool(plan.order)
-        self.alone = alone
+        self.unfinished: bool = bool(plan.order)
+        self.alone: bool = alone
         self._plan = plan
         self._to_thread = to_thread
         self.done: list[int] = []  # what was done alone

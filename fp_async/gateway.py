@@ -13,8 +13,9 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -22,10 +23,12 @@ import msgspec
 from fp_async import link, presence, processes, watching, wire
 from fp_async.backend import Backend
 from fp_async.board import BOUND, Board, lost
+from fp_async.budgets import Budgets, Parts
 from fp_async.config import GatewaySettings, MqttFile
 from fp_async.errors import BrokerError, SessionTakenError, StoreError
 from fp_async.flows import Flows
 from fp_async.gateway_hearing import Hearing
+from fp_async.gateway_log import GatewayLog
 from fp_async.gateway_offering import Offering
 from fp_async.gateway_schedules import Kept
 from fp_async.gateway_triggers import Triggers
@@ -45,8 +48,12 @@ _SESSION_SECONDS = 86_400
 _REMEMBERED = 400 * 86_400.0  # seconds that an agent stays known after it was last heard of
 _POLL = 5.0
 _RELOAD = 30.0
+_REREAD = 1.0
 _FLUSH = 10.0
 _PRESENCE = 10.0
+_PRUNE = 60.0
+_PRUNED = 1_000  # rows in one transaction
+_PRUNES = 20  # pages at once: what one minute brought may be more than one page
 _SEND_QUEUE = 100_000  # some messages for each of a large fleet
 _AT_ONCE = 200  # agents or jobs that are written or looked at before others get their turn
 _BATCH = 500
@@ -56,23 +63,36 @@ _LONGEST_PAUSE = 5.0  # it is the only one of its kind: no broker is rushed by i
 class Gateway:
     """The gateway of one project and site. `run` works until cancelled."""
 
-    def __init__(self, flows: Flows, backend: Backend, file: MqttFile, address: Link) -> None:
+    def __init__(
+        self,
+        flows: Flows,
+        backend: Backend,
+        file: MqttFile,
+        address: Link,
+        changed: Callable[[], MqttFile | None] = lambda: None,
+    ) -> None:
         self.flows = flows
         self.backend = backend
         self.store = backend.store
         self.hub = backend.hub
-        self.file = file
-        self.settings = file.gateway or GatewaySettings()
-        self.topics = Topics(file.prefix or "fp/v1", file.site or "main")
-        self.owner = processes.owner("gateway")
-        self.board = Board()
-        self.kept = Kept(self.store)
-        self.patience = Patience()
-        self.tracking = AgentTracking(flows.root, backend.store)
-        self.active = False
+        self.file: MqttFile = file
+        self._changed_file = changed  # what conf/mqtt.yml says now, if that is something else
+        self.settings: GatewaySettings = file.gateway or GatewaySettings()
+        self.topics: Topics = Topics(file.prefix or "fp/v1", file.site or "main")
+        self.owner: str = processes.owner("gateway")
+        self.board: Board = Board()
+        self.kept: Kept = Kept(self.store)
+        self.log: GatewayLog = GatewayLog()
+        self.patience: Patience = Patience()
+        self.tracking: AgentTracking = AgentTracking(flows.root, backend.store)
+        self.budgets: Budgets = Budgets()
+        self.parts: dict[str, Parts] = {}  # by agent: of results that are not whole
+        self.active: bool = False
+        self.connected: bool = False
         self.counts: dict[str, int] = {}
         self.address = address
         self.news = asyncio.Event()
+        self.forgotten: set[str] = set()  # agents of which the broker still knows
         self.readmitted: set[str] = set()  # agents that are to say once more who they are
         self._changed: set[str] = set()  # agents whose rows have to be written
         self._urgent = False  # some of them at once
@@ -162,6 +182,7 @@ class Gateway:
             info = {
                 "site": self.topics.site,
                 "active": self.active,
+                "connected": self.connected,
                 "agents": len(self.board.agents),
                 "open": len(self.board.open),
                 "broker": str(self.address),
@@ -195,8 +216,19 @@ class Gateway:
         return topics.gateway_name if self.address.username else topics.gateway_client
 
     async def _work(self) -> None:
+        for name in list(self.board.agents):  # another gateway knows better since
+            self.board.drop(name)
+        self._changed.clear()
         await self.patience(self.load)
-        await link.serve(self._link, self._session, longest=_LONGEST_PAUSE)
+        try:
+            await link.serve(self._link, self._session, longest=_LONGEST_PAUSE, told=self._told)
+        finally:
+            self.connected = False
+
+    def _told(self, error: BrokerError | None) -> None:
+        if self.connected != (error is None):
+            self.connected = error is None
+            self._standing.set()
 
     async def _session(self, connection: Connection) -> None:
         topics = self.topics
@@ -204,15 +236,16 @@ class Gateway:
         triggers = Triggers(self, connection, offering)
         hearing.triggers = triggers
         wanted = [topics.agent("+", "report"), topics.agent("+", "state"), topics.gateway]
+        await self.clear_forgotten(connection)
         for topic in wanted:
             await connection.subscribe(topic, 1)
-        for topic, number in triggers.filters.numbers.items():
-            kept: link.Retained = "never" if topic in triggers.kept_out else "always"
-            await connection.subscribe(topic, 1, retained=kept, number=number)
+        await triggers.subscribe()
         await self.show(connection, online=True)
+        await hearing.ask_who_is_there()
         self.board.hurry([id for id, e in self.board.open.items() if not e.answered], 0.0)
         parts = (
             hearing.run,
+            hearing.ask,
             triggers.run,
             offering.dispatch,
             offering.repeat,
@@ -220,6 +253,7 @@ class Gateway:
             offering.schedules,
             self._look_after,
             self.tracking.run,
+            partial(self._read_again, triggers),
         )
         try:
             async with asyncio.TaskGroup() as group:
@@ -231,6 +265,14 @@ class Gateway:
             with contextlib.suppress(BrokerError):
                 await self.show(connection, online=False)
 
+    async def _read_again(self, triggers: Triggers) -> None:
+        """Follow conf/mqtt.yml as it is changed."""
+        while True:
+            await asyncio.sleep(_REREAD)
+            if (file := self._changed_file()) is not None:
+                self.file = file
+                await triggers.renew(file)
+
     async def show(self, connection: Connection, *, online: bool) -> None:
         """Tell agents whether somebody hears them."""
         state = GatewayState(online=online, owner=self.owner, clock=time.time())
@@ -241,19 +283,30 @@ class Gateway:
 
     async def load(self) -> None:
         """Have in mind what the store says."""
-        board, before = self.board, set(self.board.open)
+        before = set(self.board.open)
+        await self._load_agents()
+        await self._load_jobs(before)
+
+    async def _load_agents(self) -> None:
+        board = self.board
         async for member in _by_turns(await self.store.members("agent")):
             known = msgspec.json.decode(member.info, type=Known)
             if member.name not in board.agents:
                 board.believe(member.name, known)
+                self.log.knew(member.name, self._described(member.name))
                 if known.anyone:
                     self.readmitted.add(member.name)
+        for member in await self.store.members("forgotten"):
+            self._forget(member.name)
         board.drained = {member.name for member in await self.store.members("drained")}
         for member in await self.store.members("readmitted"):
             if member.name in board.agents:
                 self.believe(member.name, presence.readmitted(board.agents[member.name]))
                 self.readmitted.add(member.name)
             await self.store.saw(member, 0)
+
+    async def _load_jobs(self, before: set[str]) -> None:
+        board = self.board
         rows = {
             job.id: job
             for job in await self.store.find(Find(states=BOUND, bound=True, limit=1_000_000))
@@ -274,8 +327,31 @@ class Gateway:
         self.board.believe(name, known)
         self._changed.add(name)
         self._urgent |= before is None or before.state != known.state
-        if before is None or presence.may_work(known) != presence.may_work(before):
+        if before is None or _may_do(known) != _may_do(before):
             self.wake()
+
+    def _forget(self, name: str) -> None:
+        """Somebody wants nothing to be known of an agent: neither here nor at the broker."""
+        self.board.drop(name)
+        self.log.forgets(name)
+        self._changed.discard(name)
+        self.forgotten.add(name)
+
+    async def clear_forgotten(self, connection: Connection) -> None:
+        """Have the broker forget them, too. It was said of who was there: one that is shows itself
+        again when it hears of that, and is new.
+        """
+        for name in list(self.forgotten):
+            topic = self.topics.agent(name, "state")
+            await connection.publish(topic, b"", qos=1, retain=True)
+            if name not in self.board.agents:  # what was written meanwhile was of the old one
+                await self.patience(partial(self.store.saw, Member(kind="agent", name=name), 0))
+            await self.patience(partial(self.store.saw, Member(kind="forgotten", name=name), 0))
+            self.forgotten.discard(name)
+
+    def _described(self, name: str) -> str:
+        drained = name in self.board.drained
+        return presence.describe(self.board.agents[name], drained=drained, now=time.time())
 
     def wake(self) -> None:
         """There may be something to offer."""
@@ -294,14 +370,15 @@ class Gateway:
             del names[:_AT_ONCE]
 
     async def _write(self, name: str) -> None:
-        info = msgspec.json.encode(self.board.agents[name])
-        await self.store.saw(Member(kind="agent", name=name, info=info), _REMEMBERED)
+        if (known := self.board.agents.get(name)) is not None:
+            info = msgspec.json.encode(known)
+            await self.store.saw(Member(kind="agent", name=name, info=info), _REMEMBERED)
 
     # Looking after ----------------------------------------------------------------------------
 
     async def _look_after(self) -> None:
         """Agents that are silent, or stay away; what nobody else notices in the store."""
-        reloaded = flushed = time.monotonic()
+        reloaded = flushed = pruned = time.monotonic()
         while True:
             await asyncio.sleep(1.0)
             now, wall = time.monotonic(), time.time()
@@ -309,6 +386,9 @@ class Gateway:
             if self._urgent or now - flushed >= _FLUSH:
                 flushed, self._urgent = now, False
                 await self.patience(self._flush)
+            if now - pruned >= _PRUNE:
+                pruned = now
+                await self.patience(self._prune)
             if self.patience.since_failure() > LEASE and now - reloaded >= _POLL:
                 await self.patience(self._rescue)
                 if now - reloaded >= _RELOAD or len(self.board.open) < _BATCH:
@@ -322,9 +402,19 @@ class Gateway:
         for job in await self.store.rescue():
             self.hub.publish(f"job:{job.id}", f"work:{job.queue}")
 
+    async def _prune(self) -> None:
+        """Remove what is over, where no worker does."""
+        if await watching.alive(self.store, "worker"):
+            return
+        for _ in range(_PRUNES):
+            if await self.store.prune(_PRUNED) < _PRUNED:
+                return
+
     async def _look_at_agents(self, wall: float) -> None:
         async for name in _by_turns(list(self.board.agents)):
-            known = self.board.agents[name]
+            known = self.board.agents.get(name)
+            if known is None:  # forgotten, meanwhile
+                continue
             if (new := presence.settled(known, wall)) is not None:
                 await self._replaced(name)
                 self.believe(name, new)
@@ -332,6 +422,9 @@ class Gateway:
                 self.believe(name, new)
             if known.away_since is not None:
                 await self._away(name, known, wall)
+            if name in self.board.agents:
+                self.log.sees(name, self._described(name))
+        self.log.tell()
 
     async def _replaced(self, name: str) -> None:
         """The device has a new store: what the old one had is lost, as in a crash."""
@@ -368,6 +461,10 @@ class Gateway:
             self.hub.publish(f"job:{report.id}")
             self.tracking.ended(report.id, None if each is None else each.job)
         self.wake()
+
+
+def _may_do(known: Known) -> tuple[bool, dict[str, str]]:
+    return presence.may_work(known), known.state.pipelines
 
 
 async def _by_turns(items: Collection[T]) -> AsyncIterator[T]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,18 +18,25 @@ from msgspec.structs import replace
 
 from fp_async import gateway_schedules, hearing, messages, presence, wire
 from fp_async.attempt import Trail
-from fp_async.errors import MessageError, StoreError, StoreUnavailableError
+from fp_async.board import Open
+from fp_async.budgets import Parts
+from fp_async.errors import MessageError, StoreError, StoreUnavailableError, TooLargeError
+from fp_async.job_lines import log_adopted, log_end, log_start
 from fp_async.jobs import Chunk, Job, Letter, Report
+from fp_async.lifecycle import State
 from fp_async.link import Message as Heard
 from fp_async.messages import (
     Accepted,
     AgentState,
+    DeleteSchedule,
     Finished,
     Heartbeat,
     Malformed,
     Message,
     Ping,
+    Pong,
     Progress,
+    PutSchedule,
     Rejected,
     ResultChunk,
     ScheduleState,
@@ -41,10 +49,16 @@ if TYPE_CHECKING:
     from fp_async.gateway import Gateway
     from fp_async.gateway_triggers import Triggers
     from fp_async.link import Connection
+    from fp_async.presence import Known
 
-log = logging.getLogger("fp_async.gateway")
+log: logging.Logger = logging.getLogger("fp_async.gateway")
 _BATCH = 500
 _BATCH_BYTES = 262_144
+_PACE = 0.0005  # seconds for each of many pings
+_TOGETHER = 100
+_MEET = 10.0  # seconds between two questions to a stranger
+_STRANGERS = 1_000
+_BEGINNINGS = ("accept", "start", "wait")  # reports of jobs that go on
 
 
 class Batch:
@@ -54,6 +68,7 @@ class Batch:
         self.reports: list[tuple[str, Report]] = []
         self.adopted: list[tuple[str, Job]] = []
         self.chunks: list[Chunk] = []
+        self.given_up: list[str] = []  # results of which the parts are not kept any longer
         self.letters: list[Letter] = []
         self.whole: list[tuple[str, Finished]] = []  # whose result came in parts
         self.later: list[tuple[str, Message]] = []
@@ -71,6 +86,9 @@ class Hearing:
         self._board = gateway.board
         self._trails: dict[str, Trail] = {}
         self._syncs: dict[str, dict[int, Sync]] = {}
+        self._nonce = secrets.token_hex(8)  # an answer to an earlier ping may come from a queue
+        self._to_ask: list[str] = []
+        self._met: dict[str, float] = {}  # strangers, and when each was asked for its state
 
     async def run(self) -> None:
         """Until the connection is lost."""
@@ -114,16 +132,60 @@ class Hearing:
             self.bury(batch, message, str(error))
             return
         known = self._board.agents.get(name)
-        new = presence.heard(known, said, time.time())
-        if new is None:
+        new = presence.heard(known, said, time.time(), retained=message.retained)
+        if new is not None:
+            self._believe(name, known, new)
+        else:
             self._gateway.count("old states")
-            return
+        if presence.is_behind(known, said, retained=message.retained):
+            assert known is not None
+            self._ask_state(name, known.state)
+        if presence.is_doubtful(known, said, retained=message.retained):
+            self._ask(name)
+
+    def _believe(self, name: str, known: Known | None, new: Known) -> None:
+        said = new.state
         if new.quarantine and not (known and known.quarantine):
             log.error("agent '%s' is quarantined: %s", name, new.quarantine)
         self._gateway.believe(name, new)
         if said.status == "ready" and (known is None or _newer(said, known.state)):
             waiting = [each.job.id for each in self._board.of(name) if not each.answered]
             self._board.hurry(waiting, time.monotonic())
+
+    async def ask_who_is_there(self) -> None:
+        """Ping those that were there when this gateway last heard of them: at a pace, since their
+        answers come all at once, and brokers drop beyond a short queue.
+        """
+        began, agents = time.time(), self._board.agents
+        present = [name for name, known in agents.items() if known.away_since is None]
+        for number, name in enumerate(present):
+            self._gateway.believe(name, presence.asked(agents[name], began + number * _PACE))
+            if number % _TOGETHER == 0:
+                await asyncio.sleep(0)
+        self._to_ask = present
+
+    async def ask(self) -> None:
+        """Send those pings."""
+        for start in range(0, len(self._to_ask), _TOGETHER):
+            for name in self._to_ask[start : start + _TOGETHER]:
+                self._ping(name)
+            await asyncio.sleep(_TOGETHER * _PACE)
+
+    def _ask(self, name: str) -> None:
+        known = self._board.agents.get(name)
+        if known is not None and known.asked_at is None:
+            self._gateway.believe(name, presence.asked(known, time.time()))
+            self._ping(name)
+
+    def _ask_state(self, name: str, before: AgentState | None = None) -> None:
+        """Have an agent show itself: nothing is known of it, or a later start of its store."""
+        asked = messages.AskSync(state=True)
+        if before is not None:
+            asked = replace(asked, store=before.store, starts=before.starts, life=before.life)
+        self._tell(name, asked)
+
+    def _ping(self, name: str) -> None:
+        self._tell(name, Ping(nonce=self._nonce))
 
     async def _hear_gateway(self, message: Heard) -> None:
         """Brokers deliver the wills of connections long gone."""
@@ -135,6 +197,7 @@ class Hearing:
             await self._gateway.show(self._connection, online=True)
 
     def _hear_report(self, batch: Batch, name: str, message: Heard) -> None:
+        self._meet(name)
         try:
             told = wire.reports(message.payload)
         except MessageError as error:
@@ -149,6 +212,20 @@ class Hearing:
             except MessageError as error:
                 self._give_up(batch, name, message, wire.unreadable(each, str(error)))
 
+    def _meet(self, name: str) -> None:
+        """Ask an agent that reports, and was never seen, who it is: its state may be lost, or the
+        broker sends no retained ones to who subscribes by a wildcard.
+        """
+        now = time.monotonic()
+        if name in self._board.agents or not NAME.fullmatch(name):
+            return
+        if now - self._met.get(name, float("-inf")) < _MEET:
+            return
+        if len(self._met) >= _STRANGERS:
+            self._met.clear()
+        self._met[name] = now
+        self._ask_state(name)
+
     def _give_up(self, batch: Batch, name: str, message: Heard, told: wire.Unreadable) -> None:
         """A report that makes no sense; an outcome has to be one nevertheless."""
         self.bury(batch, message, told.why)
@@ -162,23 +239,38 @@ class Hearing:
             case Finished():
                 self._sort_outcome(batch, name, told, now)
             case Accepted():
-                report = Report(id=told.id, attempt=told.attempt, event="accept")
-                batch.reports.append((name, report))
+                batch.reports.append((name, hearing.accepted(told)))
             case Started():
                 batch.reports.append((name, hearing.started(told, now)))
             case Rejected():
                 batch.reports.append((name, self._rejection(name, told)))
             case ResultChunk():
-                batch.chunks.append(hearing.chunk(told))
+                self._sort_part(batch, name, told)
             case Heartbeat():
                 known = self._board.agents.get(name)
                 if known is not None:
                     self._gateway.believe(name, presence.beaten(known, told, now))
+            case Pong():
+                known = self._board.agents.get(name)
+                if known is not None and told.nonce == self._nonce:
+                    self._gateway.believe(name, presence.answered(known, told.clock, now))
             case _:
                 batch.later.append((name, told))
 
+    def _sort_part(self, batch: Batch, name: str, told: ResultChunk) -> None:
+        """Keep a part of a result, in the place of older ones where an agent sends too many."""
+        each = self._board.open.get(told.id)
+        if not hearing.may_send(each, told, name):
+            self._gateway.count("refused parts")
+            return
+        part = hearing.chunk(told, name)
+        batch.chunks.append(part)
+        if each is None or each.agent != name:  # else its room bounds them
+            parts = self._gateway.parts.setdefault(name, Parts())
+            batch.given_up += parts.add(part.id, len(part.data))
+
     def _sort_outcome(self, batch: Batch, name: str, told: Finished, now: float) -> None:
-        if told.chunks:
+        if told.chunks and hearing.may_send(self._board.open.get(told.id), told, name):
             batch.whole.append((name, told))
         elif told.origin is not None:
             batch.adopted.append((name, hearing.adopted(told, name, now)))
@@ -204,10 +296,7 @@ class Hearing:
     async def _store(self, batch: Batch) -> None:
         """All in one transaction, where the store joins what comes at the same time."""
         gateway, fleet = self._gateway, self._gateway.store.fleet
-        if batch.chunks:
-            await fleet.keep(batch.chunks)
-        for name, told in batch.whole:
-            await self._put_together(batch, name, told)
+        await self._keep_parts(batch)
         own = [(name, replace(report, agent=name)) for name, report in batch.reports]
         try:
             done, _, _ = await asyncio.gather(
@@ -215,6 +304,7 @@ class Hearing:
                 fleet.adopt([job for _, job in batch.adopted]),
                 fleet.bury(batch.letters),
             )
+            gateway.log.buried(batch.letters)
         except StoreUnavailableError:
             raise
         except StoreError as error:
@@ -222,14 +312,27 @@ class Hearing:
         for (name, report), stored in zip(own, done, strict=True):
             await self._apply(name, report, stored=stored)
         for name, job in batch.adopted:
+            _log_warnings(name, job.id, job.record)
             batch.acknowledged[name].append(job.id)
             gateway.hub.publish(f"job:{job.id}")
             gateway.tracking.ended(job.id, job)
+            log_adopted(log, job, name)
             for each in gateway.backend.observers:
                 each.adopted(job)
         for name, report in batch.reports:
-            if report.event not in ("accept", "start", "give_back"):
+            if report.event not in (*_BEGINNINGS, "give_back"):
                 batch.acknowledged[name].append(report.id)
+
+    async def _keep_parts(self, batch: Batch) -> None:
+        """Keep parts of results, and make the results of them that are whole."""
+        fleet = self._gateway.store.fleet
+        if batch.chunks:
+            await fleet.keep(batch.chunks)
+        for id in batch.given_up:
+            self._gateway.count("forgotten parts")
+            await fleet.forget(id)
+        for name, told in batch.whole:
+            await self._put_together(batch, name, told)
 
     async def _store_singly(
         self, batch: Batch, own: Sequence[tuple[str, Report]], error: StoreError
@@ -256,11 +359,11 @@ class Hearing:
         return done
 
     async def _put_together(self, batch: Batch, name: str, told: Finished) -> None:
-        fleet = self._gateway.store.fleet
-        whole = hearing.put_together(told, await fleet.kept(told.id, told.attempt))
+        fleet, id = self._gateway.store.fleet, hearing.parts_of(told.id, name)
+        whole = hearing.put_together(told, await fleet.kept(id, told.attempt))
         if isinstance(whole, list):
             if len(whole) == told.chunks:  # parts that are kept are never replaced: not by these
-                await fleet.forget(told.id)
+                await fleet.forget(id)
             body = messages.Missing(id=told.id, attempt=told.attempt, chunks=whole)
             self._tell(name, body)
             return
@@ -270,24 +373,27 @@ class Hearing:
         else:
             job = replace(hearing.adopted(told, name, now), result=whole)
             batch.adopted.append((name, job))
-        await fleet.forget(told.id)
+        await fleet.forget(id)
+        if name in self._gateway.parts:
+            self._gateway.parts[name].forget(id)
 
     async def _apply(self, name: str, report: Report, *, stored: bool) -> None:
         """Have in mind what the store has now, and tell whoever waits for it."""
         gateway, each = self._gateway, self._board.open.get(report.id)
         if not stored:
             gateway.count("stale reports")
-            if report.event in ("accept", "start") and each is not None:
+            if report.event in _BEGINNINGS and each is not None:
                 if each.job.attempt == report.attempt:
                     each.answered = True
                 return
             await self._keep_late(name, report)
             return
         gateway.hub.publish(f"job:{report.id}")
-        if report.event in ("accept", "start"):
+        _log_warnings(name, report.id, report.record)
+        _log_report(name, each, report)
+        if report.event in _BEGINNINGS:
             if each is not None:
-                state = "accepted" if report.event == "accept" else "running"
-                self._board.answered(report.id, replace(each.job, state=state))
+                self._begins(name, each.job, report)
             return
         self._trails.pop(report.id, None)
         if report.event == "give_back":
@@ -305,20 +411,29 @@ class Hearing:
         if self.triggers is not None and each is not None:
             self.triggers.ended(each.job, report)
 
+    def _begins(self, name: str, job: Job, report: Report) -> None:
+        if report.reason and report.reason != job.reason:
+            self._gateway.log.waits(name, job.id, report.reason)
+        state: State = "running" if report.event == "start" else "accepted"
+        self._board.answered(job.id, replace(job, state=state, reason=report.reason))
+
     async def _keep_late(self, name: str, report: Report) -> None:
-        """The outcome of an attempt that was given up changes nothing; it is written down."""
+        """Keep an outcome that changes nothing: of an attempt that was given up, of a job that this
+        store does not know, or that another agent has.
+        """
         job = await self._gateway.store.get(report.id)
-        if job is None or job.attempt == report.attempt:
-            return  # pruned by now, or the same outcome once more
-        late = hearing.late(report, job, name, self._topics.agent(name, "report"))
-        await self._gateway.store.fleet.bury([late])
+        kept = hearing.unplaced(report, job, name, self._topics.agent(name, "report"))
+        if kept is not None:
+            self._gateway.log.buried([kept])
+            await self._gateway.store.fleet.bury([kept])
 
     # Answering --------------------------------------------------------------------------------
 
     async def _answer(self, batch: Batch) -> None:
+        page = messages.page(self._connection.largest, messages.ID_BYTES)
         for name, ids in batch.acknowledged.items():
-            for start in range(0, len(ids), messages.PAGE):
-                self._tell(name, messages.Acknowledge(ids=ids[start : start + messages.PAGE]))
+            for start in range(0, len(ids), page):
+                self._tell(name, messages.Acknowledge(ids=ids[start : start + page]))
         for name, told in batch.later:
             await self._do(name, told)
 
@@ -381,7 +496,16 @@ class Hearing:
         known = self._board.agents.get(name)
         if known is not None:
             for body in await self._gateway.kept.differences(name, known, revisions):
-                self._tell(name, body)
+                await self._tell_schedule(name, body)
+
+    async def _tell_schedule(self, name: str, body: PutSchedule | DeleteSchedule) -> None:
+        """Tell an agent what to keep; what the broker does not take is shown as its refusal."""
+        try:
+            self._tell(name, body)
+        except TooLargeError as error:
+            log.warning("schedule '%s' for agent '%s': %s", body.id, name, error.why)
+            state = ScheduleState(id=body.id, revision=body.revision, error=error.why)
+            await self._schedule_state(name, state)
 
     async def _schedule_state(self, name: str, told: ScheduleState) -> None:
         await gateway_schedules.heard(self._gateway.store, name, told)
@@ -390,3 +514,19 @@ class Hearing:
 def _newer(said: AgentState, before: AgentState) -> bool:
     """Whether it has connected since."""
     return (said.store, said.starts, said.n) != (before.store, before.starts, before.n)
+
+
+def _log_report(name: str, each: Open | None, report: Report) -> None:
+    """Log that an agent has begun a job that is open, or how it has ended there."""
+    if each is None or report.event in ("accept", "wait"):
+        return
+    if report.event == "start":
+        log_start(log, each.job, name)
+        return
+    began, ended = report.started_at or each.job.started_at, report.ended_at or time.time()
+    log_end(log, each.job, report, 0.0 if began is None else max(ended - began, 0.0), name)
+
+
+def _log_warnings(name: str, id: str, record: bytes | None) -> None:
+    for text in hearing.warnings(record):
+        log.warning("agent '%s', job %s: %s", name, id, text, extra={"job": id})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
 from collections.abc import Callable
@@ -11,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from fp_async import messages, wire
 from fp_async.board import BOUND, Open
+from fp_async.errors import TooLargeError
 from fp_async.gateway_schedules import kept_elsewhere
 from fp_async.hearing import plain
-from fp_async.jobs import UNREADABLE, Job, Offer
+from fp_async.jobs import UNREADABLE, Job, Offer, Report
 
 if TYPE_CHECKING:
     from fp_async.gateway import Gateway
     from fp_async.link import Connection
 
+log = logging.getLogger("fp_async.gateway")
 _POLL = 5.0
 _OFFERS = 1000
 _RECHECK = 60.0
@@ -36,6 +39,7 @@ class Offering:
         self._patience = gateway.patience
         self._hub = gateway.hub
         self._topics = gateway.topics
+        self._unsayable: list[Report] = []  # offers that the broker does not take
 
     async def dispatch(self) -> None:
         """Offer what is due to whoever has room."""
@@ -44,6 +48,7 @@ class Offering:
             try:
                 while True:
                     self._gateway.news.clear()
+                    await self._refuse_unsayable()
                     wanted = await self._patience(self._store.fleet.wanted)
                     while await self._offer_some(wanted):
                         pass
@@ -103,6 +108,8 @@ class Offering:
 
     def _publish_offer(self, job: Job) -> None:
         assert job.agent is not None
+        text = "job %s of '%s' is offered to agent '%s', attempt %d"
+        log.debug(text, job.id, job.pipeline, job.agent, job.attempt, extra={"job": job.id})
         left = None
         if job.expires_at is not None and job.started_at is None:
             left = max(job.expires_at - time.time(), 0.0)
@@ -118,11 +125,25 @@ class Offering:
         )
         expiry = 60 if left is None else max(min(60, int(left) + 1), 1)
         topic = self._topics.agent(job.agent, "do")
-        self._connection.publish_soon(topic, wire.encode(body), qos=1, expiry=expiry)
+        try:
+            self._connection.publish_soon(topic, wire.encode(body), qos=1, expiry=expiry)
+        except TooLargeError as error:
+            self._unsayable.append(
+                Report(id=job.id, attempt=job.attempt, event="refuse", reason=error.why)
+            )
+            self._gateway.wake()
+
+    async def _refuse_unsayable(self) -> None:
+        """Reject what no agent can be told: the next try would end as this one did."""
+        reports, self._unsayable = self._unsayable, []
+        for report in reports:
+            log.warning("job %s: %s", report.id, report.reason, extra={"job": report.id})
+        await self._patience(lambda: self._gateway.end(reports))
 
     async def repeat(self) -> None:
         """Say again what was not answered."""
         while True:
+            await self._gateway.clear_forgotten(self._connection)
             now = time.monotonic()
             while self._gateway.readmitted:
                 body = messages.AskSync(state=True)

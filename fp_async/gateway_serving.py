@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from fp_async import config as configs
-from fp_async import targets, topic_triggers
+from fp_async import config_files, targets, topic_triggers
 from fp_async.backend import Backend, connected
 from fp_async.config import (
     EventBroker,
     MqttBroker,
     MqttFile,
     Runnable,
-    SchedulerFile,
     TopicTrigger,
 )
-from fp_async.errors import ConfigError, FlowerPowerError, UsageError, suggestion
+from fp_async.errors import (
+    ConfigError,
+    FlowerPowerError,
+    MisconfiguredError,
+    UsageError,
+    suggestion,
+)
 from fp_async.flows import Flows
 from fp_async.gateway import Gateway
 from fp_async.link import Link
@@ -28,6 +36,7 @@ from fp_async.patience import Patience
 from fp_async.topics import Topics, checked_name, checked_prefix
 
 VARIABLE = "FLOWERPOWER_BROKER"
+log: logging.Logger = logging.getLogger("fp_async.gateway")
 
 
 def address(flows: Flows, file: MqttFile) -> Link:
@@ -37,11 +46,11 @@ def address(flows: Flows, file: MqttFile) -> Link:
     broker: MqttBroker | EventBroker | None = file.broker
     place = ("mqtt.yml", "broker")
     if broker is None:
-        scheduler: SchedulerFile = configs.read(flows.root, "scheduler.yml")
-        broker, place = scheduler.event_broker, ("scheduler.yml", "event_broker")
+        broker = config_files.section(flows.root, "scheduler.yml", "event_broker", EventBroker)
+        place = ("scheduler.yml", "event_broker")
         if VARIABLE in os.environ and (broker is None or broker.type != "mqtt"):
-            broker = MqttBroker(uri=os.environ[VARIABLE])
-        elif broker is None or broker.type != "mqtt":
+            return _from_variable(os.environ[VARIABLE])
+        if broker is None or broker.type != "mqtt":
             raise ConfigError(
                 "there is no MQTT broker: set `broker` in conf/mqtt.yml, or an `event_broker` of "
                 "type mqtt in conf/scheduler.yml (for a first try: flowerpower broker --dev)"
@@ -62,19 +71,24 @@ def address(flows: Flows, file: MqttFile) -> Link:
             **files,
         )
     except ValueError as error:
-        raise configs.mistake(flows.root, place[0], place[1:], str(error)) from error
+        key = getattr(error, "key", None)
+        path = place[1:] if key is None else (*place[1:], key)
+        raise config_files.mistake(flows.root, place[0], path, str(error)) from error
 
 
-def check(flows: Flows, file: MqttFile) -> None:
-    """Raises ConfigError for what the types of the file do not show."""
-    for error in mistakes(flows, file):
-        raise error
+def _from_variable(uri: str) -> Link:
+    try:
+        return Link.of(uri, keepalive=MqttBroker().keepalive)
+    except ValueError as error:
+        raise ConfigError(f"{VARIABLE}: {error}") from error
 
 
-def mistakes(flows: Flows, file: MqttFile) -> Iterator[ConfigError]:
-    """What the types of the file do not show, each with its line."""
-    for path, text in _mistakes(flows, file):
-        yield configs.mistake(flows.root, "mqtt.yml", path, text)
+def mistakes(flows: Flows) -> Iterator[FlowerPowerError]:
+    """Everything that is wrong with conf/mqtt.yml, each with its line."""
+    file, wrong = config_files.mqtt(flows.root)
+    yield from wrong
+    for path, text in (*_of_site(file), *_of_entries(file), *_of_project(flows, file)):
+        yield config_files.mistake(flows.root, "mqtt.yml", path, text)
     if file.broker is not None:
         try:
             address(flows, file)
@@ -82,44 +96,161 @@ def mistakes(flows: Flows, file: MqttFile) -> Iterator[ConfigError]:
             yield error
 
 
+def serving(flows: Flows, before: MqttFile | None = None) -> MqttFile:
+    """conf/mqtt.yml without the entries that are wrong in themselves, which the log names; they
+    mean what they meant `before`, if they did.
+
+    What an entry means may come later: without its pipeline, a message is a dead letter. Raises
+    ConfigError for a mistake that concerns all of them.
+    """
+    file, wrong = config_files.mqtt(flows.root)
+    names = _names(flows)
+    for path, text in _of_site(file):
+        raise config_files.mistake(flows.root, "mqtt.yml", path, text)
+    left_out: set[tuple[str, ...]] = set()
+    for path, text in _of_entries(file):
+        wrong.append(config_files.mistake(flows.root, "mqtt.yml", path, text))
+        left_out.add(path[:2])
+    for error in wrong:
+        log.error("%s: %s", "left out" if before is None else "not taken", error)
+    for path, text in _of_project(flows, file) if before is None else _of_names(flows, file):
+        log.error("%s", config_files.mistake(flows.root, "mqtt.yml", path, text))
+    kept: dict[str, dict[str, Any]] = {}
+    for section in ("run", "triggers"):
+        right: dict[str, Any] = getattr(file, section) or {}
+        right = {n: each for n, each in right.items() if (section, n) not in left_out}
+        old: dict[str, Any] = getattr(before, section, None) or {}
+        wrongly = {n: each for n, each in old.items() if n in names[section] and n not in right}
+        kept[section] = {**right, **wrongly}
+    return msgspec.structs.replace(file, **kept)
+
+
+def _names(flows: Flows) -> dict[str, set[str]]:
+    """The entries that stand in the file, right or wrong."""
+    document = config_files.of(flows.root).document("mqtt.yml")
+    return {name: set(document.raw((name,)) or {}) for name in ("run", "triggers")}
+
+
+_AT_START = ("broker", "prefix", "site", "gateway")
+
+
+class Reader:
+    """conf/mqtt.yml of a gateway that runs. What is wrong in it means what it meant before."""
+
+    def __init__(self, flows: Flows, file: MqttFile) -> None:
+        self._flows = flows
+        self._file = file
+        self._read = file  # also what counts from the next start on
+        self._seen = self._mark()
+        self._told = ""  # why it cannot be read
+
+    def __call__(self) -> MqttFile | None:
+        """Return the file's content if it has changed since the last call, else None. Log once
+        what is wrong in it, and what counts from the next start on.
+        """
+        try:
+            seen = self._mark()
+            if seen == self._seen:
+                return None
+            self._seen = seen
+            found = serving(self._flows, self._file)
+        except FlowerPowerError as error:
+            if str(error) != self._told:
+                self._told = str(error)
+                text = "going on with what conf/mqtt.yml said before: %s"
+                log.error(text, error)  # noqa: TRY400 - it says where the mistake is
+            return None
+        self._told = ""
+        other = [name for name in _AT_START if getattr(found, name) != getattr(self._read, name)]
+        if other:
+            names = ", ".join(other)
+            log.warning("conf/mqtt.yml: %s: counts from the next start of the gateway on", names)
+        self._read = found
+        same = {name: getattr(self._file, name) for name in _AT_START}
+        found = msgspec.structs.replace(found, **same)
+        if found == self._file:
+            return None
+        self._file = found
+        log.info("conf/mqtt.yml is read again: its triggers count from now on")
+        return found
+
+    def _mark(self) -> tuple[object, int]:
+        """Return a mark that changes with the file and the variables in it."""
+        files = self._flows.files
+        return _Same(files.document("mqtt.yml")), files.variables.version
+
+
+class _Same:
+    """Equal to what holds the very same thing, which it keeps alive."""
+
+    def __init__(self, held: object) -> None:
+        self._held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._held is other._held
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 _Mistakes = Iterator[tuple[tuple[str, ...], str]]
 
 
-def _mistakes(flows: Flows, file: MqttFile) -> _Mistakes:
-    """(place, text) of each."""
+def _of_site(file: MqttFile) -> _Mistakes:
+    """(place, text) of what is wrong with all topics."""
     for key, look in (("site", partial(checked_name, "site")), ("prefix", checked_prefix)):
         if (value := getattr(file, key)) is not None:
             yield from _raised((key,), look, value)
-    topics = Topics(file.prefix or "fp/v1", file.site or "main")
+
+
+def _of_entries(file: MqttFile) -> _Mistakes:
+    """(place, text) of what is wrong with entries, whatever the project has."""
+    for answer in (file.gateway and file.gateway.answers) or ():
+        if not topic_triggers.is_filter(answer):
+            yield ("gateway", "answers"), f"'{answer}' is no topic filter"
+    wrong = any(_of_site(file))
+    topics = None if wrong else Topics(file.prefix or "fp/v1", file.site or "main")
     for name, trigger in (file.triggers or {}).items():
         place = ("triggers", name)
         yield from _raised(place, partial(checked_name, "the name of a trigger,"), name)
         for key, text in topic_triggers.problems(trigger, topics):
             yield (*place, *key.split(".", 1)), text
-        yield from _aims(flows, place, trigger, trigger.pipeline)
-    for name, runnable in (file.run or {}).items():
-        yield from _aims(flows, ("run", name), runnable or Runnable(), name)
+        yield from _on(place, trigger)
+    for name, each in (file.run or {}).items():
+        runnable, place = each or Runnable(), ("run", name)
+        yield from _on(place, runnable)
+        for pattern in runnable.targets:
+            yield from _raised((*place, "targets"), targets.checked_pattern, pattern)
 
 
-def _aims(
-    flows: Flows, place: tuple[str, ...], aim: TopicTrigger | Runnable, pipeline: str
-) -> _Mistakes:
-    """What is wrong with the pipeline, the environment and the target."""
-    names = flows.names()
-    if pipeline not in names:
-        where = (*place, "pipeline") if isinstance(aim, TopicTrigger) else place
-        yield where, f"there is no pipeline '{pipeline}'{suggestion(pipeline, names)}"
-    elif isinstance(aim, TopicTrigger) and aim.environment is not None:
-        yield from _raised(
-            (*place, "environment"), partial(flows.settings, pipeline), aim.environment
-        )
+def _on(place: tuple[str, ...], aim: TopicTrigger | Runnable) -> _Mistakes:
     if aim.on is not None and not aim.on.startswith("$"):
         yield from _raised((*place, "on"), _target, aim.on)
-    if isinstance(aim, Runnable):
-        for pattern in aim.targets:
-            yield from _raised((*place, "targets"), targets.checked_pattern, pattern)
-    elif pipeline in names:
-        yield from _wanted(flows, place, aim)
+
+
+def _of_names(flows: Flows, file: MqttFile) -> _Mistakes:
+    """(place, text) of the pipelines that entries mean and the project does not have."""
+    names = flows.names()
+    aims = [
+        (("triggers", name, "pipeline"), t.pipeline) for name, t in (file.triggers or {}).items()
+    ]
+    for place, pipeline in (*aims, *((("run", name), name) for name in file.run or {})):
+        if pipeline not in names:
+            yield place, f"there is no pipeline '{pipeline}'{suggestion(pipeline, names)}"
+
+
+def _of_project(flows: Flows, file: MqttFile) -> _Mistakes:
+    """(place, text) of what entries mean and the project does not have; pipelines are imported."""
+    yield from _of_names(flows, file)
+    names = flows.names()
+    for name, trigger in (file.triggers or {}).items():
+        if trigger.pipeline in names:
+            yield from unfit(flows, ("triggers", name), trigger)
+
+
+def _environment(flows: Flows, pipeline: str, environment: str) -> None:
+    """Raises UnknownNameError where there is none; its own mistakes are told by others."""
+    with suppress(MisconfiguredError):
+        flows.settings(pipeline, environment)
 
 
 def _target(on: str) -> None:
@@ -127,8 +258,11 @@ def _target(on: str) -> None:
     targets.check_single(on)
 
 
-def _wanted(flows: Flows, place: tuple[str, ...], aim: TopicTrigger) -> _Mistakes:
-    """Inputs and final variables that the pipeline has not."""
+def unfit(flows: Flows, place: tuple[str, ...], aim: TopicTrigger) -> _Mistakes:
+    """What of the environment, inputs and final variables the pipeline has not."""
+    if aim.environment is not None:
+        look = partial(_environment, flows, aim.pipeline)
+        yield from _raised((*place, "environment"), look, aim.environment)
     try:
         flow = flows.flow(aim.pipeline, environment=aim.environment or configs.DEFAULT_ENVIRONMENT)
     except FlowerPowerError:
@@ -137,6 +271,9 @@ def _wanted(flows: Flows, place: tuple[str, ...], aim: TopicTrigger) -> _Mistake
         if name not in flow.graph.nodes:
             hint = suggestion(name, flow.graph.inputs)
             yield (*place, "inputs", name), f"no node of '{aim.pipeline}' reads this input{hint}"
+    fixed = {n: v for n, v in (aim.inputs or {}).items() if not str(v).startswith("$")}
+    for name, text in flow.graph.converted(fixed)[1].items():
+        yield (*place, "inputs", name), text.removeprefix(f"{name}: ")
     for name in aim.final_vars or ():
         if name not in flow.graph.nodes:
             hint = suggestion(name, flow.graph.nodes)
@@ -156,9 +293,8 @@ def make(flows: Flows, backend: Backend) -> Gateway:
         raise UsageError(
             "a gateway needs a data store that outlives it; set one in conf/scheduler.yml"
         )
-    file: MqttFile = configs.read(flows.root, "mqtt.yml")
-    check(flows, file)
-    return Gateway(flows, backend, file, address(flows, file))
+    file = serving(flows)
+    return Gateway(flows, backend, file, address(flows, file), Reader(flows, file))
 
 
 @asynccontextmanager

@@ -20,8 +20,8 @@ from msgspec import UNSET, Raw, UnsetType
 from msgspec.structs import replace
 
 from fp_async import hearing, messages, orders, rules, targets, topic_triggers, tracing, wire
-from fp_async.config import Runnable, TopicTrigger
-from fp_async.errors import BrokerError, FlowerPowerError, MessageError
+from fp_async.config import MqttFile, Runnable, TopicTrigger
+from fp_async.errors import BrokerError, FlowerPowerError, MessageError, TooLargeError
 from fp_async.jobs import Job, Offer, Report
 from fp_async.link import Message as Heard
 from fp_async.messages import JobOutcome, JobQueued, Message, Refused
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fp_async.gateway_offering import Offering
     from fp_async.link import Connection
 
-log = logging.getLogger("fp_async.gateway")
+log: logging.Logger = logging.getLogger("fp_async.gateway")
 _POLL = 5.0
 _REPLIES = 100
 _REMEMBERED = 1000
@@ -48,18 +48,49 @@ class Triggers:
         self._offering = offering
         self._topics = gateway.topics
         self._store = gateway.store
-        self._named: dict[str, TopicTrigger] = gateway.file.triggers or {}
-        self._runnable = {n: r or Runnable() for n, r in (gateway.file.run or {}).items()}
+        self._to_answer: dict[str, Job] = {}
+        self._answered: dict[str, None] = {}  # of late: a look at the store may be a bit older
+        self._answering = asyncio.Event()
+        self._set(gateway.file)
+
+    def _set(self, file: MqttFile) -> None:
+        self._settings = file.gateway
+        self._named: dict[str, TopicTrigger] = file.triggers or {}
+        self._runnable = {n: r or Runnable() for n, r in (file.run or {}).items()}
         limited: list[tuple[str, TopicTrigger | Runnable]] = [
             *self._runnable.items(),
             *self._named.items(),
         ]
         self._rates = Rates({(type(each), name): each.rate for name, each in limited})
-        self._to_answer: dict[str, Job] = {}
-        self._answered: dict[str, None] = {}  # of late: a look at the store may be a bit older
-        self._answering = asyncio.Event()
         run = [self._topics.run(name) for name in self._runnable]
-        self.filters = Filters([*run, *(each.topic for each in self._named.values())])
+        self.filters: Filters = Filters([*run, *(each.topic for each in self._named.values())])
+
+    async def subscribe(self) -> None:
+        """Ask the broker for what the triggers hear. Raises BrokerError."""
+        for topic, number in self.filters.numbers.items():
+            await self._subscribe(topic, number)
+
+    async def _subscribe(self, topic: str, number: int) -> None:
+        kept: Literal["never", "always"] = "never" if topic in self.kept_out else "always"
+        await self._connection.subscribe(topic, 1, retained=kept, number=number)
+
+    async def renew(self, file: MqttFile) -> None:
+        """Hear what the file says now; what both versions hear goes on without a gap.
+
+        Raises BrokerError where the connection is lost; a broker that refuses a topic is told of.
+        """
+        before = self.filters.numbers
+        self._set(file)
+        for topic, number in self.filters.numbers.items():
+            if topic in before:
+                continue
+            try:
+                await self._subscribe(topic, number)
+            except BrokerError as error:
+                if self._connection.lost is not None:
+                    raise
+                log.error("%s", error)  # noqa: TRY400 - others go on
+        self._connection.unsubscribe_soon(before.keys() - self.filters.numbers.keys())
 
     @property
     def kept_out(self) -> set[str]:
@@ -98,6 +129,7 @@ class Triggers:
             self._store.fleet.offer([Offer(o.id, 0, o.agent) for o in offers]),
             self._store.fleet.bury(letters),
         )
+        self._gateway.log.buried(letters)
         for job in bound:
             if job is not None:
                 self._offering.say(job)
@@ -147,7 +179,7 @@ class Triggers:
         with tracing.message(name, told.topic, told.user_properties):
             job = orders.job(self._gateway.flows, wanted.pipeline, wanted.options, time.time())
         reply_to = told.response_topic
-        if reply_to is not None and not self._topics.may_answer(reply_to):
+        if reply_to is not None and not self._may_answer(reply_to):
             raise MessageError(f"response topic '{reply_to}': not one that may be answered on")
         return replace(
             job,
@@ -163,7 +195,8 @@ class Triggers:
             return topic_triggers.wanted(name, trigger, told)
         request = wire.run_request(told.payload)
         for field in ("inputs", "final_vars", "environment", "key"):
-            if getattr(request, field) and field not in trigger.overrides:
+            given = getattr(request, field)
+            if given not in (None, UNSET, {}, []) and field not in trigger.overrides:
                 raise MessageError(
                     f"'{field}' may not be given (conf/mqtt.yml: run.{name}.overrides)"
                 )
@@ -175,9 +208,13 @@ class Triggers:
         chosen = msgspec.structs.replace(request, target=target or trigger.on)
         return topic_triggers.requested(name, chosen, told)
 
+    def _may_answer(self, topic: str) -> bool:
+        allowed = None if self._settings is None else self._settings.answers
+        return topic_triggers.answerable(self._topics, allowed, self.filters.numbers, topic)
+
     def _tell_refused(self, message: Heard, why: str) -> None:
         self._gateway.count("refused triggers")
-        if message.response_topic and self._topics.may_answer(message.response_topic):
+        if message.response_topic and self._may_answer(message.response_topic):
             self._say(message.response_topic, Refused(reason=why), message.correlation)
 
     async def _tell_added(self, made: Sequence[tuple[Heard, Job]], bound: set[str]) -> None:
@@ -257,21 +294,30 @@ class Triggers:
 
     async def _tell_outcome(self, job: Job) -> bool:
         """Whether it needs no further telling."""
-        assert job.reply_to is not None
         body = wire.encode(outcome(job))
         if len(body) > messages.PACKET_BYTES:
             body = wire.encode(outcome(job, dropped=True))
         try:
-            await self._connection.publish(job.reply_to, body, qos=1, correlation=job.correlation)
-            self._connection.publish_soon(self._topics.job(job.id), body, qos=0)
+            try:
+                await self._publish_outcome(job, body)
+            except TooLargeError:
+                await self._publish_outcome(job, wire.encode(outcome(job, dropped=True)))
         except BrokerError as error:
             if getattr(error, "code", None) is None:
                 raise
             log.warning("the broker refuses the outcome of job %s: %s", job.id, error)
         return True
 
+    async def _publish_outcome(self, job: Job, body: bytes) -> None:
+        assert job.reply_to is not None
+        await self._connection.publish(job.reply_to, body, qos=1, correlation=job.correlation)
+        self._connection.publish_soon(self._topics.job(job.id), body, qos=0)
+
     def _say(self, topic: str, body: Message, correlation: bytes | None) -> None:
-        self._connection.publish_soon(topic, wire.encode(body), qos=1, correlation=correlation)
+        try:
+            self._connection.publish_soon(topic, wire.encode(body), qos=1, correlation=correlation)
+        except TooLargeError as error:
+            log.warning("an answer on '%s': %s", topic, error.why)
 
 
 def outcome(job: Job, *, dropped: bool = False) -> JobOutcome:

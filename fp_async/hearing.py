@@ -11,17 +11,23 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from fp_async import jobs, messages, wire
+from fp_async.board import Open
 from fp_async.errors import MessageError
 from fp_async.jobs import Chunk, Failure, Job, Letter, NodeTiming, Record, Report, Spec
 from fp_async.lifecycle import Event
 from fp_async.link_values import Message as Heard
-from fp_async.messages import Finished, ResultChunk, Started
+from fp_async.messages import Accepted, Finished, ResultChunk, Started
 
 _REASON = 500  # characters
 _TEXT = 65_536  # characters of a log, a message, a traceback
 _NODES = 1000
 _SUMMARY = 4096
+_WARNINGS = 20
+_VERSION = 64
 _LETTER_BYTES = 4096
+_OUTCOME_BYTES = messages.INLINE_BYTES  # of a result that no row takes
+_SAME_RUN = 60.0  # seconds between two tellings of one start, whose clock may have been set
+_NO_OUTCOMES = ("give_back", "refuse")
 _KINDS = 50
 _OLDEST = 10 * 365 * 86_400.0  # seconds
 _EVENTS: dict[str, Event] = {
@@ -52,6 +58,14 @@ def started(told: Started, now: float) -> Report:
     return Report(id=told.id, attempt=told.attempt, event="start", started_at=at)
 
 
+def accepted(told: Accepted) -> Report:
+    """It is there, and may wait for something."""
+    if told.reason is None:
+        return Report(id=told.id, attempt=told.attempt, event="accept")
+    why = clean(told.reason) or None
+    return Report(id=told.id, attempt=told.attempt, event="wait", reason=why)
+
+
 def finished(told: Finished, agent: str, now: float, result: bytes | None) -> Report:
     """An outcome, by the center's clock. Raises MessageError for a value that cannot be read."""
     return Report(
@@ -66,6 +80,7 @@ def finished(told: Finished, agent: str, now: float, result: bytes | None) -> Re
         record=msgspec.json.encode(_record(told, agent, now)),
         errors=told.errors or None,
         crashes=told.crashes or None,
+        tries=told.tries if told.tries > 1 else None,
     )
 
 
@@ -85,7 +100,7 @@ def adopted(told: Finished, agent: str, now: float) -> Job:
         run_at=origin.created_at if origin.nominal_at is None else origin.nominal_at,
         started_at=report.started_at,
         ended_at=_by_our_clock(told, told.ended_at, now),
-        attempt=told.attempt,
+        attempt=max(told.attempt, told.tries),
         errors=told.errors,
         crashes=told.crashes,
         schedule_id=origin.schedule_id,
@@ -106,13 +121,25 @@ def value(told: Finished) -> bytes | None:
     return None if told.result is UNSET else wire.from_wire(told.result)
 
 
-def chunk(told: ResultChunk) -> Chunk:
+def parts_of(id: str, agent: str) -> str:
+    """Return the id under which parts of a result are kept: each agent's own, whatever it says."""
+    return jobs.identity("parts", agent, id)
+
+
+def may_send(each: Open | None, told: ResultChunk | Finished, agent: str) -> bool:
+    """Return whether an agent may send that part: not of a job that another was offered. What it
+    had before that one, or began by itself, it may.
+    """
+    return each is None or each.agent == agent or told.attempt < each.job.attempt
+
+
+def chunk(told: ResultChunk, agent: str) -> Chunk:
     """A part of a result. Raises MessageError."""
     try:
         data = base64.b64decode(told.data, validate=True)
     except ValueError as error:  # also of a text that is not ASCII
         raise MessageError(f"part {told.index} of a result: no base64: {error}") from error
-    return Chunk(told.id, told.attempt, told.index, data)
+    return Chunk(parts_of(told.id, agent), told.attempt, told.index, data)
 
 
 def clean(text: str) -> str:
@@ -132,7 +159,21 @@ def _bounded(error: Failure) -> Failure:
 def _record(told: Finished, agent: str, now: float) -> Record:
     record = told.record or jobs.Record()
     nodes = [_node(told, each, now) for each in record.nodes[:_NODES]]
-    return replace(record, nodes=nodes, log=record.log[-_TEXT:], worker=agent)
+    return replace(
+        record,
+        nodes=nodes,
+        log=record.log[-_TEXT:],
+        worker=agent,
+        warnings=[clean(text) for text in record.warnings[:_WARNINGS]],
+        version=clean(record.version)[:_VERSION],
+    )
+
+
+def warnings(record: bytes | None) -> list[str]:
+    """Return what an agent warns of beside an outcome, from its stored record."""
+    if not record or b'"warnings"' not in record:  # hardly ever: not worth reading it for
+        return []
+    return msgspec.json.decode(record, type=Record).warnings
 
 
 def _node(told: Finished, timing: NodeTiming, now: float) -> NodeTiming:
@@ -203,21 +244,50 @@ def unreadable(id: str, attempt: int, why: str) -> Report:
 
 
 def letter(topic: str, why: str, payload: bytes) -> Letter:
-    """A message of which nothing is made, as it is kept."""
+    """A message of which nothing is made, as it is kept; the reason has the size of a large one."""
+    size = f" (its {len(payload):,} bytes are kept up to {_LETTER_BYTES:,})"
+    reason = clean(why)
+    if len(payload) > _LETTER_BYTES:
+        reason = reason[: _REASON - len(size)] + size
     return Letter(
-        id=jobs.new_id(), topic=topic[:_REASON], reason=clean(why), payload=payload[:_LETTER_BYTES]
+        id=jobs.new_id(), topic=topic[:_REASON], reason=reason, payload=payload[:_LETTER_BYTES]
     )
 
 
-def late(report: Report, job: Job, agent: str, topic: str) -> Letter:
-    """The outcome of an attempt that was given up; told again it is the same letter."""
+def unplaced(report: Report, job: Job | None, agent: str, topic: str) -> Letter | None:
+    """Return an outcome that no row takes, as it is kept; None where the row has it already, or
+    nothing has come of the attempt. Told again it is the same letter.
+    """
+    why = _why_unplaced(report, job, agent)
+    if not why:
+        return None
     return Letter(
-        id=jobs.identity("late", report.id, report.attempt, agent),
+        id=jobs.identity("late", report.id, report.attempt, agent, report.started_at),
         topic=topic,
         reason=f"late: attempt {report.attempt} of job {report.id} ended with "
-        f"'{report.event}', and attempt {job.attempt} counts",
-        payload=(report.result or b"")[:_LETTER_BYTES],
+        f"'{report.event}', and {why}",
+        payload=(report.result or b"")[:_OUTCOME_BYTES],
     )
+
+
+def _why_unplaced(report: Report, job: Job | None, agent: str) -> str:
+    if report.event in _NO_OUTCOMES:
+        return ""
+    if job is None:
+        return "there is no such job here"
+    if job.attempt != report.attempt:
+        return f"attempt {job.attempt} counts"
+    if job.agent != agent:
+        return f"the job is one of agent '{job.agent}'" if job.agent else "no agent has the job"
+    if job.finished and _ran_again(report, job):
+        return "the agent had run it before: its store is an older backup"
+    return ""
+
+
+def _ran_again(report: Report, job: Job) -> bool:
+    """Return whether an outcome is of another run than that which the row tells of."""
+    began = report.started_at, job.started_at
+    return None not in began and abs((began[0] or 0.0) - (began[1] or 0.0)) > _SAME_RUN
 
 
 def _failure(kind: str, text: str) -> bytes:

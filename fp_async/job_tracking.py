@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from fp_async import summaries, tracked_places, tracking, versions
 from fp_async.attempt import Drawn, Order, Trail
+from fp_async.config import WorkerSettings
 from fp_async.errors import FlowerPowerError
 from fp_async.held import Attempt, Heard
 from fp_async.jobs import Failure, Job, NodeTiming, Report
@@ -28,7 +29,7 @@ from fp_async.tracked_places import Place
 from fp_async.tracker import TrackedRun, Tracker, tracker
 from fp_async.tracking import Outcome, Run
 
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 _WAITING = 1000  # outcomes that wait to be told
 _DRAWINGS = 64
 _DRAWING_TIME = 60.0  # seconds that loading a pipeline may take
@@ -93,6 +94,7 @@ _OUTCOMES: dict[str, Outcome] = {
     "succeed": "succeeded",
     "confirm_cancel": "cancelled",
     "give_back": "interrupted",
+    "release": "interrupted",
     "crash": "crashed",
 }
 
@@ -140,7 +142,7 @@ class AgentTracking:
 
     async def run(self) -> None:
         """Tell them, one by one, for ever. Cancelling leaves those that wait for the next time."""
-        runner = ProcessRunner(self._root, None, _IDLE)
+        runner = ProcessRunner(self._root, WorkerSettings(idle_timeout=_IDLE))
         try:
             while True:
                 id = await self._waiting.get()

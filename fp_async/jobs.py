@@ -23,6 +23,8 @@ LETTER_TTL = 7 * 86_400.0
 CHUNK_TTL = 86_400.0
 REPLY_TTL = 7 * 86_400.0  # how much longer a job is kept whose requester has no reply yet
 CANCEL_DEADLINE = 60.0
+MISSING_TTL = 900.0  # how long a pipeline or environment may not exist before a job is rejected
+MISCONFIGURED = "configuration: "  # the reason of a queued job that workers have released
 LEASE = 10.0
 MAX_CRASHES = 3
 _NAMESPACE = uuid.UUID("f10e57b0-5c4e-5d0b-9f0a-2f6b0d6a7c11")  # ours; any constant will do
@@ -49,6 +51,7 @@ class Spec(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     version: str | None = None
     require_version: bool = False
     trace: Annotated[str, msgspec.Meta(max_length=128)] | None = None  # W3C traceparent
+    cache: bool | None = None
 
 
 class _Retry(Retry, frozen=True, forbid_unknown_fields=False):
@@ -76,13 +79,16 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     message: str
     traceback: str = ""
     kinds: list[str] = []  # the names of the class and its bases, for `retry: {on: [...]}`
+    since: float = 0.0  # when a worker first released the job for it
 
 
 class NodeTiming(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is kept of a node of the latest attempt; `seconds` is the time it took.
 
     Of a traced or tracked job also when it began (`at`, epoch seconds); of a tracked one a
-    `summaries.summary`.
+    `summaries.summary`. Of nodes that ran once for each item one that failed, or was tried again,
+    has the number of its `item`; all that succeeded are one, with their `count` and the seconds
+    from the first begin to the last end. `cached` of its values came from the cache.
     """
 
     node: str
@@ -92,6 +98,9 @@ class NodeTiming(msgspec.Struct, frozen=True, omit_defaults=True):
     at: float = 0.0
     summary: str = ""
     place: str = ""  # the worker of a cluster
+    item: int | None = None
+    count: int = 1
+    cached: int = 0
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -103,12 +112,14 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     warnings: list[str] = []
     late: float = 0.0  # seconds between its end on an agent and its arrival
     traced: bool = False  # whoever ran it has exported the spans of its nodes
+    version: str = ""  # of the pipeline on the agent that ran it
 
 
 class Job(msgspec.Struct, frozen=True):
     """A durable request to run a pipeline, with its outcome. All truth about it is in here.
 
-    `attempt` is only a fence: every claim and offer increments it. `lease_until` is read by the
+    `attempt` is only a fence: every claim and offer increments it; what an agent has begun again by
+    itself is added at the end. `lease_until` is read by the
     store's own lease clock. `slot` and `lane_held` are unique where they are set: they are the
     place that a running job has among those of its pipeline, and of its schedule. `spec` is
     JSON, `inputs` and `result` are `codec` bytes, `error` is a Failure, `record` a Record.
@@ -169,6 +180,14 @@ class Job(msgspec.Struct, frozen=True):
         return self.state in TERMINAL
 
     @property
+    def misconfigured(self) -> bool:
+        """Return whether the job waits for a worker's or its agent's configuration: `reason`
+        says how.
+        """
+        waits = self.state in ("queued", "accepted")
+        return waits and (self.reason or "").startswith(MISCONFIGURED)
+
+    @property
     def rules(self) -> Spec:
         """`spec`, decoded; `UNREADABLE` where it cannot be: a newer release knows more words."""
         try:
@@ -205,8 +224,9 @@ Changes = dict[str, Any]
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker tells of the attempt that it holds. `retry_in` seconds, for `retry`.
 
-    An agent tries again by itself: it tells its own `errors` and `crashes`, and its times. What
-    `agent` tells is believed of jobs that it was offered, and of no others.
+    An agent tries again by itself: it tells its own `errors` and `crashes`, how often it has begun
+    (`tries`), and its times. What `agent` tells is believed of jobs that it was offered, and of no
+    others.
     """
 
     id: str
@@ -218,10 +238,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: float | None = None
     errors: int | None = None
     crashes: int | None = None
+    tries: int | None = None
     result: bytes | None = None
     error: bytes | None = None
     record: bytes | None = None
     agent: str | None = None
+    owner: str | None = None  # the worker that releases it
 
     @property
     def plain(self) -> bool:
@@ -274,11 +296,15 @@ class Template(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_f
 
 
 class Fire(msgspec.Struct, frozen=True, kw_only=True):
-    """One firing of a schedule: add `jobs`, and go from `expected` to `next_fire_time`."""
+    """One firing of a schedule: add `jobs`, and go from `expected` to `next_fire_time`.
+
+    Without `expected` somebody fires it by hand: paused or not, it stays due when it is, and has
+    not fired at `last_fire_time` or later.
+    """
 
     id: str
     revision: int
-    expected: float
+    expected: float | None
     next_fire_time: float | None
     last_fire_time: float | None
     jobs: list[Job]
@@ -333,6 +359,7 @@ class Find(msgspec.Struct, frozen=True, kw_only=True):
     owner: str | None = None
     agent: str | None = None
     bound: bool = False  # to any agent
+    since: float | None = None  # added then or later, in epoch seconds
     limit: int = 50
 
 

@@ -1,7 +1,8 @@
 """Logs with one JSON object in each line: what `--log-format json` and `log_format: json` give.
 
 Each has `time`, `level`, `logger` and `message`; what is logged about a job or by one has `job`,
-`pipeline`, `attempt` and, where one runs, `node`; an agent's have `agent`. A job that runs in a
+`pipeline`, `attempt` and, where one runs, `node`; that it has ended has `outcome` and `seconds`; an
+agent's have `agent`. A job that runs in a
 process of its own writes such lines, too; its worker writes them on.
 """
 
@@ -15,11 +16,11 @@ from typing import Any
 
 import msgspec
 
-from fp_async import current
+from fp_async import current, escapes
 from fp_async.current import CurrentJob
 
 Relay = Callable[[CurrentJob, str], str]
-_ABOUT = ("job", "pipeline", "attempt", "node", "agent")
+_ABOUT = ("job", "pipeline", "attempt", "outcome", "seconds", "node", "agent")
 _encode = msgspec.json.Encoder(enc_hook=repr).encode
 
 
@@ -33,6 +34,8 @@ class Line(msgspec.Struct, omit_defaults=True):
     job: str | None = None
     pipeline: str | None = None
     attempt: int | None = None
+    outcome: str | None = None
+    seconds: float | None = None
     node: str | None = None
     agent: str | None = None
     error: str | None = None
@@ -59,7 +62,7 @@ class Formatter(logging.Formatter):
                 setattr(line, name, value)
         if record.exc_info:
             line.error = self.formatException(record.exc_info)
-        return _encode(line).decode()
+        return escapes.escaped(_encode(line).decode())
 
     def complete(self, line: Line, job: CurrentJob | None) -> None:
         """Say which job it is of, and whatever all lines say."""
@@ -83,7 +86,7 @@ class Formatter(logging.Formatter):
             shown = f"{stamp} {line.level.upper()} {line.logger}: {line.message}"
             shown += f"\n{line.error}" if line.error else ""
         self.complete(line, job)
-        sys.stderr.write(_encode(line).decode() + "\n")
+        sys.stderr.write(escapes.escaped(_encode(line).decode()) + "\n")
         return shown
 
 

@@ -27,12 +27,14 @@ Event = Literal[
     "offer",  # the gateway binds it to an agent
     "accept",  # the agent has it in its own store
     "start",  # the agent runs it
+    "wait",  # the agent has it, and what it needs is wrong in the configuration there
     "succeed",
     "fail",  # for good: an error without a retry, or one crash too many
     "retry",  # an error that is tried again
     "crash",  # its process or device died; queued again
     "give_back",  # not run after all: a worker drains, an agent has no room
-    "refuse",  # the agent never will
+    "release",  # not begun: what it needs is wrong in the configuration of its worker
+    "refuse",  # the agent never will, or its pipeline does not exist
     "cancel",  # asked for: an end only while nobody has it
     "confirm_cancel",  # whoever had it has stopped, or the deadline has passed
     "expire",  # nobody started it in time
@@ -60,6 +62,7 @@ TABLE: dict[State, dict[Event, State]] = {
     "offered": {
         "accept": "accepted",
         "start": "running",
+        "wait": "accepted",
         "give_back": "queued",
         "refuse": "rejected",
         "lose": "queued",
@@ -69,6 +72,8 @@ TABLE: dict[State, dict[Event, State]] = {
     },
     "accepted": {
         "start": "running",
+        "wait": "accepted",
+        "refuse": "rejected",
         "lose": "queued",
         "cancel": "accepted",
         "crash": "queued",
@@ -80,6 +85,9 @@ TABLE: dict[State, dict[Event, State]] = {
         "retry": "queued",
         "crash": "queued",
         "give_back": "queued",
+        "release": "queued",
+        "wait": "accepted",
+        "refuse": "rejected",
         "lose": "queued",
         "cancel": "running",
         "confirm_cancel": "cancelled",

@@ -14,11 +14,13 @@ import asyncio
 import contextlib
 import logging
 import random
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Literal
 
 from fp_async.errors import BrokerError, PublishRefusedError, SessionTakenError, describe
+from fp_async.link_limits import Limit
 from fp_async.link_packets import publish_properties
 from fp_async.link_session import OtherVersionError, Session, code_of, subscribe_options
 from fp_async.link_socket import open_stream
@@ -33,7 +35,7 @@ REFUSED = 0x80
 Retained = Literal["always", "new", "never"]
 _RETAIN_HANDLING = {"always": 0, "new": 1, "never": 2}
 
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 
 
 class Connection:
@@ -45,8 +47,20 @@ class Connection:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._link = session.link
-        self.version = session.version
-        self.session_present = session.session_present
+        self.version: int = session.version
+        self.session_present: bool = session.session_present
+
+    @property
+    def link(self) -> Link:
+        """The link that was asked for: its address and options."""
+        return self._link
+
+    @property
+    def largest(self) -> int | None:
+        """Largest message that the broker takes, by its announcement or by its hanging up;
+        what is larger raises TooLargeError.
+        """
+        return self._session.largest
 
     @property
     def lost(self) -> BrokerError | None:
@@ -103,6 +117,11 @@ class Connection:
             if code_of(code) >= REFUSED:
                 raise BrokerError(f"{self._link}: no right to subscribe to '{topic}'")
 
+    def unsubscribe_soon(self, topics: Iterable[str]) -> None:
+        """End subscriptions, without waiting for anything. Raises BrokerError as `publish_soon`."""
+        if asked := list(topics):
+            self._session.unsubscribe_from(asked)
+
     async def publish(
         self,
         topic: str,
@@ -120,10 +139,10 @@ class Connection:
         """Send a message: at QoS 0 until the system has it, at QoS 1 until the broker has it.
 
         `expiry` is in seconds; it and what follows exist in MQTT 5 and are left out in 3.1.1.
-        Raises PublishRefusedError when the broker refuses it (which only MQTT 5 tells), and
-        BrokerError when `send_queue` is full, after `timeout` seconds (the link's own by
-        default), or when the connection breaks. After the last two, and after a cancellation,
-        the broker may have it all the same.
+        Raises PublishRefusedError when the broker refuses it (which only MQTT 5 tells), its
+        TooLargeError for what is larger than the broker takes, and BrokerError when `send_queue`
+        is full, after `timeout` seconds (the link's own by default), or when the connection
+        breaks. After the last two, and after a cancellation, the broker may have it all the same.
         """
         extra = (expiry, response_topic, correlation, user_properties, content_type)
         wait = self._link.timeout if timeout is None else timeout
@@ -218,31 +237,32 @@ def _told(link: Link) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def connected(link: Link) -> AsyncIterator[Connection]:
+async def connected(link: Link, limit: Limit | None = None) -> AsyncIterator[Connection]:
     """Connect, in MQTT 5 or else in 3.1.1; leaving says goodbye and takes half a second at most.
 
     Raises BrokerError with the reason: unreachable, no answer, refused. Cancelling leaves
     nothing behind. What `publish_soon` took at QoS 1 and `max_inflight` kept here is dropped.
+    `limit` is what earlier connections have learned.
     """
-    session = await _enter(link)
+    session = await _enter(link, limit)
     try:
         yield Connection(session)
     finally:
         await session.leave()
 
 
-async def _enter(link: Link) -> Session:
+async def _enter(link: Link, limit: Limit | None) -> Session:
     try:
-        return await _try(link, 5)
+        return await _try(link, 5, limit)
     except OtherVersionError:
-        return await _try(link, 4)
+        return await _try(link, 4, limit)
 
 
-async def _try(link: Link, version: int) -> Session:
+async def _try(link: Link, version: int, limit: Limit | None) -> Session:
     with _told(link):
         stream = await open_stream(link)
         try:
-            session = Session(link, version, stream)
+            session = Session(link, version, stream, limit)
         except BaseException:
             stream.close()
             raise
@@ -266,13 +286,15 @@ async def serve(
 
     A function instead of a link is called for every attempt, for a new will. `told` hears None
     when connected, and the error of every attempt that failed; the log has one line for each
-    outage and one for its end. Cancelling cancels `body`, then leaves as `connected` does.
+    outage, one for each way in which a broker says no meanwhile, and one for the end. A message on
+    which the broker hangs up three times in a row, soon after it was sent, is too large for it.
+    Cancelling cancels `body`, then leaves as `connected` does.
     """
-    outage = _Outage(told)
+    outage, limit = _Outage(told), Limit()
     failures = 0
     while True:
         try:
-            await _apart(_visit(link() if callable(link) else link, body, outage))
+            await _apart(_visit(link() if callable(link) else link, body, outage, limit))
         except (BrokerError, BaseExceptionGroup) as raised:
             outage.go_on(_broker_error(raised))
         else:
@@ -283,10 +305,10 @@ async def serve(
 
 
 async def _visit(
-    link: Link, body: Callable[[Connection], Awaitable[None]], outage: _Outage
+    link: Link, body: Callable[[Connection], Awaitable[None]], outage: _Outage, limit: Limit
 ) -> None:
     outage.since = float("inf")
-    async with connected(link) as connection:
+    async with connected(link, limit) as connection:
         outage.end(connection)
         await _until_lost(connection, body)
 
@@ -310,25 +332,34 @@ async def _apart(work: Coroutine[Any, Any, None]) -> None:
 
 
 class _Outage:
-    """Tells every failure to `told`, and only the first and the recovery to the log."""
+    """Tells every failure to `told`; to the log the first, each answer of a broker that is a no,
+    and the recovery.
+    """
 
     def __init__(self, told: Callable[[BrokerError | None], object] | None) -> None:
         self._told = told or (lambda _: None)
-        self._logged = False
+        self._logged: set[str] = set()  # of this outage
         self.since = float("inf")  # connected
 
     def go_on(self, error: BrokerError) -> None:
-        if not self._logged:
-            log.warning("%s; trying again", error)
-        self._logged = True
+        text = str(error)
+        if not self._logged or (text not in self._logged and not _of_the_network(error)):
+            log.warning("%s; trying again", text)
+        self._logged.add(text)
         self._told(error)
 
     def end(self, connection: Connection) -> None:
         self.since = time.monotonic()
         if self._logged:
             log.warning("%s: connected again", connection._link)
-        self._logged = False
+        self._logged.clear()
         self._told(None)
+
+
+def _of_the_network(error: BrokerError) -> bool:
+    """Return whether nobody answered: while an outage lasts, that may look different each time."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError)
 
 
 async def _until_lost(

@@ -14,6 +14,7 @@ import collections
 import copy
 import itertools
 import logging
+import time
 from typing import Any
 
 import aiomqtt
@@ -21,7 +22,14 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from fp_async.errors import BrokerError, PublishRefusedError, SessionTakenError, describe
+from fp_async.errors import (
+    BrokerError,
+    ConnectRefusedError,
+    SessionTakenError,
+    TooLargeError,
+    describe,
+)
+from fp_async.link_limits import LEAST, Limit
 from fp_async.link_packets import read_publish
 from fp_async.link_socket import CLOSED, Stream
 from fp_async.link_values import Link, Message
@@ -32,6 +40,7 @@ SESSION_TAKEN, TOO_LARGE = 0x8E, 0x95
 FIXED_SIZE = 9  # of a PUBLISH at most: header, length, two more of the topic's and the packet id
 PING_AFTER, LOST_AFTER, LOOK_EVERY = 0.75, 0.4, 0.25  # in keepalives
 
+log: logging.Logger = logging.getLogger("fp_async")
 _quiet = logging.getLogger("fp_async.mqtt")
 _quiet.setLevel(logging.CRITICAL)  # errors are raised, and a flood would fill the log
 _numbers = itertools.count(1)
@@ -54,7 +63,9 @@ class Packed:
 class Session(aiomqtt.Client):
     """One connection, from CONNECT to its end. All of it belongs to one event loop."""
 
-    def __init__(self, link: Link, version: int, stream: Stream) -> None:
+    def __init__(
+        self, link: Link, version: int, stream: Stream, limit: Limit | None = None
+    ) -> None:
         super().__init__(
             link.host,
             link.port,
@@ -73,9 +84,9 @@ class Session(aiomqtt.Client):
         self.link = link
         self.version = version
         self.stream = stream
-        self.number = next(_numbers)
+        self.number: int = next(_numbers)
         self.lost: BrokerError | None = None
-        self.session_present = False
+        self.session_present: bool = False
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self.news = asyncio.Event()
         self.written = asyncio.Event()
@@ -83,7 +94,9 @@ class Session(aiomqtt.Client):
         self.unacknowledged: set[int] = set()
         self._answer: asyncio.Future[Any] = self._loop.create_future()
         self._confirmations: dict[int, asyncio.Future[int | BrokerError | None]] = {}
-        self._largest: int | None = None
+        self._announced: int | None = None  # the largest message that the broker takes
+        self._limit = limit or Limit()
+        self._large: dict[int, tuple[int, float]] = {}  # by packet: unconfirmed, and when sent
         self._numbers = False  # whether the broker takes subscription identifiers
         self._watching = self._blocked = self._leaving = False
         self._pinged_at = float("inf")
@@ -141,6 +154,8 @@ class Session(aiomqtt.Client):
         if self.lost is not None:
             return
         self.lost = error
+        if self.stream.hung_up and not self._leaving:
+            self._blame(said=False)
         self._paho._sock_close()
         self.stream.close()
         if self._timer is not None:
@@ -150,6 +165,21 @@ class Session(aiomqtt.Client):
             _settle(answer, None)
         self.news.set()
         self.written.set()
+
+    def _blame(self, *, said: bool) -> None:
+        """The broker has hung up: for what was sent last, perhaps."""
+        sent, self._large = dict(self._large.values()), {}
+        if not sent and said:
+            return
+        most = self._limit.lost(sent, time.monotonic(), said=said)
+        if most is not None:
+            text = "%s hangs up on messages of %s bytes: for an hour none above %s is sent"
+            log.warning(text, self.link, f"{max(sent):,}", f"{most:,}")
+
+    @property
+    def largest(self) -> int | None:
+        """The size that no message may exceed, as far as that is known."""
+        return self._limit.at_most(self._announced, time.monotonic())
 
     def check(self) -> None:
         """Raise BrokerError with the reason, if the connection has ended."""
@@ -167,14 +197,16 @@ class Session(aiomqtt.Client):
         if not topic or "\0" in topic or qos not in {0, 1}:
             raise ValueError(f"not a topic or a QoS: '{topic}', {qos}")
         size = len(topic.encode()) + len(payload) + len(properties) + FIXED_SIZE
-        if self._largest is not None and size > self._largest:
-            text = f"{self.link}: '{topic}': {size} bytes, at most {self._largest} are allowed"
-            raise PublishRefusedError(text, TOO_LARGE)
+        most = self.largest
+        if most is not None and size > most:
+            raise TooLargeError(f"{self.link}: '{topic}'", size, most)
         paho = self._paho
         packed = Packed(properties) if properties else None
         if len(paho._out_packet) < self.link.send_queue:
             info = paho.publish(topic, payload, qos, retain, packed)
             if not info.rc:
+                if qos and size > LEAST:
+                    self._large[int(info.mid)] = size, time.monotonic()
                 return int(info.mid)
         raise BrokerError(f"{self.link}: {self.link.send_queue} messages wait to be sent")
 
@@ -204,6 +236,11 @@ class Session(aiomqtt.Client):
             raise BrokerError(f"{self.link}: cannot subscribe")
         granted: list[Any] = await self._answered(self._pending_subscribes, packet, timeout)
         return granted
+
+    def unsubscribe_from(self, topics: list[str]) -> None:
+        """Ask for no more of their messages. The answer is of no interest."""
+        self.check()
+        self._paho.unsubscribe(topics)
 
     async def _answered(self, waiting: dict[int, Any], packet: int, timeout: float) -> Any:
         answer: asyncio.Future[Any] = self._loop.create_future()
@@ -253,6 +290,8 @@ class Session(aiomqtt.Client):
         if paho._out_messages.pop(packet, None) is None:
             return 0
         paho._inflight_messages -= 1
+        if packet in self._large:
+            self._limit.took(self._large.pop(packet)[0])
         if packet in self._confirmations:
             _settle(self._confirmations[packet], body[2] if len(body) > 2 else 0)
         if len(paho._out_messages) == paho._inflight_messages:
@@ -266,7 +305,7 @@ class Session(aiomqtt.Client):
             _settle(self._answer, self._refusal(reason))
             return
         self.session_present = bool(flags.session_present)
-        self._largest = getattr(properties, "MaximumPacketSize", None)
+        self._announced = getattr(properties, "MaximumPacketSize", None)
         can = getattr(properties, "SubscriptionIdentifierAvailable", 1)
         self._numbers = self.version == 5 and bool(can)
         window = getattr(properties, "ReceiveMaximum", 65_535)  # paho does not look at it
@@ -276,7 +315,7 @@ class Session(aiomqtt.Client):
     def _refusal(self, reason: Any) -> Exception:
         if self.version == 5 and code_of(reason) in UNSUPPORTED_VERSION:
             return OtherVersionError(str(reason))
-        return BrokerError(f"{self.link}: {reason}")
+        return ConnectRefusedError(f"{self.link}: {reason}", code_of(reason))
 
     def _on_disconnect(
         self, _client: Any, _data: Any, flags: Any, reason: Any, _properties: Any = None
@@ -292,6 +331,8 @@ class Session(aiomqtt.Client):
             kind = OtherVersionError if may_be_old else BrokerError
             _settle(self._answer, kind(f"{self.link}: {text}"))
         taken = SessionTakenError if said and code_of(reason) == SESSION_TAKEN else BrokerError
+        if said and code_of(reason) == TOO_LARGE and self.lost is None:
+            self._blame(said=True)
         self._lose(taken(f"{self.link}: the connection was lost ({why})"))
 
     def _on_socket_open(self, _client: Any, _data: Any, _stream: Any) -> None:

@@ -33,7 +33,8 @@ class Stream:
     """What paho takes for its socket: many small packets in few system calls.
 
     `recv` and `send` raise BlockingIOError when there is nothing, and when too much waits to be
-    sent. `heard` and `said` are when bytes last came and went, `problem` is why they ended.
+    sent. `heard` and `said` are when bytes last came and went, `problem` is why they ended, and
+    `hung_up` tells that the other end wanted that.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -41,8 +42,10 @@ class Stream:
         self._in = b""
         self._at = 0
         self._out = bytearray()
-        self.heard = self.said = time.monotonic()
-        self.problem = ""
+        self.heard: float = time.monotonic()
+        self.said: float = self.heard
+        self.problem: str = ""
+        self.hung_up: bool = False
 
     def recv(self, size: int) -> bytes:
         """At most `size` bytes; none at the end of the stream. Raises OSError."""
@@ -58,7 +61,7 @@ class Stream:
             data = self._sock.recv(READ_SIZE)
         self.heard = time.monotonic()
         if not data:
-            self.problem = CLOSED
+            self.problem, self.hung_up = CLOSED, True
         return data
 
     def pending(self) -> int:
@@ -95,6 +98,7 @@ class Stream:
             raise
         except OSError as error:
             self.problem = describe(error)
+            self.hung_up = isinstance(error, ConnectionError | ssl.SSLEOFError)
             raise
 
     def unsent(self) -> int:
@@ -131,6 +135,7 @@ class WebSocketStream(Stream):
         self._out += self._frames.replies()
         if self._frames.closed:
             self.problem = self.problem or "the server closed the websocket"
+            self.hung_up = True
         elif raw and not data:
             self.flush()
             raise BlockingIOError

@@ -7,7 +7,10 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from fp_async.addresses import normal, place
+
 LEAST_RECEIVE_MAXIMUM = 20
+_LONGEST_TEXT = 65_535  # bytes, by the format of MQTT
 
 
 class Will(msgspec.Struct, frozen=True):
@@ -17,6 +20,14 @@ class Will(msgspec.Struct, frozen=True):
     payload: bytes
     qos: int = 1
     retain: bool = True
+
+
+class AddressError(ValueError):
+    """A mistake in an address, or in the `key` that was given beside it."""
+
+    def __init__(self, text: str, key: str | None = None) -> None:
+        super().__init__(text)
+        self.key = key
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -32,6 +43,7 @@ class Link(msgspec.Struct, frozen=True):
       says so; up to `send_queue` wait for that, beyond it publishing is an error.
     - `receive_queue` bounds the messages that wait here, 0 is without limit. Only QoS 0 is
       dropped for it: QoS 1 would be lost, and with `manual_ack` is bounded already.
+    - `purpose` tells it from other connections of the program, in errors and in the log.
     """
 
     host: str = "localhost"
@@ -54,6 +66,7 @@ class Link(msgspec.Struct, frozen=True):
     receive_maximum: int = 1_000
     send_queue: int = 10_000
     receive_queue: int = 0
+    purpose: str = ""
 
     schemes: ClassVar[tuple[str, ...]] = ("mqtt", "mqtts", "tcp", "ssl", "ws", "wss")
 
@@ -75,37 +88,58 @@ class Link(msgspec.Struct, frozen=True):
         """From `mqtt://user:password@host:1883`, `mqtts://` or `wss://host/path`.
 
         What is given besides counts more. Raises ValueError for another scheme, for a port
-        that is no number, and for files of TLS without TLS.
+        that is no number, and for files of TLS without TLS (AddressError, which names the key).
         """
-        parts = urlsplit(uri or "mqtt://")
-        if parts.scheme not in cls.schemes:
-            raise ValueError(f"not an MQTT broker's address: '{parts.scheme}://'")
+        parts = urlsplit(normal(uri or "mqtt://"))
+        if parts.scheme not in cls.schemes or "://" not in (uri or "://"):
+            raise AddressError(f"not an MQTT broker's address: {_seen(uri or '')}")
         tls = settings.setdefault("tls", parts.scheme in {"mqtts", "ssl", "wss"})
         for name in ("ca_file", "cert_file", "key_file"):
             if settings.get(name) is not None and not tls:
-                raise ValueError(
-                    f"{name} is for TLS: write mqtts:// (or wss://), not {parts.scheme}://"
+                raise AddressError(
+                    f"{name} is for TLS: write mqtts:// (or wss://), not {parts.scheme}://", name
                 )
+        login = {
+            "username": username or _decoded(parts.username),
+            "password": password or _decoded(parts.password),
+        }
+        for name, text in login.items():
+            if len((text or "").encode(errors="replace")) > _LONGEST_TEXT:
+                raise AddressError(f"{name} is longer than {_LONGEST_TEXT:,} bytes", name)
+        try:
+            own_port = parts.port
+        except ValueError:
+            text = "the port is a number up to 65535, as in mqtt://host:1883"
+            raise AddressError(text) from None
         web = parts.scheme in {"ws", "wss"}
         if web:
             query = f"?{parts.query}" if parts.query else ""
             settings.setdefault("path", (parts.path or "/mqtt") + query)
         return cls(
             host=host or parts.hostname or "localhost",
-            port=port or parts.port or _PORTS[tls, web],
-            username=username or _decoded(parts.username),
-            password=password or _decoded(parts.password),
+            port=port or own_port or _PORTS[tls, web],
+            username=login["username"],
+            password=login["password"],
             **settings,
         )
 
     def __str__(self) -> str:
-        return f"MQTT broker at {self.host}:{self.port}"
+        more = [f"as {self.username}"] if self.username else []
+        more += [f"for {self.purpose}"] if self.purpose else []
+        known = f" ({', '.join(more)})" if more else ""
+        return f"MQTT broker at {self.host}:{self.port}{known}"
 
     def __repr__(self) -> str:
         return f"<Link to {self}>"  # without the password
 
 
 _PORTS = {(False, False): 1883, (True, False): 8883, (False, True): 80, (True, True): 443}
+
+
+def _seen(uri: str) -> str:
+    """Return the part of a wrong address that may be shown."""
+    scheme, colon, _ = uri.partition("://")
+    return f"'{scheme}://'" if colon else f"'{place(uri)}' has no scheme, as in mqtt://host:1883"
 
 
 def _decoded(text: str | None) -> str | None:

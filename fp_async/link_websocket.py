@@ -60,7 +60,7 @@ class Frames:
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._replies = bytearray()
-        self.closed = False
+        self.closed: bool = False
 
     def feed(self, raw: bytes) -> bytes:
         """What is in the frames that are complete by now. Raises OSError for what is none."""

@@ -30,16 +30,42 @@ NAME_CHARACTERS = 191  # what every store can index
 
 # What is not so is refused when a message is read: everything below goes into stores, of which one
 # has no NUL in texts, one no integer beyond 32 bits, and one no number that is not finite.
-Id = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[!-~]+\Z")]
-Name = Annotated[
-    str, Meta(min_length=1, max_length=NAME_CHARACTERS, pattern=r"^[^\x00-\x1f\x7f]+\Z")
+Id = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[!-~]+\Z",
+        description="an id: 1 to 64 visible ASCII characters",
+    ),
 ]
-Word = Annotated[str, Meta(max_length=64, pattern=r"^[ -~]*\Z")]
+Name = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=NAME_CHARACTERS,
+        pattern=r"^[^\x00-\x1f\x7f]+\Z",
+        description="a name: printable characters",
+    ),
+]
+Word = Annotated[
+    str,
+    Meta(max_length=64, pattern=r"^[ -~]*\Z", description="a word: ASCII without control codes"),
+]
 Count = Annotated[int, Meta(ge=0, le=MOST)]
 Bytes = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Priority = Annotated[int, Meta(ge=-32768, le=32767)]
 Moment = Annotated[float, Meta(ge=-1e11, le=1e11)]  # epoch seconds, of whatever clock
 Seconds = Annotated[float, Meta(ge=0, le=1e11)]
+
+_HEAD_BYTES = 1_000  # of a message around its ids: topic, properties, the body's other keys
+ID_BYTES, HELD_BYTES = 67, 110  # of an id, and of an entry of a `Sync`, at most
+
+
+def page(largest: int | None, each: int) -> int:
+    """Return how many ids of `each` bytes one message has, where that is the broker's limit."""
+    return PAGE if largest is None else max(min((largest - _HEAD_BYTES) // each, PAGE), 1)
+
 
 Outcome = Literal["succeeded", "failed", "cancelled", "expired", "rejected"]
 Status = Literal["ready", "draining", "offline", "lost"]
@@ -126,9 +152,16 @@ class DeleteSchedule(Message, frozen=True):
 
 
 class AskSync(Message, frozen=True):
-    """Say what you have; with `state`, who you are, too."""
+    """Say what you have; with `state`, who you are, too.
+
+    `store`, `starts` and `life` are of the latest state that the gateway has believed, where it
+    asks because what the agent said was older: a process with another `life` counts on from there.
+    """
 
     state: bool = False
+    store: Word = ""
+    starts: Count = 0
+    life: Word = ""
 
 
 class Ping(Message, frozen=True):
@@ -163,10 +196,13 @@ Do = (
 
 
 class Accepted(Message, frozen=True):
-    """The job is in the agent's own store."""
+    """The job is in the agent's own store. `reason`: it has not begun, and waits for that; empty
+    where it is only its turn that it waits for.
+    """
 
     id: Id
     attempt: Count
+    reason: str | None = None
 
 
 class Rejected(Message, frozen=True):
@@ -309,13 +345,15 @@ class Reports(Message, frozen=True):
 
 class AgentState(Message, frozen=True):
     """On agent/<name>/state. (`starts`, `n`) orders what one store says: an older pair is not
-    believed. `pipelines` are names and versions, `window` is how many jobs it may have at once.
+    believed. `life` is another one for each process. `pipelines` are names and versions, `window`
+    is how many jobs it may have at once.
     """
 
     status: Status
     store: Id
     starts: Count
     n: Count
+    life: Word = ""
     boot: Word = ""
     version: Word = ""
     tags: dict[str, str] = {}
@@ -343,7 +381,7 @@ class RunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: str | None = None
     final_vars: list[str] | None = None
     environment: str | None = None
-    key: str | None = None
+    key: Any = UNSET
 
 
 class JobQueued(Message, frozen=True):

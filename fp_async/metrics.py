@@ -20,10 +20,12 @@ from fp_async.observing import OUTCOMES
 if TYPE_CHECKING:
     from fp_async.board import Board
     from fp_async.observing import Observer
+    from fp_async.presence import Known
     from fp_async.stores import Store
 
 Family = Any
 Source = Callable[[], Awaitable[Iterable[Family]]]
+_NAMED = 200  # agents that are shown by name
 _LONGEST = 5.0  # seconds that a scrape waits for the store
 _SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 300.0, 1800.0)
 
@@ -53,7 +55,7 @@ class Counters:
 
     def __init__(self) -> None:
         client = _client()
-        self.registry = client.CollectorRegistry()
+        self.registry: Any = client.CollectorRegistry()
         client.ProcessCollector(registry=self.registry)
         more = {"registry": self.registry, "namespace": "flowerpower"}
         spread = {**more, "buckets": _SECONDS}
@@ -114,6 +116,7 @@ async def of_store(store: Store) -> list[Family]:
         due = {queue: await store.next_run_at([queue]) for queue in queues}
         now = await store.now()
         workers = len(await watching.alive(store, "worker"))
+        misconfigured = await store.misconfigured()
     except FlowerPowerError:
         return [gauge("store_up", "Whether the data store can be reached.", [({}, 0)])]
     return [
@@ -128,6 +131,14 @@ async def of_store(store: Store) -> list[Family]:
             "How long the oldest job that a worker could begin has waited.",
             [({"queue": q}, max(now - at, 0.0)) for q, at in due.items() if at is not None],
         ),
+        gauge(
+            "jobs_misconfigured",
+            "Queued jobs that wait until the configuration of a worker is right.",
+            [
+                ({"queue": queue, "pipeline": pipeline, "state": f"queued: {reason}"}, count)
+                for (queue, pipeline, reason), count in sorted(misconfigured.items())
+            ],
+        ),
         gauge("workers", "Workers that are there.", [({}, workers)]),
     ]
 
@@ -139,6 +150,7 @@ def of_board(board: Board, *, active: bool, counts: dict[str, int]) -> list[Fami
     for name, known in list(board.agents.items()):
         state = presence.describe(known, drained=name in board.drained, now=now)
         states[state] = states.get(state, 0) + 1
+    named = _by_name(board)
     beats = [known.beat for known in list(board.agents.values()) if known.beat is not None]
     return [
         gauge("gateway_active", "Whether this gateway is the active one.", [({}, active)]),
@@ -150,11 +162,35 @@ def of_board(board: Board, *, active: bool, counts: dict[str, int]) -> list[Fami
             [({}, sum(beat.outbox for beat in beats))],
         ),
         gauge(
+            "agent_up",
+            "Whether an agent is there and believed.",
+            [({"agent": name}, _present(known)) for name, known in named],
+        ),
+        gauge(
+            "agent_untold",
+            "Outcomes that an agent has not told, by its heartbeat.",
+            [({"agent": name}, known.beat.outbox) for name, known in named if known.beat],
+        ),
+        gauge(
             "gateway_events",
             "What has happened at this gateway since it began.",
             [({"event": what.replace(" ", "_")}, n) for what, n in sorted(counts.items())],
         ),
     ]
+
+
+def _by_name(board: Board) -> list[tuple[str, Known]]:
+    """The agents that are shown by name: those with most untold first, those that are away next."""
+
+    def urgency(entry: tuple[str, Known]) -> tuple[int, bool, str]:
+        name, known = entry
+        return -(known.beat.outbox if known.beat else 0), known.away_since is None, name
+
+    return sorted(board.agents.items(), key=urgency)[:_NAMED]
+
+
+def _present(known: Known) -> bool:
+    return known.away_since is None and known.quarantine is None
 
 
 # Serving ----------------------------------------------------------------------------------------

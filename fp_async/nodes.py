@@ -11,58 +11,44 @@ import asyncio
 import logging
 import random
 import threading
-import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
 import anyio
 import msgspec
 
-from fp_async import current
-from fp_async.awaitables import awaitable, close
-from fp_async.config import NodePolicy
+from fp_async.awaitables import awaitable
+from fp_async.config import NodePolicy, Retry
+from fp_async.contexts import Scope, Scopes
 from fp_async.errors import describe
-from fp_async.node_events import NodeEvent, NodeObserver, ended
+from fp_async.node_events import NodeEvent, NodeObserver
+from fp_async.node_watch import Held, Hooks, Rest, Watch, tell_of_hook, unheld
 from fp_async.plan import Plan
 from fp_async.spans import Spans
 from fp_async.threads import Threads, in_thread
 
 _HOOK_GRACE = 5.0  # seconds that async hooks get to hear of a cancelled node
 
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 
 
 class AttemptTimeoutError(TimeoutError):
     """A node took longer than its own timeout."""
 
 
-class Hooks(msgspec.Struct, frozen=True):
-    """What is called around every node, each with (node name, kwargs, ...).
-
-    Sync ones are called where the node runs: in its thread, or on the loop for a coroutine
-    function. `execute` replaces the call of the node itself.
-    """
-
-    before: Callable[[str, dict[str, Any]], None] | None = None
-    after: Callable[[str, dict[str, Any], Any, BaseException | None], None] | None = None
-    before_async: Callable[[str, dict[str, Any]], Awaitable[None]] | None = None
-    after_async: (
-        Callable[[str, dict[str, Any], Any, BaseException | None], Awaitable[None]] | None
-    ) = None
-    execute: Callable[[str, dict[str, Any]], Any] | None = None
-
-
 class Setup(msgspec.Struct, frozen=True):
     """How to execute: where sync nodes run, and what watches.
 
     With `threads` None sync nodes run inline, on the loop. `remote`, where given, runs a sync
-    node elsewhere, from its name and kwargs. Those in `plainly` are called without hooks and
-    events: what is no node of the user's.
+    node elsewhere, from its name and kwargs. `aside` are the threads for hooks and adapters that
+    have none of a node: around one that runs elsewhere, or that execute a coroutine function.
+    Those in `plainly` are called without hooks and events: what is no node of the user's.
     """
 
     threads: Threads | None = None
+    aside: Threads | None = None
     remote: Callable[[str, dict[str, Any]], Awaitable[Any]] | None = None
     hooks: Hooks | None = None
     progress: Callable[[NodeEvent], None] | None = None
@@ -70,6 +56,19 @@ class Setup(msgspec.Struct, frozen=True):
     spans: Spans | None = None
     observer: NodeObserver | None = None
     plainly: frozenset[str] = frozenset()
+    item: tuple[int, int] | None = None  # the number of the item that it is for, and how many
+    cached: Callable[[str], bool] | None = None  # whether a node's value was in the cache
+
+    @property
+    def marks(self) -> bool:
+        """Return whether it has to be said of events whose they are."""
+        return self.item is not None or self.cached is not None
+
+    def marked(self, event: NodeEvent) -> NodeEvent:
+        """Return an event with the number of the item, and whether it was in the cache."""
+        number, items = self.item or (None, None)
+        hit = event.status == "succeeded" and self.cached is not None and self.cached(event.node)
+        return msgspec.structs.replace(event, item=number, items=items, cached=int(hit))
 
 
 class Caller:
@@ -91,22 +90,39 @@ class Caller:
         self._flushing = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-        self.aside: dict[object, int] = {}  # the slots of what `_aside` has in threads
-        self._told = setup.observer.tell if setup.observer else None
+        self.aside: dict[object, int] = {}  # the slots of what `_there` has in threads
+        self.hooks: Hooks | None = setup.hooks
+        self.spans: Spans | None = setup.spans
+        self.observer: NodeObserver | None = setup.observer
+        self._scopes = Scopes() if setup.hooks else None
+        self._tell = setup.observer.tell if setup.observer else None
         self._progress = setup.progress
-        self.watched = self._progress is not None or self._told is not None
-        self.straight = self.plain = self.all_to_thread = False
-        self.to_thread = self._threaded()
+        self.watched: bool = self._progress is not None or self._tell is not None
+        self.straight: bool = False
+        self.plain: bool = False
+        self.all_to_thread: bool = False
+        self.to_thread: tuple[bool, ...] = self._threaded()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Tell where events are delivered: on this loop, whose thread calls this."""
         self._loop = loop
         self._thread = threading.get_ident()
 
+    def close(self) -> None:
+        """Deliver the last events; leave to the calling context what the nodes have set."""
+        self.flush()
+        if self._scopes is not None:
+            self._scopes.close()
+
     def kwargs(self, slot: int) -> dict[str, Any]:
         """The arguments of a node whose inputs are there, by name, in the function's order."""
         values = self._values
-        return {name: values[source] for name, source in self._plan.arguments[slot]}
+        kwargs = {name: values[source] for name, source in self._plan.arguments[slot]}
+        return self.given_out(kwargs)
+
+    def given_out(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The values as nodes and callers know them."""
+        return unheld(values) if self._elsewhere else values
 
     # How ------------------------------------------------------------------------------------
 
@@ -125,8 +141,17 @@ class Caller:
 
     @property
     def _awaits_hooks(self) -> bool:
-        hooks = self._setup.hooks
-        return hooks is not None and bool(hooks.before_async or hooks.after_async)
+        return self.hooks is not None and bool(self.hooks.before_async or self.hooks.after_async)
+
+    @property
+    def _executes(self) -> bool:
+        """Return whether an adapter executes nodes by a function that may wait: not on the loop."""
+        hooks = self.hooks
+        return hooks is not None and bool(hooks.elsewhere or (hooks.execute and hooks.waits))
+
+    @property
+    def _elsewhere(self) -> Any:
+        return self.hooks and self.hooks.elsewhere
 
     def chosen(self) -> Callable[[int], Any]:
         """How a node is begun: as lightly as hooks, events, policies and place allow.
@@ -139,7 +164,9 @@ class Caller:
         return self._chosen(call)
 
     def _begin_or_call(self, begin: Callable[[int], Any], call: Any, slot: int) -> Any:
-        return (call if self._plan.names[slot] in self._setup.plainly else begin)(slot)
+        if self._plan.names[slot] not in self._setup.plainly:
+            return begin(slot)
+        return call(slot) if self._scopes is None else self._scoped(slot)
 
     def _chosen(self, call: Callable[[int], Any]) -> Callable[[int], Any]:
         setup = self._setup
@@ -147,7 +174,10 @@ class Caller:
             return self._supervise
         observed = setup.hooks or self.watched or setup.spans
         begin = self._observe if observed else call
-        if setup.remote is not None or not setup.policies.keys().isdisjoint(self._plan.names):
+        if self._elsewhere:
+            return self._begin_elsewhere
+        policies = not setup.policies.keys().isdisjoint(self._plan.names)
+        if setup.remote is not None or policies or self._executes:
             return partial(self._begin_special, begin)
         self.plain = begin is call
         order = self._plan.order
@@ -157,8 +187,14 @@ class Caller:
 
     def _begin_special(self, begin: Callable[[int], Any], slot: int) -> Any:
         plan, setup = self._plan, self._setup
-        away = setup.remote is not None and not plan.is_async[slot]
+        away = self._executes if plan.is_async[slot] else setup.remote is not None
         return (self._supervise if away or plan.names[slot] in setup.policies else begin)(slot)
+
+    def _begin_elsewhere(self, slot: int) -> Any:
+        if not self._plan.is_async[slot]:
+            return self._hand_out(slot)
+        assert self._setup.aside is not None
+        return in_thread(self._setup.aside, partial(self._hand_out, slot))
 
     def _plain(self) -> Callable[[int], Any]:
         """The bare call, with all that it needs in its cells."""
@@ -177,96 +213,162 @@ class Caller:
 
     # Calling a node -------------------------------------------------------------------------
 
-    def _execute(self, slot: int, kwargs: dict[str, Any]) -> Any:
-        hooks = self._setup.hooks
-        if hooks and hooks.execute:
-            return hooks.execute(self._plan.names[slot], kwargs)
-        return self._plan.calls[slot](**kwargs)  # type: ignore[misc]
+    def _watch(self, slot: int) -> Watch:
+        name, kwargs = self._plan.names[slot], self.kwargs(slot)
+        return Watch(self, slot, name, kwargs, self._scope(slot))
+
+    def _scope(self, slot: int) -> Scope | None:
+        if self._scopes is None:
+            return None
+        return self._scopes.begin(self._plan.arguments[slot])
+
+    def left(self, slot: int, scope: Scope) -> None:
+        """See `Audience`."""
+        if self._scopes is not None:
+            self._scopes.end(slot, scope)
+
+    async def _scoped(self, slot: int) -> Any:
+        """Call what is no node of the user's in a context between those of nodes."""
+        scope, call = self._scope(slot), self._plan.calls[slot]
+        assert scope is not None
+        assert call is not None
+        value = await scope.awaited(call(**self.kwargs(slot)))
+        self.left(slot, scope)
+        return value
+
+    def _execute(self, watch: Watch) -> Any:
+        if self.hooks and self.hooks.execute:
+            return self.hooks.execute(watch.name, watch.kwargs)
+        return self._plan.calls[watch.slot](**watch.kwargs)  # type: ignore[misc]
 
     def _observe(self, slot: int) -> Any:
-        """Call a node with sync hooks and events around it."""
-        watch = _Watch(self, slot)
-        watch.before()
+        """Call a node with sync hooks and events around it, in a context of its own if there are
+        hooks.
+        """
+        watch = self._watch(slot)
+        value = watch.within(self._observed, watch)
+        if type(value) is not Rest:
+            watch.leave()
+        return value
+
+    def _observed(self, watch: Watch) -> Any:
+        watch.begin()
         try:
-            value = self._execute(slot, watch.kwargs)
+            watch.before()
+            value = self._execute(watch)
         except BaseException as error:
-            watch.after(None, error)
+            watch.finish(None, error)
             raise
         if awaitable(value):
-            return _Rest(watch, value)
-        watch.after(value, None)
+            return Rest(watch, value)
+        watch.finish(value, None)
         return value
+
+    def _hand_out(self, slot: int) -> Any:
+        """Have an adapter execute a node elsewhere; what it gives may be no value yet."""
+        watch = self._watch(slot)
+        assert self.hooks is not None
+        assert self.hooks.elsewhere is not None
+        return Held(watch.within(self.hooks.elsewhere, watch, self._observed))
 
     async def _supervise(self, slot: int) -> Any:
         """Call a node with everything around it: async hooks, timeout, retry, another place."""
-        watch = _Watch(self, slot)
-        current.node.set(watch.name)
-        hooks = self._setup.hooks or Hooks()
-        if hooks.before:
-            await self._aside(slot, watch.before)
-            watch.enter()
-        else:
-            watch.before()
-        if hooks.before_async:
-            await hooks.before_async(watch.name, watch.kwargs)
+        watch, hooks = self._watch(slot), self.hooks or Hooks()
+        scope = watch.scope = watch.scope or Scope()
+        scope.call(watch.begin)
         try:
-            value = await self._attempts(slot, watch)
+            if hooks.before_async:
+                await scope.awaited(hooks.before_async(watch.name, watch.kwargs))
+            value = await self._told(watch, hooks, scope)
         except BaseException as error:
-            with anyio.move_on_after(_HOOK_GRACE, shield=True):
-                await self._tell_end(slot, watch, None, error)
+            scope.call(watch.end, None, error)
             raise
-        await self._tell_end(slot, watch, value, None)
+        scope.call(watch.end, value, None)
+        watch.leave()
         return value
 
-    async def _tell_end(
-        self, slot: int, watch: _Watch, value: Any, error: BaseException | None
-    ) -> None:
-        hooks = self._setup.hooks or Hooks()
-        after = partial(watch.after, value, error)
-        if hooks.after:
-            await self._aside(slot, after)
-        else:
-            after()
+    async def _told(self, watch: Watch, hooks: Hooks, scope: Scope) -> Any:
+        """Make the attempts, and tell the hooks after of their outcome."""
+        try:
+            value = await self._attempts(watch, scope)
+            if watch.is_awaited:
+                await self._there(watch, scope, partial(watch.after, value, None))
+        except BaseException as error:
+            with anyio.move_on_after(_HOOK_GRACE, shield=True):
+                await self._tell_error(watch, hooks, scope, error)
+            raise
         if hooks.after_async:
-            await hooks.after_async(watch.name, watch.kwargs, value, error)
+            await scope.awaited(hooks.after_async(watch.name, watch.kwargs, value, None))
+        return value
 
-    async def _attempts(self, slot: int, watch: _Watch) -> Any:
+    async def _tell_error(
+        self, watch: Watch, hooks: Hooks, scope: Scope, error: BaseException
+    ) -> None:
+        if watch.is_awaited:
+            await self._there(watch, scope, partial(watch.after, None, error))
+        if hooks.after_async:
+            try:
+                await scope.awaited(hooks.after_async(watch.name, watch.kwargs, None, error))
+            except Exception as failed:
+                tell_of_hook(watch.name, failed)
+
+    async def _attempts(self, watch: Watch, scope: Scope) -> Any:
         policy = self._setup.policies.get(watch.name) or NodePolicy()
         failures = 0
         while True:
+            again = partial(_is_retried, watch, policy.retry, failures + 1)
             try:
-                return await self._attempt(slot, watch.kwargs, policy.timeout)
+                return await self._attempt(watch, scope, policy.timeout, again)
             except Exception as error:
                 failures += 1
-                if policy.retry is None or not policy.retry.wants(error, failures):
+                if policy.retry is None or not again(error):
                     raise
+                pause = policy.retry.delay(failures, random.random())
                 if self.watched:
-                    self.emit(NodeEvent(watch.name, "retrying", watch.seconds, describe(error)))
-            await asyncio.sleep(policy.retry.delay(failures, random.random()))
+                    told = (watch.name, "retrying", watch.elapsed, describe(error))
+                    self.emit(NodeEvent(*told, pause=pause))
+            await asyncio.sleep(pause)
 
-    async def _attempt(self, slot: int, kwargs: dict[str, Any], timeout: float | None) -> Any:
+    async def _attempt(
+        self, watch: Watch, scope: Scope, timeout: float | None, again: Callable[[Exception], bool]
+    ) -> Any:
         try:
-            async with asyncio.timeout(timeout) as scope:
-                if self._setup.remote is not None and not self._plan.is_async[slot]:
-                    return await self._setup.remote(self._plan.names[slot], kwargs)
-                value = await self._aside(slot, partial(self._execute, slot, kwargs))
-                return await value if awaitable(value) else value
+            async with asyncio.timeout(timeout) as limit:
+                if self._setup.remote is not None and not self._plan.is_async[watch.slot]:
+                    await self._there(watch, scope, watch.before)
+                    return await self._setup.remote(watch.name, watch.kwargs)
+                value = await self._there(watch, scope, partial(self._once, watch, again))
+                return await scope.awaited(value) if awaitable(value) else value
         except TimeoutError:
-            if scope.expired():
-                raise AttemptTimeoutError(
-                    f"took longer than its timeout of {timeout:g} s"
-                ) from None
+            if limit.expired():
+                text = f"took longer than its timeout of {timeout:g} s"
+                raise AttemptTimeoutError(text) from None
             raise
 
-    async def _aside(self, slot: int, function: Callable[[], Any]) -> Any:
+    def _once(self, watch: Watch, again: Callable[[Exception], bool]) -> Any:
+        """One attempt, with the hooks before if it is the first one, after if it is the last."""
+        turn = watch.turn
+        watch.before()
+        try:
+            value = self._execute(watch)
+        except Exception as error:
+            if turn is watch.turn and not again(error):
+                watch.after(None, error)
+            raise
+        if turn is watch.turn and not awaitable(value):
+            watch.after(value, None)
+        return value
+
+    async def _there(self, watch: Watch, scope: Scope, function: Callable[[], Any]) -> Any:
         """Call `function` where the node's own code runs: in a thread, or here.
 
         Cancelling abandons the thread; what it still returns or raises is discarded.
         """
-        if self._plan.is_async[slot] or self._setup.threads is None:
-            return function()
+        threads = self._threads_of(watch.slot)
+        if threads is None:
+            return scope.call(function)
         call = object()
-        self.aside[call] = slot
+        self.aside[call] = watch.slot
 
         def work() -> Any:
             try:
@@ -274,7 +376,17 @@ class Caller:
             finally:
                 del self.aside[call]
 
-        return await in_thread(self._setup.threads, work)
+        try:
+            return await scope.in_thread(threads, work)
+        except asyncio.CancelledError:
+            watch.turn = object()
+            raise
+
+    def _threads_of(self, slot: int) -> Threads | None:
+        setup = self._setup
+        if self._plan.is_async[slot]:
+            return setup.aside if self._executes else None
+        return setup.threads if setup.remote is None else setup.aside
 
     # Telling --------------------------------------------------------------------------------
 
@@ -282,8 +394,10 @@ class Caller:
         """Tell the observer; queue the event for the progress callback, which is always called
         on the loop.
         """
-        if self._told is not None:
-            self._told(event)
+        if self._setup.marks:
+            event = self._setup.marked(event)
+        if self._tell is not None:
+            self._tell(event)
         if self._progress is None:
             return
         self._events.append(event)
@@ -313,77 +427,8 @@ class Caller:
                 log.exception("the progress callback failed; the run goes on without events")
                 self._events.clear()
                 self._progress = None
-                self.watched = self._told is not None
+                self.watched = self._tell is not None
 
 
-class _Watch:
-    """What is told about one node: sync hooks and events, before and after."""
-
-    __slots__ = ("_caller", "_hooks", "_span", "_started", "kwargs", "name")
-
-    def __init__(self, caller: Caller, slot: int) -> None:
-        self.name = caller._plan.names[slot]
-        self.kwargs = caller.kwargs(slot)
-        self._caller = caller
-        self._hooks = caller._setup.hooks
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-    def enter(self) -> None:
-        """The calling context is another one than that of `before`."""
-        spans = self._caller._setup.spans
-        if spans is not None:
-            spans.enter(self._span)
-
-    def before(self) -> None:
-        current.node.set(self.name)
-        spans = self._caller._setup.spans
-        self._span = None if spans is None else spans.begin(self.name)
-        if self._caller.watched:
-            at = time.time() if self._caller._setup.observer else 0.0
-            self._caller.emit(NodeEvent(self.name, "started", at=at))
-        if self._hooks and self._hooks.before:
-            try:
-                self._hooks.before(self.name, self.kwargs)
-            except BaseException as error:
-                if self._caller.watched:
-                    self._caller.emit(self._ended(None, error))
-                raise
-
-    def after(self, value: Any, error: BaseException | None) -> None:
-        current.node.set(None)
-        spans = self._caller._setup.spans
-        if spans is not None:
-            spans.end(self._span, error)
-        if self._caller.watched:
-            self._caller.emit(self._ended(value, error))
-        if self._hooks and self._hooks.after:
-            self._hooks.after(self.name, self.kwargs, value, error)
-
-    def _ended(self, value: Any, error: BaseException | None) -> NodeEvent:
-        return ended(self.name, self.seconds, value, error, self._caller._setup.observer)
-
-
-class _Rest:
-    """The rest of a watched node that gave an awaitable; can be closed without being awaited."""
-
-    __slots__ = ("_value", "_watch")
-
-    def __init__(self, watch: _Watch, value: Awaitable[Any]) -> None:
-        self._watch = watch
-        self._value = value
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        try:
-            result = yield from self._value.__await__()
-        except BaseException as error:
-            self._watch.after(None, error)
-            raise
-        self._watch.after(result, None)
-        return result
-
-    def close(self) -> None:
-        close(self._value)
+def _is_retried(watch: Watch, retry: Retry | None, failures: int, error: Exception) -> bool:
+    return retry is not None and error is not watch.failed_hook and retry.wants(error, failures)

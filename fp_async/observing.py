@@ -18,6 +18,7 @@ OUTCOMES = {
     "retry": "retried",
     "crash": "crashed",
     "give_back": "given_back",
+    "release": "released",
     "confirm_cancel": "cancelled",
     "expire": "expired",
     "refuse": "rejected",

@@ -12,7 +12,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,8 +34,8 @@ _STUCK = 124
 class Errand:
     """A stage, and how to run it.
 
-    `token` names it for `interrupt`, `chunk` says which items are its own. With a `folder` it has
-    its process for itself, which goes there. `ends_stuck`: a node that nothing else ends takes its
+    `token` names it for `interrupt`, `chunk` says which items are its own. `alone`: it has its
+    process for itself. `ends_stuck`: a node that nothing else ends takes its
     process with it. `packs`: what it gives is packed at once, and not only if it has to travel.
     """
 
@@ -45,7 +44,7 @@ class Errand:
     token: str
     chunk: int = 0
     level: int = logging.WARNING
-    folder: str = ""
+    alone: bool = False
     ends_stuck: bool = False
     packs: bool = False
     job: CurrentJob | None = None
@@ -132,13 +131,16 @@ class _Work:
         self.broken = Broken(node, inputs, remote.failure(error, self._folder))
 
     def run(self, spec: Parcel, inputs: Sequence[Parcel]) -> list[Parcel | None]:
-        if self._errand.folder:
-            with suppress(OSError):  # of another machine
-                os.chdir(self._errand.folder)
         opened: remote.GraphSpec = spec.open()
         self._folder = opened.folder
-        graph = remote.graph(opened)
-        self._calls = {name: graph.nodes[name].call for name, _ in self._stage.nodes}
+        if self._errand.alone:
+            remote.settle(opened)
+        loaded = remote.loaded(opened)
+        self._calls = {name: loaded.graph.nodes[name].call for name, _ in self._stage.nodes}
+        with loaded.running():
+            return self._run(inputs)
+
+    def _run(self, inputs: Sequence[Parcel]) -> list[Parcel | None]:
         stage, given = self._stage, list(inputs)
         items = None
         if stage.item:

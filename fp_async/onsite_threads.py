@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from fp_async.nodes import AttemptTimeoutError
+from fp_async.runtime.node_thread import NodeThread
 
 GRACE = 1.0  # seconds that an interrupted node gets to end
 _LOG_KEPT = 65_536  # characters
@@ -83,7 +84,7 @@ def within(work: Callable[[], Any], timeout: float, token: str) -> Any:
                 _here.loop.close()
 
     context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=(run,), name="fp-node", daemon=True)
+    thread = NodeThread(target=context.run, args=(run,), name="fp-node")
     thread.start()
     _wait(thread, timeout, token)
     if not outcome:

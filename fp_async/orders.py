@@ -4,74 +4,36 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
-from functools import partial
-from typing import Any, TypedDict, get_args
+from datetime import timedelta
+from types import ModuleType
+from typing import Any, get_args
 
 import msgspec
 
 from fp_async import (
-    arguments,
     codec,
-    documents,
     executors,
     jobs,
     targets,
     tracing,
     tracked_places,
     triggers,
+    versions,
 )
 from fp_async import config as configs
 from fp_async.config import ExecutorSettings, Retry, RunSettings
-from fp_async.errors import FlowerPowerError, UnknownNameError, UsageError
-from fp_async.flows import Flows
-from fp_async.jobs import Find, Job, Schedule, Spec, Template
-from fp_async.params import check_names
+from fp_async.errors import FlowerPowerError, InputError, UnknownNameError, UsageError
+from fp_async.flow import Flow
+from fp_async.flows import Flows, Params
+from fp_async.job_values import template_of
+from fp_async.jobs import Find, Job, Schedule, Template
+from fp_async.options import JobOptions, ScheduleOptions
+from fp_async.param_types import as_data
 from fp_async.targets import LONGEST, seconds
+from fp_async.values import arguments, mismatch
+from fp_async.values.coerce import plain
 
 FROM_CONF = "conf"
-
-
-class JobOptions(TypedDict, total=False):
-    """What can be said of a job beside its pipeline. See `Project.add_job`."""
-
-    inputs: Mapping[str, Any] | None
-    final_vars: Sequence[str] | str | None
-    config: Mapping[str, Any] | None
-    environment: str
-    executor: str | Mapping[str, Any] | ExecutorSettings | None
-    params: Mapping[str, Mapping[str, Any]] | None
-    with_tracker: bool | None
-    run_at: datetime | str | float | None
-    delay: float | timedelta | None
-    priority: int | None
-    key: str | None
-    timeout: float | None
-    retry: Retry | Mapping[str, Any] | None
-    on_crash: jobs.OnCrash | None
-    max_crashes: int | None
-    concurrency: int | None
-    expires: float | timedelta | None
-    queue: str | None
-    result_ttl: float | timedelta | None
-    on: str | None
-    on_lost: jobs.OnLost | None
-    lost_after: float | timedelta | None
-    require_version: bool | None
-
-
-class ScheduleOptions(JobOptions, total=False):
-    """What can be said of a schedule beside its trigger. See `Project.schedule`."""
-
-    id: str | None
-    paused: bool
-    overlap: str
-    misfire_grace_time: float | timedelta | None
-    coalesce: str
-    max_catch_up: int
-    max_jitter: float
-    timezone: str | None
-    offline: bool
 
 
 _JOB = frozenset(JobOptions.__annotations__)
@@ -79,10 +41,14 @@ _ONLY_JOBS = frozenset({"run_at", "delay"})
 _POLICY = ("misfire_grace_time", "coalesce", "max_catch_up", "max_jitter")
 _OVERLAPS = ("allow", "skip", "queue")
 _ON_CRASH = get_args(jobs.OnCrash)
+_OF_PIPELINE = ("inputs", "config", "params")  # what has to fit the pipeline
 
 
-def job(flows: Flows, name: str, options: Mapping[str, Any], now: float) -> Job:
-    """The row of a new job. Raises UnknownNameError, UsageError, EncodingError, ConfigError."""
+def job(flows: Flows | None, name: str, options: Mapping[str, Any], now: float) -> Job:
+    """The row of a new job. Raises UnknownNameError, UsageError, EncodingError, ConfigError.
+
+    Without `flows` nothing is known of the project: whoever runs the job checks what it is given.
+    """
     for option in options:
         if option not in _JOB:
             raise UnknownNameError("option", option, _JOB, where=" of a job")
@@ -136,22 +102,28 @@ def again(old: Job) -> Job:
     )
 
 
-def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
-    flows.refresh(within=1.0)
-    flows.require(name)
+def _template(flows: Flows | None, name: str, options: Mapping[str, Any]) -> Template:
     given = {key: value for key, value in options.items() if value is not None}
     environment = given.get("environment", configs.DEFAULT_ENVIRONMENT)
-    settings = flows.settings(name, environment)
-    if _either(given, settings, "with_tracker", False):
-        tracked_places.place(flows.root, name)
+    settings, version = RunSettings(), None
     target = None if "on" not in given else targets.targeted(given)
+    if flows is None:
+        given = _unchecked(name, given)
+    else:
+        flows.refresh(within=1.0)
+        flows.require(name)
+        given = _typed(flows, name, given)
+        settings = flows.settings(name, environment)
+        if _either(given, settings, "with_tracker", False):
+            tracked_places.place(flows.root, name)
+        version = None if target is None else versions.version(flows.root, name)
     if given.get("executor") is not None:
         executors.check_name(given["executor"])
     try:
         fields = {
             "spec": {
                 **_spec(given, settings, environment),
-                **targets.rules(flows.root, name, given),
+                **targets.rules(given, version),
             },
             "inputs": _encoded(given.get("inputs"), target),
             "target": target,
@@ -164,32 +136,83 @@ def _template(flows: Flows, name: str, options: Mapping[str, Any]) -> Template:
                 _either(given, settings, "result_ttl", jobs.RESULT_TTL), "result_ttl"
             ),
         }
-        template = targets.fitting(msgspec.convert(fields, Template))
+        return targets.fitting(msgspec.convert(fields, Template))
     except msgspec.ValidationError as error:
-        text = documents.explained(error, fields, Template).removeprefix("spec.")
+        text = str(mismatch.explain(fields, Template)).removeprefix("spec.")
         raise UsageError(f"options of a job of '{name}': {text}") from error
-    if template.spec.params and target is None:
-        _check_params(flows, name, template.spec)
-    return template
 
 
-def _check_params(flows: Flows, name: str, spec: Spec) -> None:
-    """Raises UnknownNameError for params that the pipeline has no use for.
+def _unchecked(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a job whose project is elsewhere. Raises UsageError for those that need it."""
+    _name("the name of a pipeline", name)
+    if given.get("require_version"):
+        raise UsageError("require_version: the version is that of a project's files; use Project")
+    asked = {option: given[option] for option in _OF_PIPELINE if given.get(option)}
+    if "params" in asked:
+        asked["params"] = _data(arguments.nested("params", asked["params"]), (), {})
+    return {**given, **asked}
 
-    Where it cannot be loaded, whoever runs it says so: its packages may be on that machine only.
-    The pipeline without the params is loaded once for any number of jobs, and mostly knows.
+
+def _typed(flows: Flows, name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The options with inputs, parameters and configuration that fit the pipeline.
+
+    Raises UnknownNameError and InputError for what does not, with the words of a run. Where the
+    pipeline cannot be loaded, or an agent has it, whoever runs it says so: its packages may be on
+    that machine only. What was text is read there, too.
     """
-    load = partial(flows.flow, name, environment=spec.environment, config=spec.config)
+    asked = {option: given[option] for option in _OF_PIPELINE if given.get(option)}
+    if not asked:
+        return given
+    inputs = arguments.mapping("inputs", given.get("inputs"))
+    params = arguments.nested("params", given.get("params"))
+    config = arguments.mapping("config", given.get("config"))
+    environment = given.get("environment", configs.DEFAULT_ENVIRONMENT)
+    known = flows.parameters(name, environment)
+    made = {"inputs": inputs, "config": plain(dict(config)), "params": _data(params, (), known)}
+    if not given.get("on") and (flow := _loaded(flows, name, environment, config, params)):
+        made = {
+            "inputs": _stored(flow, inputs),
+            "config": {key: flow.graph.config[key] for key in config if key in flow.graph.config},
+            "params": _data(params, flow.graph.modules, known),
+        }
+    return {**given, **{option: made[option] for option in asked}}
+
+
+def _data(params: Params, modules: Sequence[ModuleType], known: Params) -> dict[str, Any]:
+    """Parameters as JSON data. Raises InputError, UsageError."""
     try:
-        flow = load()
-        check_names(spec.params or {}, flow.functions, flow.graph.modules, flow.namespace.params)
-    except FlowerPowerError:
+        return as_data(params, modules, known)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"params of a job is stored as JSON: {error}") from error
+
+
+def _stored(flow: Flow, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs as the job keeps them. Raises InputError, EncodingError."""
+    try:
+        return flow.stored(inputs)
+    except InputError:
+        codec.encode(inputs, what="input")  # what no job can have is told first
+        raise
+
+
+def _loaded(
+    flows: Flows, name: str, environment: str, config: Mapping[str, Any], params: Params
+) -> Flow | None:
+    """The pipeline without the parameters, which is loaded once for any number of jobs, and mostly
+    knows; else with them.
+    """
+    problem: FlowerPowerError | None = None
+    for given in (None, params) if params else (None,):
         try:
-            load(params=spec.params)
-        except UnknownNameError:
-            raise
-        except FlowerPowerError:
-            return
+            flow = flows.flow(name, environment=environment, config=config, params=given)
+            flow.known.check(params)
+        except FlowerPowerError as error:
+            problem = error
+        else:
+            return flow
+    if isinstance(problem, UnknownNameError | InputError):
+        raise problem
+    return None
 
 
 def _encoded(inputs: Any, target: str | None) -> bytes:
@@ -211,6 +234,7 @@ def _spec(given: Mapping[str, Any], settings: RunSettings, environment: str) -> 
         "executor": _executor(given.get("executor")),
         "params": _plain("params", arguments.nested, given.get("params")),
         "with_tracker": _either(given, settings, "with_tracker", None) or None,
+        "cache": given.get("cache"),
         "timeout": _positive(timeout, "timeout"),
         "retry": retry,
         "on_crash": targets.one_of(
@@ -267,7 +291,7 @@ def _positive(value: Any, what: str) -> float | None:
     return None if value is None else seconds(what, value, least=1e-9)
 
 
-def find(query: Mapping[str, Any]) -> Find:
+def find(query: Mapping[str, Any], now: float) -> Find:
     """Which jobs to list. Raises UnknownNameError, UsageError."""
     known = Find.__struct_fields__
     for name in query:
@@ -276,7 +300,18 @@ def find(query: Mapping[str, Any]) -> Find:
     given = {name: value for name, value in query.items() if value is not None}
     states = arguments.names("states", given.get("states"))
     limit = arguments.limit(given.get("limit", Find().limit))
-    return documents.converted({**given, "states": states, "limit": limit}, Find, "list_jobs()")
+    since = _since(given.get("since"), now)
+    fields = {**given, "states": states, "limit": limit, "since": since}
+    return mismatch.converted(fields, Find, "list_jobs()")
+
+
+def _since(since: Any, now: float) -> float | None:
+    if since is None:
+        return None
+    if isinstance(since, timedelta):
+        return now - seconds("since", since, least=0.0)
+    # A datetime is rounded to microseconds: what was added at that very moment belongs to it.
+    return targets.moment(since, "since") - 1e-6
 
 
 # Schedules ----------------------------------------------------------------------------------
@@ -294,11 +329,16 @@ def _offline(options: Mapping[str, Any], template: Template) -> bool:
     offline = bool(options.get("offline"))
     if offline and template.target is None:
         raise UsageError("offline: such a schedule is kept by agents; say which: on='agent:NAME'")
+    if offline and str(template.target).startswith("any:"):
+        raise UsageError(
+            f"offline: {template.target!r} is one agent of several, and without a network they "
+            "cannot agree which; name one (agent:NAME), or let each of them fire it (all:tag=value)"
+        )
     return offline
 
 
 def schedule(
-    flows: Flows,
+    flows: Flows | None,
     name: str,
     trigger: Any,
     args: Sequence[Any],
@@ -364,15 +404,13 @@ def _policy(options: Mapping[str, Any]) -> triggers.Policy:
     if "misfire_grace_time" in given:
         what = "misfire_grace_time"
         given[what] = seconds(what, given[what], least=0.0)
-    try:
-        return msgspec.convert(given, triggers.Policy)
-    except msgspec.ValidationError as error:
-        text = documents.explained(error, given, triggers.Policy)
-        raise UsageError(f"schedule: {text}") from error
+    return mismatch.converted(given, triggers.Policy, "schedule")
 
 
 def _digest(*parts: Any) -> str:
-    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+    # A field that came later only counts where it is set: ids and times of schedules are kept.
+    text = repr(parts).replace(", cache=None", "")
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def same(old: Schedule, new: Schedule) -> bool:
@@ -382,14 +420,6 @@ def same(old: Schedule, new: Schedule) -> bool:
         and (old.pipeline, old.origin) == (new.pipeline, new.origin)
         and (old.paused or not new.paused)
     )
-
-
-def template_of(row: Schedule) -> Template:
-    """The decoded template."""
-    return _templates.decode(row.template)
-
-
-_templates = msgspec.json.Decoder(Template)
 
 
 def next_fire(row: Schedule, now: float) -> float | None:

@@ -1,37 +1,42 @@
 """`PARAMS`: the parameters of `conf/pipelines.yml` as a pipeline module sees them.
 
 `@parameterize(**PARAMS.add_int_col)` expands to `add_int_col={"col_name": value("foo")}` (one
-node, named after the function), and `PARAMS.add_int_col.col_name` is the plain value. Which
-parameters a module gets is decided by whoever loads it, never by global state: the loader sets
-them for the duration of the import, and a module imported by other means (a unit test, a
-notebook) gets those of the project that its file lies in.
+node, named after the function), and `PARAMS.add_int_col.col_name` is the plain value. A module gets
+those of the run that loads it, by a context variable; in a process that a node has started those
+of its run (`handing_on`); imported by other means (a unit test, a notebook) those that the project
+configures which its file lies in.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from fp_async import config
-from fp_async.errors import ConfigError, MissingParameterError, UnknownNameError, suggestion
+from fp_async import config, config_files, copies, handing_on
+from fp_async.errors import ConfigError, MissingParameterError, suggestion
+from fp_async.values.coerce import guided
 
 
 class FunctionParams:
     """The parameters of one function: unpacks for `@parameterize`, attributes give the values.
 
-    No method but `keys`, which `**` needs: every other name is the user's.
+    No method but `keys`, which `**` needs: every other name is the user's. `_given` is what was
+    configured or given, `_values` what the modules see of it.
     """
 
-    def __init__(self, flow: str, function: str, values: Mapping[str, Any]) -> None:
-        self._read: set[str] = set()
+    def __init__(
+        self, flow: str, function: str, given: Mapping[str, Any], guide: Mapping[str, Any]
+    ) -> None:
+        self._read: Counter[str] = Counter()
+        self._unpacked = False
+        self._typed: set[str] = set()  # those that have an annotation
         self._flow = flow
         self._function = function
-        self._values = dict(values)
+        self._given = dict(given)
+        self._values = {name: guided(value, guide.get(name)) for name, value in given.items()}
+        self._literals: dict[str, list[Any]] = {}
         for name in set(self._values).intersection(dir(self)):
             where = f"params.{flow}.{function}.{name}"
             raise ConfigError(f"{where}: PARAMS cannot give an argument of this name; rename it")
@@ -45,12 +50,16 @@ class FunctionParams:
             raise KeyError(function)
         from fp_async.dag import literal
 
-        return {name: literal(value) for name, value in self._values.items()}
+        self._unpacked = True
+        made = {name: literal(value) for name, value in self._values.items()}
+        for name, each in made.items():
+            self._literals.setdefault(name, []).append(each)
+        return made
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        self._read.add(name)
+        self._read[name] += 1
         try:
             return self._values[name]
         except KeyError:
@@ -64,14 +73,20 @@ class FunctionParams:
 class Params:
     """The parameters of one pipeline; `PARAMS.<function>` and `PARAMS["<function>"]`.
 
-    No methods: every name is a function's.
+    No methods: every name is a function's. A text is read like the one in `guide`.
     """
 
-    def __init__(self, flow: str, functions: Mapping[str, Mapping[str, Any] | None]) -> None:
+    def __init__(
+        self,
+        flow: str,
+        functions: Mapping[str, Mapping[str, Any] | None],
+        guide: Mapping[str, Mapping[str, Any] | None] = {},
+    ) -> None:
         self._read: set[str] = set()
+        self._asked = False  # whether some module has called `load_params`
         self._flow = flow
         self._functions = {
-            name: FunctionParams(flow, name, config.given(values))
+            name: FunctionParams(flow, name, config.given(values), guide.get(name) or {})
             for name, values in functions.items()
         }
 
@@ -97,6 +112,11 @@ class Params:
         return f"PARAMS({self._flow}: {', '.join(self._functions) or 'none'})"
 
 
+def given(params: Params) -> dict[str, dict[str, Any]]:
+    """The values that the modules get, by function."""
+    return {name: dict(entry._values) for name, entry in params._functions.items()}
+
+
 def entries_read(params: Params) -> set[str]:
     """The functions that the modules have asked `PARAMS` for."""
     return set(params._read)
@@ -107,77 +127,38 @@ def was_read(function: FunctionParams, name: str) -> bool:
     return name in function._read
 
 
-def check_names(
-    given: Mapping[str, Mapping[str, Any] | None],
-    functions: Sequence[str],
-    modules: Sequence[ModuleType],
-    params: Params,
-) -> None:
-    """Raises UnknownNameError for what a caller gives to a function, or an argument of one, that
-    the pipeline does not have: neither its modules nor what they ask `PARAMS` for.
-    """
-    for function, values in given.items():
-        if function not in functions:
-            raise UnknownNameError("function", function, functions, where=" in params")
-        known = _arguments(function, modules)
-        if known is not None and function in params:
-            known |= params._functions[function]._read
-        for argument in values or ():
-            if known is not None and argument not in known:
-                where = f" of function '{function}' in params"
-                raise UnknownNameError("argument", argument, known, where=where)
-
-
-def _arguments(function: str, modules: Sequence[ModuleType]) -> set[str] | None:
-    """Those of the function of this name; None where they cannot be known."""
-    found: set[str] = set()
-    for module in modules:
-        if inspect.isfunction(value := vars(module).get(function)):
-            parameters = inspect.signature(value).parameters
-            if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-                return None
-            found.update(parameters)
-    return found or None
-
-
 def _missing(where: str, name: str, valid: Mapping[str, object]) -> MissingParameterError:
     return MissingParameterError(f"no entry {where} in conf/pipelines.yml{suggestion(name, valid)}")
-
-
-_loading: ContextVar[Params | None] = ContextVar("fp_async_params", default=None)
-
-
-@contextmanager
-def provided(params: Params) -> Iterator[None]:
-    """While modules are imported in this block, `load_params` gives them `params`."""
-    token = _loading.set(params)
-    try:
-        yield
-    finally:
-        _loading.reset(token)
 
 
 def load_params(file: str) -> Params:
     """The parameters for the pipeline module at `file` (pass `__file__`).
 
-    Raises ConfigError where `conf/pipelines.yml` is wrong.
+    Raises ConfigError where `conf/pipelines.yml` is wrong, CopyError in a process that a run has
+    started where it cannot be known which parameters are meant.
     """
-    params = _loading.get()
-    if params is not None:
-        return params
+    running = copies.current.get()
+    if running is not None:
+        found: Params = running.namespace.reads_params()
+        found._asked = True
+        return found
     path = Path(file).resolve()
-    settings = config.read(path.parent.parent, "pipelines.yml")
-    return resolve(settings, path.stem, config.DEFAULT_ENVIRONMENT, None)
+    told = handing_on.told(path)
+    if told is None:
+        return Params(path.stem, configured(path.parent.parent, path.stem, ""))
+    if told.values is None:
+        return Params(told.pipeline, configured(told.root, told.pipeline, told.environment))
+    return Params(told.pipeline, told.values)
 
 
-def resolve(
-    file: config.PipelinesFile,
-    flow: str,
-    environment: str,
-    override: Mapping[str, Mapping[str, Any]] | None,
-) -> Params:
-    """Parameters of `flow`: the file's, overlaid by the environment's, then by the call's."""
-    base = (file.params or {}).get(flow) or {}
-    settings = config.run_settings(file, flow, environment)
-    over = config.merged(base, settings.params or {}, 2)
-    return Params(flow, config.merged(over, override or {}, 2))
+def is_configured(root: Path, flow: str) -> bool:
+    """Return whether `conf/pipelines.yml` has entries of a pipeline."""
+    return any(flow in names for names in config_files.of(root).pipelines().named.values())
+
+
+def configured(root: Path, flow: str, environment: str) -> dict[str, Any]:
+    """The parameters of a pipeline in an environment, or in `dev` where it does not have that."""
+    pipelines = config_files.of(root).pipelines()
+    if environment not in pipelines.environments(flow):
+        environment = config.DEFAULT_ENVIRONMENT
+    return pipelines.parameters(flow, environment)

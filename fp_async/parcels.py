@@ -11,8 +11,10 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fp_async import copies
+
 Dumps = Callable[..., bytes]
-_dumps: list[Dumps] = [pickle.dumps]
+_dumps: list[Dumps] = [copies.dumps]
 
 
 def use(dumps: Dumps) -> None:
@@ -34,14 +36,15 @@ class Parcel:
     engines would not know whose mistake it is.
     """
 
-    __slots__ = ("_buffers", "_data", "_spoilt", "_value", "size")
+    __slots__ = ("_buffers", "_data", "_running", "_spoilt", "_value", "size")
 
     def __init__(self, value: Any) -> None:
         self._value = value
+        self._running = copies.current.get()  # whose classes it may have
         self._data: bytes | None = None
         self._buffers: Sequence[Any] = ()
         self._spoilt = ""
-        self.size = 0  # bytes, once it is packed
+        self.size: int = 0  # bytes, once it is packed
 
     def open(self) -> Any:
         """The value. Arrays can be written to, wherever they come from. Raises SpoiltError."""
@@ -62,7 +65,7 @@ class Parcel:
         if self._data is not None:
             return self
         try:
-            return _closed(*_pack(self._value, _dumps[-1:] if thoroughly else _dumps))
+            return _closed(*self._pack(_dumps[-1:] if thoroughly else _dumps))
         except Exception as error:
             raise SpoiltError(_why(self._value, error)) from error
 
@@ -72,10 +75,17 @@ class Parcel:
             return _spoilt, (self._spoilt,)
         if data is None:
             try:
-                data, buffers = _pack(self._value, _dumps)
+                data, buffers = self._pack(_dumps)
             except Exception as error:
                 return _spoilt, (_why(self._value, error),)
         return _closed, (data, [pickle.PickleBuffer(buffer) for buffer in buffers])
+
+    def _pack(self, picklers: Sequence[Dumps]) -> tuple[bytes, list[Any]]:
+        token = copies.current.set(self._running)
+        try:
+            return _pack(self._value, picklers)
+        finally:
+            copies.current.reset(token)
 
 
 def _closed(data: bytes, buffers: Sequence[Any]) -> Parcel:

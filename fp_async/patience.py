@@ -12,7 +12,7 @@ from typing import TypeVar
 from fp_async.errors import StoreUnavailableError
 
 T = TypeVar("T")
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 _FIRST, _LONGEST = 0.05, 5.0
 
 
@@ -20,7 +20,7 @@ class Patience:
     """Awaits calls of the store until they succeed. `failed_at` is when one last did not."""
 
     def __init__(self) -> None:
-        self.failed_at = float("-inf")
+        self.failed_at: float = float("-inf")
         self._told = False
 
     async def __call__(self, call: Callable[[], Awaitable[T]]) -> T:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fp_async.flow import Flow
 
 IMAGES = ("svg", "png")
+_LONGEST = 60  # characters of a default
 _DEEPEST = 20  # levels that the tree indents; below, a mark says that it goes on deeper
 
 
@@ -60,9 +61,18 @@ def _describe(graph: Graph, name: str) -> str:
     spec = graph.nodes[name]
     text = f"{name}: {graph.type_name(name)}"
     if spec.call is None:
-        return f"{text} [{'config' if name in graph.config else 'input'}]"
+        return f"{text}{_default(graph, name)} [{'config' if name in graph.config else 'input'}]"
     doc = graph.doc(name)
     return f"{'async ' if spec.is_async else ''}{text}{f'  # {doc}' if doc else ''}"
+
+
+def _default(graph: Graph, name: str) -> str:
+    """An input's default, as it is written in a function; empty where it has to be given."""
+    needed = {of for spec in graph.nodes.values() for of in spec.parameters}
+    if name in graph.config or (name, False) not in needed or (name, True) in needed:
+        return ""
+    text = " ".join(repr(graph.default(name)).split())
+    return f" = {text if len(text) <= _LONGEST else f'{text[:_LONGEST]}…'}"
 
 
 def mermaid(graph: Graph) -> str:

@@ -10,7 +10,8 @@ from fp_async.api import (
     delete,
     get_job,
     get_result,
-    list,
+    list,  # noqa: F401 - the older name, which `import *` leaves alone
+    list_pipelines,
     new,
     run,
     run_job,
@@ -27,7 +28,7 @@ __all__ = [
     "delete",
     "get_job",
     "get_result",
-    "list",
+    "list_pipelines",
     "new",
     "run",
     "run_job",

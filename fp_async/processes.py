@@ -18,6 +18,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from fp_async.runtime import process_tree
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _count = itertools.count(1)
 
@@ -75,23 +77,46 @@ def _may_live(pid: int) -> bool:
 
 def _started(pid: int) -> str | None:
     """When a process started, in clock ticks since the boot; None where there is none."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()  # the name in brackets may hold anything
-    return None if fields[0] in "ZX" else fields[19]  # a zombie runs nothing any more
+    facts = process_tree.stat(pid)
+    return None if facts is None or facts.ended else facts.started
 
 
 def kill(child: subprocess.Popen[bytes]) -> None:
-    """Kill the child with all that it has started, and reap it: a matter of a millisecond."""
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    """Kill the child with all that it has started, and reap it: a matter of milliseconds."""
+    if child.returncode is None:  # once it is reaped, its number may be another process's
+        process_tree.kill_tree(child.pid)
+        child.wait()
+    if (orphans := process_tree.orphans()) is not None:
+        orphans.ended(child.pid)
     for pipe in (child.stdin, child.stdout):
         with suppress(BrokenPipeError):
             if pipe is not None:
                 pipe.close()
+
+
+def ended(child: subprocess.Popen[bytes]) -> int | None:
+    """Return the exit code of a child that has ended, without reaping it: so its number, and that
+    of its process group, are not given to others before `kill`. None while it lives.
+    """
+    if child.returncode is not None:
+        return child.returncode
+    try:
+        found = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # another thread of the program has reaped it
+        return child.poll()
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+
+def wait(child: subprocess.Popen[bytes]) -> int:
+    """Return the exit code of a child once it has ended; as `ended`, it is not reaped."""
+    if child.returncode is None:
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    code = ended(child)
+    assert code is not None
+    return code
 
 
 def how(code: int) -> str:

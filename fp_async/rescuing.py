@@ -14,7 +14,7 @@ from fp_async.jobs import LEASE, Job
 from fp_async.patience import Patience
 from fp_async.stores import Store
 
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 _RESCUE = 2.0
 _PRUNE = 60.0
 

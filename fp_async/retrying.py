@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -13,12 +14,16 @@ from msgspec.structs import replace
 from fp_async import callbacks
 from fp_async.attempting import failure
 from fp_async.callbacks import Callbacks, Kind, RunEvent
-from fp_async.errors import FlowerPowerError, NodeError
+from fp_async.errors import FlowerPowerError, NodeError, UsageError
 from fp_async.flow import Flow, Request
 from fp_async.flows import Flows
+from fp_async.job_lines import spelled
 
 if TYPE_CHECKING:
     from fp_async.tracked_places import Place
+
+
+log: logging.Logger = logging.getLogger("fp_async")
 
 
 async def run(
@@ -85,16 +90,26 @@ async def _retried(flow: Flow, once: Callable[[int], Awaitable[Any]], story: _St
             result = await once(attempt)
         except Exception as error:
             pause = _pause(flow, error, attempt)
-            if story is not None:
+            if story is not None and not _refused(error):
                 kind: Kind = "failure" if pause is None else "retry"
                 await story.tell(kind, attempt, began, error=failure(error), retry_in=pause)
             if pause is None:
                 raise
+            text = "'%s' failed and is tried again in %s, attempt %d: %s"
+            why = failure(error).message.partition("\n")[0]
+            log.warning(text, flow.name, spelled(pause), attempt, why)
         else:
             if story is not None:
                 await story.tell("success", attempt, began, result=result)
             return result
         await asyncio.sleep(pause)
+
+
+def _refused(error: Exception) -> bool:
+    """Return whether nothing has begun, because what was asked for cannot be: nobody hears of it
+    but the caller. What a node raises is a NodeError.
+    """
+    return isinstance(error, FlowerPowerError) and error.exit_code == UsageError.exit_code
 
 
 def _pause(flow: Flow, error: Exception, failures: int) -> float | None:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import msgspec
 from msgspec.structs import replace
 
 from fp_async.errors import TransitionError
-from fp_async.jobs import CANCEL_DEADLINE, IDENTITY_TTL, Changes, Failure, Job, Offer, Report
+from fp_async.jobs import (
+    CANCEL_DEADLINE,
+    IDENTITY_TTL,
+    MISCONFIGURED,
+    MISSING_TTL,
+    Changes,
+    Failure,
+    Fire,
+    Job,
+    Offer,
+    Report,
+    Schedule,
+)
 from fp_async.lifecycle import STALE, State, step
 
 _UNBOUND: Changes = {"owner": None, "lease_until": None, "slot": None, "lane_held": None}
@@ -70,20 +82,32 @@ def adopted(job: Job, now: float) -> Job:
     return replace(kept, **_UNBOUND)
 
 
+def fired_elsewhere(jobs: Iterable[Job]) -> dict[str, tuple[int, float]]:
+    """Count each schedule's fires by agents, with their last time, in jobs that are new here."""
+    found: dict[str, tuple[int, float]] = {}
+    for job in jobs:
+        if job.schedule_id is not None:
+            count, last = found.get(job.schedule_id, (0, 0.0))
+            found[job.schedule_id] = count + 1, max(last, job.created_at)
+    return dict(sorted(found.items()))
+
+
 def reported(job: Job, report: Report, now: float) -> Changes | None:
     """What a report changes in the row; None where it is stale: the attempt was taken away."""
     held = job.state != "queued"  # given back, even the latest attempt is over
     own = report.agent in (None, job.agent)  # nobody speaks for another agent, or for a worker
+    if report.owner is not None or report.event == "release":
+        own = own and report.owner == job.owner
     current = held and own and report.attempt == job.attempt
     after = step(job.state, report.event, current=current)
-    if after is STALE:
-        return None
+    if after is STALE or (report.event == "wait" and job.agent is None):
+        return None  # only an agent has a job that waits
     if report.event == "crash":
         return {**crashed(job, now, report.reason), "record": report.record, **_error(report)}
-    if report.event == "accept":
-        return {"state": after}
-    if report.event == "start":
-        return {"state": after, "started_at": job.started_at or report.started_at or now}
+    if report.event == "release":
+        return _released(job, report, now)
+    if report.event in ("accept", "start", "wait"):
+        return {"state": after, **_begun(job, report, now)}
     if report.event in ("retry", "give_back", "lose"):
         changes = _again_unless_cancelled(job, now, now + report.retry_in, report.reason)
         if report.event == "retry":
@@ -96,8 +120,34 @@ def reported(job: Job, report: Report, now: float) -> Changes | None:
     return {**changes, "result": report.result, "record": report.record, **_error(report)}
 
 
+def _released(job: Job, report: Report, now: float) -> Changes:
+    """As if it had not been claimed: it keeps its place in the queue, and its numbers.
+
+    Its attempt number comes again; the owner says which release is meant.
+    """
+    if job.cancel_at is not None:
+        return ended(job, "cancelled", now, job.reason)
+    began = {} if job.attempt > 1 else {"started_at": None, "record": None}
+    changes = queued_again(job.run_at, report.reason)
+    return {**changes, **began, "attempt": job.attempt - 1, "error": report.error}
+
+
+def _begun(job: Job, report: Report, now: float) -> Changes:
+    """Return the other changes when an agent has a job, begins it, or waits and why. Of a job that
+    somebody wants cancelled the reason of that is kept.
+    """
+    if report.event == "accept":
+        return {}
+    begins = report.event == "start"
+    told = job.cancel_at is None and report.reason != job.reason
+    why: Changes = {"reason": report.reason} if told else {}
+    return {**why, "started_at": (job.started_at or report.started_at or now) if begins else None}
+
+
 def _told_by_agent(job: Job, report: Report) -> Changes:
     told: Changes = {"started_at": report.started_at} if job.started_at is None else {}
+    if report.tries is not None:  # under one number: it has ended, and needs no fence any more
+        told["attempt"] = job.attempt + max(report.tries - 1, 0)
     if report.ended_at is not None:  # late, perhaps: how long it is kept counts from its arrival
         told["ended_at"] = max(report.ended_at, job.started_at or report.started_at or 0.0)
     for name in ("errors", "crashes"):
@@ -132,6 +182,32 @@ def verdict(job: Job, outcome: Outcome, record: bytes, chance: float) -> Report:
     if retry is None or not retry.allows(failure.kinds, failures):
         return report
     return replace(report, event="retry", retry_in=retry.delay(failures, chance))
+
+
+def put_back(job: Job, owner: str) -> Report:
+    """What a worker reports of a job that it has no use for: as if it had not been claimed."""
+    return Report(id=job.id, attempt=job.attempt, event="release", owner=owner, error=job.error)
+
+
+def released(job: Job, text: str, missing: bool, owner: str, now: float) -> Report:
+    """What a worker reports of a job for which its configuration is wrong: it stays queued.
+
+    What does not exist (`missing`) for 15 minutes is not waited for any longer.
+    """
+    before = job.failure
+    since = (before.since if before else 0.0) or now
+    failure = Failure("MisconfiguredError", text, since=since)
+    report = Report(
+        id=job.id,
+        attempt=job.attempt,
+        event="release",
+        owner=owner,
+        reason=MISCONFIGURED + text,
+        error=msgspec.json.encode(failure),
+    )
+    if missing and now - since >= MISSING_TTL:
+        return replace(report, event="refuse", reason=f"{text}; nor did it 15 minutes before")
+    return report
 
 
 def stopped(job: Job, why: str, record: bytes) -> Report:
@@ -200,6 +276,22 @@ def claimed(job: Job, owner: str, now: float, lease_until: float) -> Changes:
         "attempt": job.attempt + 1,
         "started_at": job.started_at or now,
     }
+
+
+def may_fire(schedule: Schedule, fire: Fire) -> bool:
+    """Return whether a schedule is still as the firing expects it."""
+    if fire.revision != schedule.revision:
+        return False
+    if fire.expected is not None:
+        return not schedule.paused and schedule.next_fire_time == fire.expected
+    last = schedule.last_fire_time
+    return last is None or (fire.last_fire_time is not None and last < fire.last_fire_time)
+
+
+def fired(schedule: Schedule, fire: Fire) -> Schedule:
+    """Return the schedule after a firing, but for what it counts."""
+    after = schedule.next_fire_time if fire.expected is None else fire.next_fire_time
+    return replace(schedule, next_fire_time=after, last_fire_time=fire.last_fire_time)
 
 
 class Places:

@@ -9,6 +9,8 @@ import resource
 import signal
 import socket
 import sys
+import threading
+import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -16,15 +18,22 @@ from typing import Any
 
 import msgspec
 
-from fp_async import engines, tracing
+from fp_async import engines, handing_on, log_levels, tracing
 from fp_async.attempt import FORMAT, Call, Called, Drawn, Order, Outcome, cancelled_itself
 from fp_async.attempting import attempt, hear
+from fp_async.config_files import Files
+from fp_async.errors import ABANDONED, FlowerPowerError
 from fp_async.flows import Flows
 from fp_async.jobs import NodeTiming
 from fp_async.processes import die_with_parent
-from fp_async.runner_process import LENGTH, Answer, Connected, NodeDone, Request, Settings
+from fp_async.runner_process import LENGTH, Answer, Connected, Edited, NodeDone, Request, Settings
+from fp_async.runtime import process_exit, process_tree
+from fp_async.runtime.surroundings import Surroundings
 from fp_async.threads import Threads
 
+log: logging.Logger = logging.getLogger("fp_async")
+_LOOK = 0.02  # seconds
+_CROWD = 100
 _requests = msgspec.msgpack.Decoder(Request)
 _exporting = Threads(limit=1)
 _encode = msgspec.msgpack.Encoder().encode
@@ -35,12 +44,20 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which decides
     die_with_parent(int(sys.argv[2]))
     logging.basicConfig(level=logging.INFO, format=FORMAT)
-    logging.getLogger("hamilton").setLevel(logging.WARNING)  # its INFO is about itself
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError, asyncio.CancelledError):
+    with suppress(BrokenPipeError, ConnectionResetError, asyncio.CancelledError):
         asyncio.run(_serve(socket.socket(fileno=int(sys.argv[3]))))
     engines.shutdown()
     tracing.flush()
+    process_exit.wait_for_threads(_tell_of_threads)  # killed by the worker if that takes too long
+    process_exit.call_exit_functions()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(0)  # an abandoned node in a thread must not hold us up
+
+
+def _tell_of_threads(names: list[str]) -> None:
+    log.warning("its process waits for threads: %s", ", ".join(names[:5]))
 
 
 async def _serve(connection: socket.socket) -> None:
@@ -49,6 +66,8 @@ async def _serve(connection: socket.socket) -> None:
     settings = await _read(reader)
     assert isinstance(settings, Settings)
     _limit_memory(settings.memory_limit)
+    logging.getLogger().setLevel(settings.log_level.upper())
+    log_levels.hush_libraries()
     traced = tracing.set_up("flowerpower-worker")
     if settings.json:
         from fp_async import json_logs
@@ -57,67 +76,125 @@ async def _serve(connection: socket.socket) -> None:
     sys.path.insert(0, settings.root)  # the project's own packages, as under python -m
     flows = Flows(Path(settings.root))
     flows.held = flows.alone = True
-    before = Surroundings()
+    flows.settle(one_at_a_time=True)
+    _read_files(flows.files, settings.files)
+    jobs = _Jobs(flows, writer, settings)
     serving = asyncio.current_task()
     assert serving is not None
-    engines.on_connect.append(partial(_connected, writer, serving))
-    while True:
-        request = await _read(reader)
-        flows.refresh()
+    engines.on_connect.append(partial(jobs.connected, serving))
+    while request := await _next(reader):
+        if flows.edited():  # what registers something when it is imported would do so twice
+            _write(writer, Edited())
+            await writer.drain()
+            break
+        flows.refresh_configuration()
         answer: Answer
         if isinstance(request, Order):
-            answer = await _attempt(flows, request, writer)
-            if not before.restore():
-                answer = msgspec.structs.replace(answer, dirty=True)
+            answer = await jobs.run(request)
         else:
             assert isinstance(request, Call)
-            problems = await hear(flows, request)
-            answer = Called(problems, dirty=not before.restore())
+            answer = await jobs.hear(request)
         _write(writer, answer)
         await writer.drain()
+        jobs.restore()
         if traced:  # the process may be killed whenever it has nothing to do
             _exporting.submit(tracing.flush)
+    await flows.aclose()
 
 
-async def _attempt(flows: Flows, order: Order, writer: asyncio.StreamWriter) -> Outcome:
-    # a task of its own: what the job sets in its context must not be the next one's
-    task = asyncio.create_task(attempt(flows, order, lambda told: _tell(writer, told)))
+async def _next(reader: asyncio.StreamReader) -> Request | None:
     try:
-        await asyncio.wait([task])
-    except asyncio.CancelledError:  # SIGTERM
-        task.cancel()
-        await asyncio.wait([task])
-        raise
-    return cancelled_itself() if task.cancelled() else task.result()
+        return await _read(reader)
+    except EOFError:  # the worker has no more for this process
+        return None
 
 
-def _connected(writer: asyncio.StreamWriter, serving: asyncio.Task[Any]) -> None:
-    """SIGTERM leaves nothing behind on the cluster; without one it ends the process at once."""
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
-    _write(writer, Connected())
+def _read_files(files: Files, before: dict[str, str]) -> None:
+    """Have the variables of `.env`; what cannot be read is as it was before."""
+    files.lasting += 1
+    files.recall(before)
+    with suppress(FlowerPowerError):  # which says so of each job
+        files.export()
 
 
-class Surroundings:
-    """What belongs to the process and a job may change: the next job must find it as it was.
+class _Jobs:
+    """The jobs of this process, one after the other."""
 
-    Not the environment variables: what a module has set when it was imported has to stay.
-    """
+    def __init__(self, flows: Flows, writer: asyncio.StreamWriter, settings: Settings) -> None:
+        self._flows = flows
+        self._writer = writer
+        self._grace = settings.grace
+        self._adopts = settings.adopts and process_tree.become_subreaper()
+        self._surroundings = Surroundings()
+        self._threads: frozenset[threading.Thread] = frozenset()
 
-    def __init__(self) -> None:
-        self._folder = Path.cwd()
-        self._streams = (sys.stdout, sys.stderr)
-        self._files = [os.fstat(number) for number in (1, 2)]
+    async def run(self, order: Order) -> Outcome:
+        """Make the attempt, and wait for threads that it has left at work."""
+        outcome = await self._attempt(order)
+        if left := process_exit.at_work(self._threads):
+            left = await self._left_after_grace(left)
+        worn = not self._surroundings.settle() or self._is_crowded() or self._has_told()
+        dirty = outcome.dirty or bool(left)
+        if dirty and (failure := outcome.failure) is not None:
+            text = failure.message.replace(ABANDONED, "; killed with its process: ")
+            outcome = msgspec.structs.replace(
+                outcome, failure=msgspec.structs.replace(failure, message=text)
+            )
+        return msgspec.structs.replace(outcome, dirty=dirty, worn=worn) if worn or left else outcome
 
-    def restore(self) -> bool:
-        """Put it back as it was, and write what was printed; False where that cannot be done."""
+    async def hear(self, call: Call) -> Called:
+        """Tell the user's functions."""
+        problems = await hear(self._flows, call, self._loaded)
+        return Called(problems, worn=not self._surroundings.settle())
+
+    def restore(self) -> None:
+        """Put all back as it was; the worker has its answer."""
+        self._surroundings.restore()
+
+    def connected(self, serving: asyncio.Task[Any]) -> None:
+        """SIGTERM leaves nothing behind on the cluster; without one it ends the process at once."""
+        self._surroundings.cluster = True
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
+        _write(self._writer, Connected())
+
+    async def _attempt(self, order: Order) -> Outcome:
+        # a task of its own: what the job sets in its context must not be the next one's
+        tell = partial(_tell, self._writer)
+        task = asyncio.create_task(attempt(self._flows, order, tell, self._loaded))
         try:
-            os.chdir(self._folder)
-            sys.stdout, sys.stderr = self._streams
-            for stream in self._streams:
-                stream.flush()
-            return all(map(os.path.samestat, self._files, map(os.fstat, (1, 2))))
-        except (OSError, ValueError):  # gone, or closed
+            await asyncio.wait([task])
+        except asyncio.CancelledError:  # SIGTERM
+            task.cancel()
+            await asyncio.wait([task])
+            raise
+        return cancelled_itself() if task.cancelled() else task.result()
+
+    def _loaded(self) -> None:
+        """Modules are imported: what they have changed, and the threads that they have, stay."""
+        self._surroundings.keep()
+        self._threads = frozenset(threading.enumerate())
+
+    async def _left_after_grace(self, left: list[str]) -> list[str]:
+        deadline = time.monotonic() + self._grace
+        while left and time.monotonic() < deadline:
+            await asyncio.sleep(_LOOK)
+            left = process_exit.at_work(self._threads)
+        if left:
+            text = "threads still run %g s after the job, its process is killed: %s"
+            log.warning(text, self._grace, ", ".join(left[:5]))
+        return left
+
+    def _has_told(self) -> bool:
+        """Whether processes live that have the parameters of a job of this process: workers of
+        joblib's or a fork server, which the next job would be given.
+        """
+        if not handing_on.has_handed_on():
             return False
+        return not self._flows.pooled().issuperset(process_tree.children(os.getpid()))
+
+    def _is_crowded(self) -> bool:
+        """Return whether so many processes were adopted that the worker had better reap them."""
+        return self._adopts and len(process_tree.children(os.getpid())) > _CROWD
 
 
 def _tell(writer: asyncio.StreamWriter, told: NodeTiming | Drawn) -> None:

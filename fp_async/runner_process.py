@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ import msgspec
 
 from fp_async.attempt import Call, Called, Drawn, Order, Outcome, Trail
 from fp_async.jobs import Failure, NodeTiming
-from fp_async.processes import how, kill
+from fp_async.processes import ended, how, kill
+from fp_async.runtime import process_tree
 
 LENGTH = struct.Struct(">I")
 GONE = (BrokenPipeError, ConnectionResetError, EOFError)
 _ENDING = 5.0  # seconds that a child gets to end its work on a cluster
+_QUICK, _SLOW = 0.005, 0.1  # seconds between two looks at whether it has ended
 _STRICTLY = 2.0  # seconds after its timeout that a run may take to say so by itself
 _START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
 _MAIN = "from fp_async.runner_child import main; main()"
@@ -41,15 +44,27 @@ class Connected(msgspec.Struct, frozen=True, tag="connected"):
     """The child has work on a cluster, which it ends when it gets SIGTERM."""
 
 
+class Edited(msgspec.Struct, frozen=True, tag="edited"):
+    """The child has loaded code that was edited since, and has not begun: another one must."""
+
+
+class EditedError(Exception):
+    """The child has answered `Edited`."""
+
+
 class Settings(msgspec.Struct, frozen=True, tag="settings"):
     """What a child is told first."""
 
     root: str
     memory_limit: int | None
     json: bool = False  # what it logs
+    grace: float = 30.0  # seconds that threads which a job leaves at work get to end
+    adopts: bool = False  # whether it keeps what its jobs start below it
+    log_level: str = "info"  # from which on what jobs log is kept
+    files: dict[str, str] = {}  # of the configuration, as they were when they could be read
 
 
-Answer = NodeDone | Drawn | Connected | Outcome | Called
+Answer = NodeDone | Drawn | Connected | Edited | Outcome | Called
 Request = Settings | Order | Call
 _encode = msgspec.msgpack.Encoder().encode
 _answers = msgspec.msgpack.Decoder(Answer)
@@ -64,7 +79,9 @@ class RunnerProcess:
         import json
 
         self._write: Write | None = None
-        self.connected = False  # to a cluster
+        self.connected: bool = False  # to a cluster
+        self.jobs: int = 0  # that it has run
+        self.latest: str = ""  # of them
         self._loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         self._log, log = os.pipe()
@@ -92,6 +109,8 @@ class RunnerProcess:
         finally:
             os.close(log)
             theirs.close()
+        if (orphans := process_tree.orphans()) is not None:
+            orphans.started(self._process.pid)
         ours.setblocking(False)
         os.set_blocking(self._log, False)
         self._socket = ours
@@ -103,15 +122,13 @@ class RunnerProcess:
         """Where what is printed and logged goes from now on."""
         self._write = write
 
-    def part(self) -> None:
-        """Let it end by itself."""
-        self._socket.shutdown(socket.SHUT_WR)
-
     def alive(self) -> bool:
-        return self._process.poll() is None
+        return ended(self._process) is None
 
     async def ask(self, order: Order, trail: Trail) -> Outcome:
         timeout = order.spec.timeout
+        self.jobs += 1
+        self.latest = order.id
         try:
             async with asyncio.timeout(None if timeout is None else timeout + _STRICTLY):
                 await self._send(order)
@@ -129,6 +146,8 @@ class RunnerProcess:
         """Raises as a socket does when the process is gone."""
         await self._send(call)
         answer = _answers.decode(await self._read_frame())
+        if isinstance(answer, Edited):
+            raise EditedError
         assert isinstance(answer, Called)
         self._read_log()
         return answer
@@ -142,6 +161,8 @@ class RunnerProcess:
             answer = _answers.decode(await self._read_frame())
             if isinstance(answer, Outcome):
                 return answer
+            if isinstance(answer, Edited):
+                raise EditedError
             if isinstance(answer, Connected):
                 self.connected = True
             elif isinstance(answer, NodeDone):
@@ -166,10 +187,10 @@ class RunnerProcess:
     async def _crash(self) -> Outcome:
         """How it died; it has closed its socket, so it is dead or about to be."""
         for _ in range(100):
-            if self._process.poll() is not None:
+            if not self.alive():
                 break
             await asyncio.sleep(0.01)
-        code = self._process.poll()
+        code = ended(self._process)
         text = "closed its socket" if code is None else how(code)
         return Outcome("crashed", reason=f"its process died: {text}")
 
@@ -186,13 +207,35 @@ class RunnerProcess:
         except OSError:
             self._loop.remove_reader(self._log)
 
-    async def end(self) -> None:
+    async def interrupt(self) -> None:
         """Have it end what it has on a cluster; kill it when it has, or takes too long."""
         self._process.terminate()
-        deadline = self._loop.time() + _ENDING
-        while self.alive() and self._loop.time() < deadline:  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.02)
+        await self._wait(_ENDING)
         self.kill()
+
+    async def end(self, within: float) -> bool:
+        """Let it end as Python does, with threads and exit functions; False if it was killed
+        after `within` seconds. Cancelled, it kills it.
+        """
+        try:
+            if (orphans := process_tree.orphans()) is not None:
+                orphans.spare(self._process.pid)
+            self._part()
+            await self._wait(within)
+            return not self.alive()
+        finally:
+            self._read_log()
+            self.kill()
+
+    def _part(self) -> None:
+        with suppress(OSError):  # it has ended
+            self._socket.shutdown(socket.SHUT_WR)
+
+    async def _wait(self, seconds: float) -> None:
+        deadline, pause = self._loop.time() + seconds, _QUICK
+        while self.alive() and (left := deadline - self._loop.time()) > 0:
+            await asyncio.sleep(min(pause, left))
+            pause = min(2 * pause, _SLOW)
 
     def kill(self) -> None:
         self._loop.remove_reader(self._log)

@@ -7,6 +7,7 @@ that a mistake, a full disk or a crash leaves the old files or the new ones.
 from __future__ import annotations
 
 import fcntl
+import json
 import keyword
 import os
 import tempfile
@@ -16,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fp_async import editing
+from fp_async import editing, schemas
 from fp_async.config import FILES
 from fp_async.errors import AlreadyExistsError, FileAccessError, UnknownNameError, UsageError
 
@@ -27,9 +28,10 @@ _IMPORTED = ("fp_async", "hamilton")  # by the template
 
 
 def create_project(root: Path, *, overwrite: bool = False) -> list[Path]:
-    """Write `conf/*.yml` and `pipelines/` below `root`; returns the files written.
+    """Write `conf/*.yml` and `pipelines/` below `root`; returns the files of conf/ written.
 
-    Files that exist are left alone, or replaced with `overwrite`. Raises AlreadyExistsError
+    `.gitignore` keeps secrets and data out of a repository; what it has already stays. Files of
+    conf/ that exist are left alone, or replaced with `overwrite`. Raises AlreadyExistsError
     where there is a project already, FileAccessError where the folder cannot be written.
     """
     conf = root / "conf"
@@ -39,9 +41,43 @@ def create_project(root: Path, *, overwrite: bool = False) -> list[Path]:
         conf.mkdir(parents=True, exist_ok=True)
         (root / "pipelines").mkdir(exist_ok=True)
         missing = [name for name in FILES if overwrite or not (conf / name).exists()]
-        with _replaced({conf / name: _template(name) for name in missing}):
+        texts = {conf / name: _template(name) for name in missing}
+        with _replaced(texts | _schemas(root) | _ignoring(root / ".gitignore")):
             pass
     return [conf / name for name in missing]
+
+
+def write_schemas(root: Path) -> list[Path]:
+    """Write the JSON Schema of every `conf/*.yml` into `conf/.schema/`; returns the files.
+
+    They lie in the project, so that the first line of the files that `create_project` writes names
+    them for editors without a network, and after a checkout. Raises FileAccessError.
+    """
+    with _file_errors(root), _locked(root):
+        texts = _schemas(root)
+        with _replaced(texts):
+            pass
+    return list(texts)
+
+
+def _schemas(root: Path) -> dict[Path, str]:
+    folder = root / "conf" / ".schema"
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        folder / f"{Path(name).stem}.json": f"{json.dumps(schema, indent=1)}\n"
+        for name, schema in schemas.schemas().items()
+    }
+
+
+def _ignoring(path: Path) -> dict[Path, str]:
+    """The `.gitignore` with what never belongs into a repository; what it has already stays."""
+    text = _read(path) if path.exists() else ""
+    lines = text.splitlines()
+    added = [line for line in _template("gitignore").splitlines() if line not in lines]
+    if not [line for line in added if line and not line.startswith("#")]:
+        return {}
+    above = f"{text.rstrip()}\n\n" if text.strip() else ""
+    return {path: above + "\n".join(added).strip() + "\n"}
 
 
 def create_pipeline(root: Path, name: str, *, overwrite: bool = False) -> Path:
@@ -56,6 +92,8 @@ def create_pipeline(root: Path, name: str, *, overwrite: bool = False) -> Path:
         raise UsageError(
             f"'{name}' cannot be a pipeline's name: use letters, digits and _, a letter first"
         )
+    if name.lower() in ("true", "false", "null"):
+        raise UsageError(f"'{name}' cannot be a pipeline's name: in YAML it is no text")
     if name in _IMPORTED:
         raise UsageError(
             f"'{name}' cannot be a pipeline's name: pipelines import {name}, and would get this "
@@ -72,7 +110,8 @@ def create_pipeline(root: Path, name: str, *, overwrite: bool = False) -> Path:
         merged = editing.edit(text, f"conf/{conf.name}", change)
         path.parent.mkdir(exist_ok=True)
         conf.parent.mkdir(exist_ok=True)
-        with _replaced({path: source, conf: merged}):
+        made = {} if conf.exists() else _schemas(root)
+        with _replaced({path: source, conf: merged} | made):
             pass
     return path
 
@@ -162,7 +201,8 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise FileAccessError(f"cannot read conf/{path.name}: {error}") from error
+        shown = path.name if path.name == ".gitignore" else f"conf/{path.name}"
+        raise FileAccessError(f"cannot read {shown}: {error}") from error
 
 
 @contextmanager

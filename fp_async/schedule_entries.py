@@ -2,61 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 
-from fp_async import config as configs
 from fp_async import orders
 from fp_async.config import ScheduleEntry
-from fp_async.documents import KeyPath
-from fp_async.errors import ConfigError
+from fp_async.errors import FlowerPowerError, MisconfiguredError
 from fp_async.flows import Flows
 from fp_async.jobs import Schedule
+from fp_async.values.mismatch import KeyPath
 
 
-def configured(flows: Flows, now: float) -> list[Schedule]:
-    """The rows of the `schedule:` entries in conf/pipelines.yml. Raises ConfigError."""
-    rows = []
-    for where, make in entries_of(flows, now):
-        try:
-            rows.append(make())
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(f"conf/pipelines.yml: {where}: {error}") from error
-    return rows
+class Entry(NamedTuple):
+    """A `schedule:` entry: where it stands, its id, and what makes the row of it."""
+
+    where: str
+    id: str
+    make: Callable[[], Schedule]
 
 
-def entries_of(flows: Flows, now: float) -> list[tuple[str, Callable[[], Schedule]]]:
-    """(place in conf/pipelines.yml, what makes the row of it) for each `schedule:` entry.
+def entries_of(flows: Flows, now: float) -> list[Entry]:
+    """The `schedule:` entries, none of which is read before its row is made.
 
-    Of two with the same id the second raises ConfigError when its row is made.
+    Of two with the same id the second raises MisconfiguredError when its row is made. Raises that,
+    too, where conf/pipelines.yml cannot be read.
     """
     flows.refresh()
-    rows: list[tuple[str, Callable[[], Schedule]]] = []
+    entries: list[Entry] = []
     places: dict[str, str] = {}
-    for path, id, entry in _entries(flows):
-        where = _written(path)
-        make = partial(_from_entry, flows, str(path[1]), str(path[2]), id, entry, now)
+    for path, read in flows.pipelines.schedules():
+        where, id = _written(path), _id(flows, path)
+        make = partial(_from_entry, flows, path, read, id, now)
         if id in places:
             make = partial(_refuse, flows, path, id, places[id])
-        rows.append((where, make))
+        entries.append(Entry(where, id, make))
         places.setdefault(id, where)
-    return rows
+    return entries
 
 
-def _entries(flows: Flows) -> Iterator[tuple[KeyPath, str, ScheduleEntry]]:
-    """(key path, id, entry), in the order of the file."""
-    for name, environments in (flows.configuration.run or {}).items():
-        for environment, settings in (environments or {}).items():
-            found = settings.schedule if settings is not None else None
-            path: KeyPath = ("run", name, environment, "schedule")
-            for number, entry in enumerate(found if isinstance(found, list) else [found]):
-                if entry is not None:
-                    id = entry.id or f"{name}.{environment}" + (f".{number + 1}" if number else "")
-                    yield ((*path, number) if isinstance(found, list) else path), id, entry
+def made(flows: Flows, now: float) -> tuple[list[Schedule], dict[str, FlowerPowerError]]:
+    """(the rows of the entries that are right, what is wrong with the others by their ids).
+
+    Raises MisconfiguredError where conf/pipelines.yml cannot be read.
+    """
+    rows: list[Schedule] = []
+    wrong: dict[str, FlowerPowerError] = {}
+    for entry in entries_of(flows, now):
+        try:
+            rows.append(entry.make())
+        except FlowerPowerError as error:
+            wrong[entry.id] = error
+    return rows, wrong
+
+
+def _id(flows: Flows, path: KeyPath) -> str:
+    """The id of an entry, as far as it can be told while nothing else of it is read."""
+    entry = flows.pipelines.raw(path)
+    given = entry.get("id") if isinstance(entry, dict) else None
+    if isinstance(given, str) and given:
+        return str(given)
+    number = path[4] if len(path) > 4 else 0
+    return f"{path[1]}.{path[2]}" + (f".{int(number) + 1}" if number else "")
 
 
 def _written(path: KeyPath) -> str:
@@ -66,15 +75,24 @@ def _written(path: KeyPath) -> str:
 
 def _refuse(flows: Flows, path: KeyPath, id: str, other: str) -> Schedule:
     text = f"a schedule of pipeline '{path[1]}' has the id '{id}', as {other} has; each has its own"
-    raise configs.mistake(flows.root, "pipelines.yml", (*path, "id"), text)
+    raise flows.pipelines.error((*path, "id"), text)
 
 
 def _from_entry(
-    flows: Flows, name: str, environment: str, id: str, entry: ScheduleEntry, now: float
+    flows: Flows, path: KeyPath, read: Callable[[], ScheduleEntry], id: str, now: float
 ) -> Schedule:
-    given = msgspec.to_builtins(entry)
-    kind, params, crontab = (given.pop(key) for key in ("type", "params", "crontab"))
-    if crontab is not None:
-        params = {**params, "crontab": crontab}
-    options = {**given, **params, "id": id, "environment": environment}
-    return orders.schedule(flows, name, kind, (), options, now, origin=orders.FROM_CONF)
+    entry = read()
+    given = msgspec.structs.asdict(entry)
+    params = dict(given.pop("params"))
+    del given["type"]
+    if (crontab := given.pop("crontab")) is not None:
+        params["crontab"] = crontab
+    options = {**given, **params, "id": entry.id or id, "environment": path[2]}
+    try:
+        return orders.schedule(
+            flows, str(path[1]), entry.type, (), options, now, origin=orders.FROM_CONF
+        )
+    except MisconfiguredError:
+        raise
+    except Exception as error:
+        raise MisconfiguredError(f"conf/pipelines.yml: {_written(path)}: {error}") from error

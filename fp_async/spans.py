@@ -6,13 +6,10 @@ from typing import Any, Protocol
 
 
 class Spans(Protocol):
-    """What makes a trace's span of a node; `begin` and `enter` are called where its code runs."""
+    """The maker of a trace's spans of nodes; `begin` is called in its context."""
 
-    def begin(self, name: str) -> Any:
-        """The span, begun and entered."""
-
-    def enter(self, span: Any) -> None:
-        """The calling context belongs to it from now on."""
+    def begin(self, name: str, *, within: bool) -> Any:
+        """The span, begun and entered; `within` what hooks have set in a context of its own."""
 
     def end(self, span: Any, error: BaseException | None) -> None:
         """It has come to an end."""

@@ -57,6 +57,53 @@ class _Division:
     item: dict[str, str] = field(default_factory=dict)  # of the nodes in blocks
 
 
+def check_blocks(
+    reads: Mapping[str, Collection[str]],
+    collected: Mapping[str, Collection[str]],
+    expands: Collection[str],
+) -> None:
+    """Raise GraphError for shapes of `Parallelizable` and `Collect` that no executor has.
+
+    `reads` says in the order of the DAG what each computed node reads, `collected` which of it by
+    `Collect`; `expands` are the nodes that give a `Parallelizable`.
+    """
+    item: dict[str, str] = {}
+    for name, sources in reads.items():
+        blocks = {source: item[source] for source in sources if source in item}
+        gathers = collected.get(name, ())
+        if gathers and name in expands:
+            raise GraphError(
+                f"node '{name}' collects one block and begins another; have a function collect, "
+                "and another one begin"
+            )
+        if gathers:
+            _check_collecting(name, blocks, gathers)
+        elif len(set(blocks.values())) > 1 or (blocks and name in expands):
+            inside = ", ".join(sorted(set(blocks.values())))
+            raise GraphError(
+                f"node '{name}' lies in the block of a Parallelizable ({inside}) and reads or "
+                "begins another: they cannot be within each other; collect the one first, or make "
+                "one Parallelizable of both"
+            )
+        if name in expands:
+            item[name] = name
+        elif blocks and not gathers:
+            item[name] = next(iter(blocks.values()))
+
+
+def _check_collecting(name: str, blocks: Mapping[str, str], gathers: Collection[str]) -> None:
+    if len(blocks) > 1:
+        raise GraphError(
+            f"node '{name}' collects {', '.join(blocks)}: a node has one Collect, and what else it "
+            "reads lies outside of the block; have a function return both for each item"
+        )
+    if blocks and not blocks.keys() & set(gathers):
+        raise GraphError(
+            f"node '{name}' reads '{next(iter(blocks))}', which has a value for each item, and "
+            f"collects {', '.join(gathers)}, which has not"
+        )
+
+
 def each(expander: str) -> str:
     """The name of the stage that runs for each item of a `Parallelizable`."""
     return f"{expander}@each"
@@ -65,8 +112,6 @@ def each(expander: str) -> str:
 def divide(plan: Plan, roles: Mapping[str, str], alone: Collection[str] = ()) -> list[Stage]:
     """The stages of a plan. `roles` says of nodes that they expand or collect; those in `alone`
     are stages of their own.
-
-    Raises GraphError for a `Parallelizable` within another's block, which Hamilton does not have.
     """
     division = _Division(plan, roles, alone)
     for slot in plan.order:
@@ -82,19 +127,11 @@ def divide(plan: Plan, roles: Mapping[str, str], alone: Collection[str] = ()) ->
 
 
 def _find_item(division: _Division, name: str) -> None:
-    """Whether a node belongs to a block, and that it is a possible place for it."""
-    roles, item = division.roles, division.item
-    expanders = {_item_of(division, source) for _, source in division.arguments[name]} - {""}
-    if not expanders:
-        return
-    role = roles.get(name)
-    if len(expanders) > 1 or role == EXPAND:
-        raise GraphError(
-            f"node '{name}' lies in the block of a Parallelizable ({', '.join(sorted(expanders))}) "
-            "and reads or begins another: they cannot be within each other"
-        )
-    if role != COLLECT:
-        item[name] = expanders.pop()
+    """Note the block that a node belongs to. That it may lie there `check_blocks` has found."""
+    sources = [source for _, source in division.arguments[name]]
+    found = [item for source in sources if (item := _item_of(division, source))]
+    if found and division.roles.get(name) != COLLECT:
+        division.item[name] = found[0]
 
 
 def _item_of(division: _Division, source: str) -> str:
@@ -165,11 +202,6 @@ def _predecessor(division: _Division, growing: Mapping[str, _Chain], name: str) 
 
 def _append(division: _Division, chain: _Chain, name: str) -> None:
     collected = _collected(division, name) if division.roles.get(name) == COLLECT else []
-    if len(collected) > 1:
-        raise GraphError(
-            f"node '{name}' collects {', '.join(collected)}: a node has one Collect, and what else "
-            "it reads lies outside of the block"
-        )
     for source in collected:
         chain.gathers = (each(_item_of(division, source)), source)
     for _, source in division.arguments[name]:

@@ -6,16 +6,15 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 
-from fp_async import jobs, messages, versions
+from fp_async import jobs, messages
 from fp_async.config import FOREVER
 from fp_async.errors import UnknownNameError, UsageError
 from fp_async.jobs import Job, Template
-from fp_async.topics import checked_name
+from fp_async.topics import checked_name, is_term
 
 LONGEST = 191  # characters of a key, queue, target or schedule id: what every store can index
 _KINDS = ("agent", "any", "all")
@@ -53,18 +52,20 @@ def check_single(on: str) -> None:
 def checked_pattern(pattern: str) -> None:
     """What targets a message may name: `agent:*`, `any:gpu=*`. Raises UsageError."""
     kind, colon, _ = pattern.partition(":")
-    if not colon or not any(fnmatch.fnmatchcase(each, kind) for each in ("agent", "any")):
+    known = any(fnmatch.fnmatchcase(each, kind) for each in ("agent", "any"))
+    if not colon or not known or "==" in pattern:
         raise UsageError(f"{pattern!r} matches no target; valid: agent:NAME, any:tag=value, and *")
 
 
 def _is_target(kind: str, rest: str) -> bool:
-    """Whether it may be one: every term of `any:` and `all:` names a tag."""
-    terms = (term.partition("=")[0] for term in rest.split(","))
-    return kind in _KINDS and bool(rest) and (kind == "agent" or all(map(str.strip, terms)))
+    """Return whether a target is well formed: each term of any: and all: has one tag and value."""
+    if kind == "agent" or rest == "*":
+        return kind in _KINDS and bool(rest)
+    return kind in _KINDS and all(map(is_term, rest.split(",")))
 
 
-def rules(root: Path, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a `Spec` is about agents."""
+def rules(given: Mapping[str, Any], version: str | None) -> dict[str, Any]:
+    """Return the options of a `Spec` for agents; `version`: the pipeline's here, if it is here."""
     said = {option: given[option] for option in _RULES if option in given}
     if "on" not in given:
         for option in said:
@@ -76,7 +77,7 @@ def rules(root: Path, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError("on_lost 'reassign' is for any: targets; this one has one agent only")
     if "lost_after" in said:
         said["lost_after"] = seconds("lost_after", said["lost_after"], least=0.0)
-    return {**said, "version": versions.version(root, name)}
+    return {**said, "version": version}
 
 
 def fitting(template: Template) -> Template:
@@ -126,21 +127,21 @@ def seconds(what: str, value: Any, *, least: float) -> float:
     return float(number)
 
 
-def moment(value: Any) -> float:
+def moment(value: Any, what: str = "run_at") -> float:
     """A datetime (naive ones are local time), ISO text or epoch seconds, as epoch seconds."""
     if isinstance(value, str):
         try:
             value = datetime.fromisoformat(value)
         except ValueError as error:
-            raise UsageError(f"run_at: {error}; write 2027-01-31T08:00:00+01:00") from error
+            raise UsageError(f"{what}: {error}; write 2027-01-31T08:00:00+01:00") from error
     if isinstance(value, datetime):
-        return _epoch(value)
-    return seconds("run_at", value, least=0.0)
+        return _epoch(value, what)
+    return seconds(what, value, least=0.0)
 
 
-def _epoch(at: datetime) -> float:
+def _epoch(at: datetime, what: str) -> float:
     """Where it is a date in every zone, and not only in its own."""
     with suppress(OverflowError, ValueError):
         if 0.0 <= (epoch := at.timestamp()) < FOREVER:
             return epoch
-    raise UsageError(f"run_at is a time of the years 1970 to 5138, not {at.isoformat()}")
+    raise UsageError(f"{what} is a time of the years 1970 to 5138, not {at.isoformat()}")

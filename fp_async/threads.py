@@ -16,7 +16,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from fp_async.awaitables import awaitable, close
 from fp_async.errors import FlowerPowerError
+from fp_async.runtime.node_thread import NodeThread
 
 Work = Callable[[], None]
 _here = threading.local()
@@ -34,7 +36,7 @@ class Threads:
     """
 
     def __init__(self, limit: int | None = None, *, idle_seconds: float = 10.0) -> None:
-        self.limit = limit or default_limit()
+        self.limit: int = limit or default_limit()
         self._idle_seconds = idle_seconds
         self._work: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -56,7 +58,7 @@ class Threads:
 
     def _start(self) -> None:
         try:
-            threading.Thread(target=self._serve, name="fp-node", daemon=True).start()
+            NodeThread(target=self._serve, name="fp-node").start()
         except RuntimeError as error:
             if not self._alive:
                 raise FlowerPowerError(f"no thread can be started: {error}") from error
@@ -124,6 +126,8 @@ async def in_thread(threads: Threads, function: Callable[[], Any]) -> Any:
 
     def settle(value: Any, error: BaseException | None) -> None:
         if outcome.done():
+            if awaitable(value):  # nobody will await it
+                close(value)
             return
         if isinstance(error, StopIteration):  # a future refuses it
             error = RuntimeError(f"raised {error!r}")
@@ -139,8 +143,9 @@ async def in_thread(threads: Threads, function: Callable[[], Any]) -> Any:
             value, error = None, raised
         try:
             loop.call_soon_threadsafe(settle, value, error)
-        except RuntimeError:
-            return  # the loop is closed: nobody waits any more
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            if awaitable(value):
+                close(value)
 
     threads.submit(work)
     return await outcome

@@ -20,17 +20,20 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import msgspec
+from msgspec import UNSET
 
 from fp_async import messages
 from fp_async.config import TopicTrigger
 from fp_async.errors import MessageError, suggestion
 from fp_async.jobs import identity, new_id
 from fp_async.topics import Topics, matches
+from fp_async.values.text import Numeral, Text, exact_json
 
 RUN = "run"  # the name of the built-in trigger
 _LONGEST_KEY = 120
 _LONGEST_TOPIC = 65_535  # bytes, by the format of MQTT
 _NUMBERS = 268_435_455  # the largest subscription identifier
+_EXACT = 2.0**53  # below it a float tells each integer from the next
 _DIGITS = 6  # of a number in a path
 
 
@@ -69,10 +72,11 @@ def wanted(name: str, trigger: TopicTrigger, told: Told) -> Wanted:
 def requested(pipeline: str, request: messages.RunRequest, told: Told) -> Wanted:
     """As `wanted`, for the built-in topic run/<pipeline>."""
     given = msgspec.structs.asdict(request)
+    key = given.pop("key")
     options = {name: value for name, value in given.items() if value is not None}
     if "target" in options:
         options["on"] = options.pop("target")
-    return _wanted(RUN, pipeline, options, options.pop("key", None), told)
+    return _wanted(RUN, pipeline, options, None if key is UNSET else _named("key", key), told)
 
 
 def _wanted(
@@ -105,12 +109,22 @@ def _payload(kind: str, data: bytes) -> Any:
         return data
     try:
         if kind == "text":
-            return data.decode()
+            return Text(data.decode())
         if kind == "msgpack":
             return msgspec.msgpack.decode(data)
-        return msgspec.json.decode(data)
+        return exact_json(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise MessageError(f"the payload is no {kind}: {error}") from error
+        raise MessageError(f"the payload is {_problem(kind, data, error)}") from error
+
+
+def _problem(kind: str, data: bytes, error: Exception) -> str:
+    if kind == "json":
+        from fp_async.values import mismatch  # an agent that is spoken to properly never loads it
+
+        return f"no json: {mismatch.json_problem(data)}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"no {kind}: no UTF-8 at byte {error.start}"
+    return f"no {kind}: {error}"
 
 
 def _inputs(trigger: TopicTrigger, payload: Any, told: Told) -> dict[str, Any]:
@@ -131,16 +145,25 @@ def _value(source: Any, payload: Any, told: Told) -> Any:
     if root == "payload":
         return _at(payload, path, source)
     if root == "topic":
-        return _at(told.topic.split("/"), path, source) if path else told.topic
-    return _at(dict(told.user_properties), [".".join(path)], source)
+        return Text(_at(told.topic.split("/"), path, source) if path else told.topic)
+    return Text(_at(dict(told.user_properties), [".".join(path)], source))
 
 
 def _text(what: str, source: str, payload: Any, told: Told) -> str:
     """A value that identifies something: null would be one for all messages without it."""
-    value = _value(source, payload, told)
+    return _named(f"{what}: {source}", _value(source, payload, told))
+
+
+def _named(what: str, value: Any) -> str:
+    """A text, or a number as the text that it is in its shortest form: 1, 1.0 and "1" are one."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         kind = "null" if value is None else f"a {type(value).__name__}"
-        raise MessageError(f"{what}: {source} is {kind}, and has to be a text or a number")
+        raise MessageError(f"{what} is {kind}, and has to be a text or a number")
+    if isinstance(value, Numeral):
+        digits = "" if "e" in value.lower() else value.rstrip("0").rstrip(".")
+        return str(digits or _named(what, float(value)))
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return str(int(value))
     return str(value)
 
 
@@ -174,6 +197,24 @@ def problems(trigger: TopicTrigger, topics: Topics | None = None) -> Iterator[tu
     for key, source in {**sources, "key": trigger.key, "on": trigger.on}.items():
         if isinstance(source, str) and source.startswith("$") and (why := _wrong(source)):
             yield key, f"{source}: {why}"
+
+
+def answerable(
+    topics: Topics, allowed: Iterable[str] | None, heard: Iterable[str], topic: str
+) -> bool:
+    """Return whether a message may name this response topic: one of those that are `allowed`, and
+    none that a trigger hears, or a client could start what it may not.
+    """
+    if not topics.may_answer(topic):
+        return False
+    if not topics.is_ours(topic) and any(matches(each, topic) for each in heard):
+        return False  # below the prefix no trigger of a file hears anything
+    return allowed is None or any(matches(each, topic) for each in allowed)
+
+
+def is_filter(text: str) -> bool:
+    """Return whether a text is a topic filter."""
+    return _is_filter(text)
 
 
 def _wrong(source: str) -> str | None:
@@ -281,7 +322,9 @@ class Filters:
 
     def __init__(self, wanted: Iterable[str]) -> None:
         topics = list(wanted)
-        self.numbers = {each: crc32(each.encode()) % _NUMBERS + 1 for each in widest(topics)}
+        self.numbers: dict[str, int] = {
+            each: crc32(each.encode()) % _NUMBERS + 1 for each in widest(topics)
+        }
         self._known = set(self.numbers.values())
         self._number = {topic: self._first(topic) for topic in topics}
 

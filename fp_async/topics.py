@@ -12,6 +12,7 @@ import msgspec
 from fp_async.errors import UsageError
 
 PREFIX = "fp/v1"
+MAIN = "main"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,64}(/[A-Za-z0-9_.-]{1,64}){0,7}")
 _LONGEST_ANSWER = 1024  # bytes of a response topic
@@ -21,7 +22,7 @@ class Topics(msgspec.Struct, frozen=True, dict=True):
     """The names below one prefix and site."""
 
     prefix: str = PREFIX
-    site: str = "main"
+    site: str = MAIN
 
     @cached_property
     def root(self) -> str:
@@ -35,10 +36,19 @@ class Topics(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def gateway_client(self) -> str:
         """The client id of a gateway without a login: another one for each fleet on a broker."""
-        if self.prefix == PREFIX:
-            return self.gateway_name
-        mark = hashlib.blake2b(self.prefix.encode(), digest_size=4).hexdigest()
-        return f"{self.gateway_name}-{mark}"
+        return self.gateway_name if self.prefix == PREFIX else f"{self.gateway_name}-{self._mark}"
+
+    @cached_property
+    def _mark(self) -> str:
+        return hashlib.blake2b(self.prefix.encode(), digest_size=4).hexdigest()
+
+    def client(self, name: str) -> str:
+        """Return the client id, and user, of an agent's connection: agents of one name in two
+        sites of a broker have two. In the site `main` it is the name, as no agent's can hold `@`.
+        """
+        if self.prefix != PREFIX:
+            return f"{name}@{self.site}~{self._mark}"
+        return name if self.site == MAIN else f"{name}@{self.site}"
 
     @cached_property
     def gateway(self) -> str:
@@ -55,6 +65,11 @@ class Topics(msgspec.Struct, frozen=True, dict=True):
     def outcome(self, pipeline: str) -> str:
         return f"{self.root}/run/{pipeline}/outcome"
 
+    @cached_property
+    def replies(self) -> str:
+        """The beginning of topics below the root where clients may be answered."""
+        return f"{self.root}/reply/"
+
     def job(self, id: str) -> str:
         return f"{self.root}/job/{id}"
 
@@ -69,11 +84,14 @@ class Topics(msgspec.Struct, frozen=True, dict=True):
         return topic.startswith(f"{self.prefix}/") or topic == self.prefix
 
     def may_answer(self, topic: str) -> bool:
-        """Whether a stranger's response topic is one: nobody may have us say things on ours."""
+        """Whether a stranger's response topic is one: nobody may have us say things on ours, but
+        below `reply/`.
+        """
+        ours = self.is_ours(topic) and not topic.startswith(self.replies)
         return (
             bool(topic)
             and len(topic.encode(errors="replace")) <= _LONGEST_ANSWER
-            and not (topic.startswith("$") or self.is_ours(topic) or set("+#\0") & set(topic))
+            and not (topic.startswith("$") or ours or set("+#\0") & set(topic))
         )
 
 
@@ -82,6 +100,13 @@ def checked_name(what: str, name: str) -> str:
     if not NAME.fullmatch(name):
         raise UsageError(f"{what} '{name}': use letters, digits, '_', '-', '.', at most 64")
     return name
+
+
+def is_term(term: str) -> bool:
+    """Return whether a text can be one of the terms of a target: `tag`, or `tag=value`."""
+    tag, _, value = term.partition("=")
+    blanks = tag != tag.strip() or value != value.strip()
+    return bool(tag) and not (blanks or value.startswith("=") or set("*,") & set(term))
 
 
 def checked_prefix(prefix: str) -> str:

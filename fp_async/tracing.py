@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fp_async.node_events import NodeEvent
     from fp_async.observing import Observer
 
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 _API = "opentelemetry.trace"
 _LAST = 3.0  # seconds that the end of a process may take longer for its traces
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -110,20 +110,24 @@ class Spans:
         self._tracer = _tracer()
         self._context = context
 
-    def begin(self, name: str) -> Any:
-        """A node begins; what its code does from now on in this context belongs to it."""
-        span = self._tracer.start_span(f"node {name}", self._context, attributes={"fp.node": name})
-        self.enter(span)
-        return span
+    def begin(self, name: str, *, within: bool) -> Any:
+        """A node begins; what its code does from now on in this context belongs to it.
 
-    def enter(self, span: Any) -> None:
-        """Let this context go on with the node: once more, where that is another one."""
+        `within`: the context is the node's own, and what hooks have set in it counts.
+        """
         from opentelemetry import context
 
-        context.attach(active().set_span_in_context(span, self._context))
+        before = context.get_current() if within else self._context
+        span = self._tracer.start_span(f"node {name}", before, attributes={"fp.node": name})
+        context.attach(active().set_span_in_context(span, before))
+        return span, before
 
-    def end(self, span: Any, error: BaseException | None) -> None:
+    def end(self, begun: Any, error: BaseException | None) -> None:
         """A node has come to an end."""
+        from opentelemetry import context
+
+        span, before = begun
+        context.attach(before)
         if error is not None:
             _failed(span, error)
         span.end()
@@ -178,6 +182,8 @@ def _node(tracer: Any, parent: Any, timing: NodeTiming, began: float) -> None:
         attributes={"fp.node": timing.node},
         start_time=_nanoseconds(began),
     )
+    if timing.count > 1:
+        span.set_attribute("fp.count", timing.count)
     if timing.status != "succeeded":
         span.set_status(active().StatusCode.ERROR, timing.error or timing.status)
     span.end(_nanoseconds(began + timing.seconds))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
-from fp_async import config as configs
+from fp_async import config_files
+from fp_async.addresses import hidden, scrubbed
 from fp_async.config import TrackedPipeline, TrackerFile
 from fp_async.errors import ConfigError
 
@@ -33,11 +35,11 @@ class Place(msgspec.Struct, frozen=True):
 
 def place(root: Path, pipeline: str) -> Place:
     """Where `conf/tracker.yml` has the runs of a pipeline shown. Raises ConfigError."""
-    file = _read(root)
+    file = settings(root, pipeline)
     if (text := missing(file, pipeline)) is not None:
         raise ConfigError(f"conf/tracker.yml: {text}")
     for path, text in problems(file):
-        raise ConfigError(f"conf/tracker.yml: {'.'.join(path)}: {text}")
+        raise config_files.mistake(root, "tracker.yml", path, text)
     own = (file.pipeline or {}).get(pipeline) or TrackedPipeline()
     api_url = (file.api_url or API_URL).rstrip("/")
     return Place(
@@ -51,20 +53,15 @@ def place(root: Path, pipeline: str) -> Place:
     )
 
 
-def _read(root: Path) -> TrackerFile:
-    """The file, read again when it was changed: each run asks."""
-    try:
-        stat = (root / "conf" / "tracker.yml").stat()
-        stamp = (stat.st_mtime_ns, stat.st_size)
-    except OSError:
-        stamp = (0, 0)
-    known = _files.get(root)
-    if known is None or known[0] != stamp:
-        known = _files[root] = stamp, configs.read(root, "tracker.yml")
-    return known[1]
-
-
-_files: dict[Path, tuple[tuple[int, int], TrackerFile]] = {}
+def settings(root: Path, pipeline: str) -> TrackerFile:
+    """`conf/tracker.yml` as far as it is about a pipeline. Raises ConfigError."""
+    document = config_files.of(root).document("tracker.yml")
+    data = {name: value for name, value in document.data.items() if name != "pipeline"}
+    own = document.raw(("pipeline", pipeline))
+    if own is not None:
+        data["pipeline"] = {pipeline: own}
+    file: TrackerFile = document.converted(data, TrackerFile, lambda path: path)
+    return file
 
 
 def missing(file: TrackerFile, pipeline: str) -> str | None:
@@ -85,13 +82,25 @@ def problems(file: TrackerFile) -> list[tuple[tuple[str, ...], str]]:
     found: list[tuple[tuple[str, ...], str]] = []
     for key in ("api_url", "ui_url"):
         url = getattr(file, key)
-        if url and not url.startswith(("http://", "https://")):
-            found.append(((key,), f"an address begins with http:// or https://, not {url!r}"))
+        if url and (wrong := _wrong(url)):
+            found.append(((key,), wrong))
     for name, own in (file.pipeline or {}).items():
         if own is not None and own.project_id is not None and own.project_id < 1:
             place = ("pipeline", name, "project_id")
             found.append((place, f"a number from the UI, 1 or more, not {own.project_id}"))
     return found
+
+
+def _wrong(url: str) -> str | None:
+    """Return the mistake in the address of a server."""
+    if not url.startswith(("http://", "https://")):
+        return f"an address begins with http:// or https://, not {hidden(repr(url))}"
+    try:
+        parts = urlsplit(url)
+        known = parts.hostname and parts.port != 0
+    except ValueError as error:
+        return f"no address: {scrubbed(str(error), url)}"
+    return None if known else f"an address has a host, as in {API_URL}"
 
 
 def _text(value: Any) -> str:

@@ -32,7 +32,7 @@ from fp_async.tracking import Outcome, Run, crash_ending
 if TYPE_CHECKING:
     from fp_async.tracking_server import Server
 
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 _LIVE = 0.5  # seconds until news of a run that goes on are told
 _ENDED = 0.03  # of one that is over: whoever waits for it goes on first, unhindered by this thread
 _FLUSH = 2.0  # seconds that a process which ends waits for the rest to be told

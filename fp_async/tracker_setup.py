@@ -38,7 +38,7 @@ def setup(
     names = scaffold.pipeline_names(root)
     if pipeline not in names:
         raise UnknownNameError("pipeline", pipeline, names)
-    file: TrackerFile = configs.read(root, "tracker.yml")
+    file = tracked_places.settings(root, pipeline)
     places = TrackerFile(api_url=api_url or file.api_url, ui_url=ui_url or file.ui_url)
     for path, text in tracked_places.problems(places):
         raise UsageError(f"{path[0]}: {text}")

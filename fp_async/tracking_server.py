@@ -31,7 +31,7 @@ class Server:
 
     def __init__(self, api_url: str, username: str, api_key: str = "") -> None:
         self.api_url = api_url
-        self.answers = 0  # how many there were
+        self.answers: int = 0  # how many there were
         self._url = urlsplit(api_url)
         self._headers = {"Content-Type": "application/json", "x-api-user": username}
         if api_key:

@@ -15,6 +15,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, time, tzinfo
 from hashlib import blake2b
+from itertools import combinations
 from time import time as clock
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ import msgspec
 from fp_async import crontab
 from fp_async.config import Count
 from fp_async.crontab import zone
-from fp_async.errors import TriggerError, invalid, suggestion
+from fp_async.errors import TriggerError, suggestion
 from fp_async.trigger_times import (
     CRON_FIELDS,
     And,
@@ -46,6 +47,7 @@ from fp_async.trigger_times import (
     next_fire,
     outside_calendar,
 )
+from fp_async.values import mismatch
 
 __all__ = [
     "And",
@@ -181,7 +183,8 @@ def decode(text: str | bytes) -> Spec:
         spec: Spec = msgspec.json.decode(text, type=Spec)
         return _checked(spec)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise TriggerError(f"not a stored trigger: {error}") from error
+        why = mismatch.explain_json(text.encode() if isinstance(text, str) else text, Spec)
+        raise TriggerError(f"not a stored trigger: {why}") from error
 
 
 def _checked(spec: Spec) -> Spec:
@@ -207,6 +210,7 @@ _ARGUMENTS = {
     "and": ("triggers", "timezone", "jitter"),
     "or": ("triggers", "timezone", "jitter"),
 }
+_EXAMPLES = {"crontab": '"0 3 * * 1-5"', "run_date": '"2027-01-31 03:00"'}
 _ALIASES = {"start_time": "start_date", "end_time": "end_date"}
 
 
@@ -236,13 +240,21 @@ def parse(
     now = clock() if now is None else now
     place = crontab.zone_name(values.pop("timezone", timezone))
     try:
-        fields = _fields(kind, values, place, now)
-        spec: Spec = msgspec.convert({"type": kind, **fields}, Spec, strict=False)
-    except msgspec.ValidationError as error:
-        raise TriggerError(f"{kind}: {invalid(error)}") from error
+        spec = _spec({"type": kind, **_fields(kind, values, place, now)})
     except (OverflowError, RecursionError) as error:
         raise TriggerError(f"{kind}: {error}") from error
     _refuse_idle(_checked(spec), now)
+    return spec
+
+
+def _spec(fields: dict[str, Any]) -> Spec:
+    try:
+        spec: Spec = msgspec.convert(fields, Spec, strict=False)
+    except msgspec.ValidationError as error:
+        wrong = mismatch.explain(fields, Spec, strict=False)
+        example = _EXAMPLES.get(wrong.missing, "...")
+        problem = f"it needs {wrong.missing}=..., as in {example}" if wrong.missing else wrong
+        raise TriggerError(f"{fields['type']}: {problem}") from error
     return spec
 
 
@@ -293,12 +305,19 @@ def _fields(kind: str, values: dict[str, Any], place: str, now: float) -> dict[s
     if kind == "calendarinterval":
         fields.setdefault("start", datetime.fromtimestamp(now, zone(place)).date())
     elif kind == "interval":
-        given = _some(kind, fields, _UNITS)
-        seconds = sum(_UNITS[name] * _number(name, value) for name, value in given.items())
+        seconds = _length(_some(kind, fields, _UNITS))
         fields = {**fields, "seconds": seconds, "start": fields.get("start", now + seconds)}
     elif kind == "cron":
         fields |= {name: str(v) for name, v in _some(kind, fields, CRON_FIELDS).items()}
     return fields
+
+
+def _length(given: Mapping[str, Any]) -> float:
+    seconds = sum(_UNITS[name] * _number(name, value) for name, value in given.items())
+    if seconds <= 0:
+        words = " ".join(f"{name}={value}" for name, value in given.items())
+        raise TriggerError(f"interval {words}: it has to be longer than 0 seconds")
+    return seconds
 
 
 def _some(kind: str, fields: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
@@ -332,13 +351,65 @@ def _refuse_idle(spec: Spec, now: float) -> None:
     """Raise for what has never fired and never will; what has only ended is right."""
     if outside_calendar(spec, now):
         raise TriggerError(f"{describe(spec)}: a time of a schedule is one of the years 68 to 8941")
+    if isinstance(spec, Crontab):
+        crontab.parse(spec.crontab, strict=True)
     if isinstance(spec, Date | Or):
         return
     since = now if isinstance(spec, And) else 0.0
     since = min(since, spec.start) if isinstance(spec, Interval) else since
     if first_fire(spec, since) is None:
-        why = " its triggers never agree" if isinstance(spec, And) else ""
-        raise TriggerError(f"this trigger never fires: {describe(spec)}{why}")
+        raise TriggerError(f"this trigger never fires: {describe(spec)}: {_why_never(spec, since)}")
+
+
+def _why_never(spec: Spec, since: float) -> str:
+    if isinstance(spec, And):
+        return _why_they_never_agree(spec, since)
+    start, end = getattr(spec, "start", None), getattr(spec, "end", None)
+    if start is not None and end is not None and end < start:
+        return f"its end ({_moment(end, spec)}) is before its start ({_moment(start, spec)})"
+    if isinstance(spec, Cron) and (fields := _never_met(spec)):
+        return f"{' and '.join(fields)} never meet" if len(fields) > 1 else f"{fields[0]} never is"
+    return f"no such time lies between {_moment(start, spec)} and {_moment(end, spec)}"
+
+
+def _moment(at: Any, spec: Any) -> str:
+    """Return a start or end in words."""
+    if at is None:
+        return "now"
+    if not isinstance(at, float | int):
+        return str(at)
+    return date_words(Date(at=at, timezone=spec.timezone))
+
+
+def _never_met(spec: Cron) -> list[str]:
+    """Return the fewest fields that are never true at once, as text."""
+    given = [name for name in CRON_FIELDS if getattr(spec, name) is not None]
+    for count in range(1, len(given) + 1):
+        for names in combinations(given, count):
+            fields = {name: getattr(spec, name) for name in names}
+            if first_fire(Cron(timezone=spec.timezone, **fields), 0.0) is None:
+                return [f"{name}={text}" for name, text in fields.items()]
+    return []
+
+
+def _why_they_never_agree(spec: And, since: float) -> str:
+    firsts = [(part, first_fire(part, since)) for part in spec.triggers]
+    ended = [part for part, first in firsts if first is None]
+    if ended:
+        return f"({describe(ended[0])}) fires no more"
+    times = " and ".join(
+        date_words(Date(at=first, timezone=getattr(part, "timezone", "UTC")))
+        for part, first in firsts[:2]
+        if first is not None
+    )
+    hint = "; an interval counts from its start_date" if _has_interval(spec) else ""
+    return (
+        f"its triggers never agree: they fire first at {times}, and never at the same moment{hint}"
+    )
+
+
+def _has_interval(spec: And) -> bool:
+    return any(isinstance(part, Interval) for part in spec.triggers)
 
 
 def _read(trigger: object) -> tuple[str, dict[str, Any]]:
@@ -366,7 +437,7 @@ def _read(trigger: object) -> tuple[str, dict[str, Any]]:
         return "interval", {**span, "seconds": a.interval_length}
     if type(a) is CronTrigger:
         return "cron", span | {field.name: str(field) for field in a.fields if not field.is_default}
-    of_day = {name: getattr(a._time, name) for name in ("hour", "minute", "second")}
+    of_day = dict(zip(("hour", "minute", "second"), a.__getstate__()["time"], strict=True))
     return "calendarinterval", span | of_day | {name: getattr(a, name) for name in _CALENDAR[:4]}
 
 

@@ -12,14 +12,15 @@ from fp_async import processes
 from fp_async.backend import Backend
 from fp_async.errors import UnknownNameError
 from fp_async.jobs import Job, NodeTiming, Record
+from fp_async.lifecycle import State
 from fp_async.stores import Store
 
 
-class JobEvent(msgspec.Struct, frozen=True):
-    """What has changed of a job since the event before: nodes that came to an end, more log."""
+class Change(msgspec.Struct, frozen=True):
+    """A change of a job since the one before: nodes that came to an end, more log."""
 
     id: str
-    state: str
+    state: State
     attempt: int
     nodes: list[NodeTiming]
     log: str
@@ -50,7 +51,7 @@ class Waiter:
         such job.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
-        poll = self._backend.worker.poll_interval
+        poll = self._backend.poll_interval
         while True:
             if look:
                 job = await self._look()
@@ -67,7 +68,7 @@ class Waiter:
         return job
 
 
-async def changes(backend: Backend, id: str) -> AsyncIterator[JobEvent]:
+async def changes(backend: Backend, id: str) -> AsyncIterator[Change]:
     """Every change of a job that is seen, from its present state to its outcome."""
     seen: tuple[str, int] | None = None
     record = Record()
@@ -81,11 +82,11 @@ async def changes(backend: Backend, id: str) -> AsyncIterator[JobEvent]:
             trace = job.trace
             nodes, log = trace.nodes[len(record.nodes) :], _more(record.log, trace.log)
             if (job.state, job.attempt) != seen or nodes or log:
-                yield JobEvent(id, job.state, job.attempt, nodes, log, job)
+                yield Change(id, job.state, job.attempt, nodes, log, job)
             seen, record = (job.state, job.attempt), trace
             if job.finished:
                 return
-            await listener.wait(backend.worker.poll_interval)
+            await listener.wait(backend.poll_interval)
 
 
 def _more(before: str, now: str) -> str:

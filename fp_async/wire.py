@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 from collections.abc import Iterable, Iterator
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Raw
 
-from fp_async.errors import MessageError, suggestion
+from fp_async.errors import MessageError, OtherVersionError
 from fp_async.messages import (
     BATCH_BYTES,
     PACKET_BYTES,
@@ -26,17 +25,25 @@ from fp_async.messages import (
     Reports,
     RunRequest,
 )
+from fp_async.values.text import Numeral, number
 
-encode = msgspec.json.Encoder().encode
+
+def _written(value: Any) -> Raw:
+    """A number that was read with all its digits, with all of them."""
+    if isinstance(value, Numeral):
+        return Raw(str(value).encode())
+    raise NotImplementedError(f"a message has no {type(value).__name__}")
+
+
+encode = msgspec.json.Encoder(enc_hook=_written).encode
 T = TypeVar("T")
 _do: msgspec.json.Decoder[Do] = msgspec.json.Decoder(Do)
 _report: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)
 _reports: msgspec.json.Decoder[Report | Reports] = msgspec.json.Decoder(Report | Reports)
 _agent_state = msgspec.json.Decoder(AgentState)
 _gateway_state = msgspec.json.Decoder(GatewayState)
-_run_request = msgspec.json.Decoder(RunRequest)
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`( - at .*)?", re.DOTALL)
-_VERSION = re.compile(r"(?:Invalid enum value (\S+)|Expected.*) - at `\$(?:\.\w+\[\d+\])?\.v`")
+_run_request = msgspec.json.Decoder(RunRequest, float_hook=number)
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Unreadable(msgspec.Struct, frozen=True):
@@ -76,14 +83,13 @@ def reports(payload: bytes) -> list[Report | Unreadable]:
     A report that cannot be read spoils none of those that came with it: agents are upgraded one
     after the other, and tell the same again until it is acknowledged.
     """
+    _check_size(payload)
     try:
-        found = _decoded(_reports, payload)
-    except MessageError:
-        if len(payload) > PACKET_BYTES:
-            raise
+        found = _reports.decode(payload)
+    except _UNREADABLE as error:
         parts = _parts(payload)
         if not parts:
-            raise
+            raise _explained(payload, _reports) from error
         return [_one(part) for part in parts]
     return list(found.reports) if isinstance(found, Reports) else [found]
 
@@ -93,7 +99,7 @@ def _parts(payload: bytes) -> list[Raw]:
     try:
         parts = _several.decode(payload).reports
         return parts or [Raw(payload)]
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except _UNREADABLE:
         return []
 
 
@@ -107,7 +113,7 @@ def _one(part: Raw) -> Report | Unreadable:
 def _head(part: Raw) -> Unreadable:
     try:
         return _unreadable.decode(part)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except _UNREADABLE:
         return Unreadable()
 
 
@@ -128,26 +134,27 @@ def run_request(payload: bytes) -> RunRequest:
 
 def _decoded(decoder: msgspec.json.Decoder[T], payload: bytes | Raw) -> T:
     """The size is looked at before anything else."""
-    if len(payload) > PACKET_BYTES:
-        raise MessageError(f"{len(payload):,} bytes are too many: {PACKET_BYTES:,} is the limit")
+    _check_size(payload)
     try:
         return decoder.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise MessageError(_explained(error)) from error
+    except _UNREADABLE as error:
+        raise _explained(payload, decoder) from error
 
 
-def _explained(error: Exception) -> str:
-    """The decoder's message, said for whoever sent it."""
-    text = str(error) or type(error).__name__
-    if unknown := _UNKNOWN.fullmatch(text):
-        return f"unknown field '{unknown[1]}'{suggestion(unknown[1], _REQUEST_FIELDS)}"
-    if other := _VERSION.fullmatch(text):
-        version = other[1] or "that is no number"
-        return f"version {version} of the protocol, and this program knows {VERSION}"
-    return text
+def _check_size(payload: bytes | Raw) -> None:
+    if len(payload) > PACKET_BYTES:
+        raise MessageError(f"{len(payload):,} bytes are too many: {PACKET_BYTES:,} is the limit")
 
 
-_REQUEST_FIELDS = RunRequest.__struct_fields__  # of no other type unknown fields are refused
+def _explained(payload: bytes | Raw, decoder: msgspec.json.Decoder[Any]) -> MessageError:
+    """Why the decoder refused it, said for whoever sent it."""
+    from fp_async.values import mismatch  # an agent that is spoken to properly never loads it
+
+    wrong = mismatch.explain_json(bytes(payload), decoder.type)
+    if wrong.path[-1:] == ("v",):
+        text = f"version {wrong.value!r:.20} of the protocol, and this program knows {VERSION}"
+        return OtherVersionError(text)
+    return MessageError(str(wrong))
 
 
 _HEAD, _TAIL = b'{"type":"Reports","v":%d,"reports":[' % VERSION, b"]}"

@@ -23,20 +23,24 @@ from fp_async import processes, rules
 from fp_async.attempt import Outcome, Trail, cancelled_itself, capture, order
 from fp_async.backend import Backend
 from fp_async.config import WorkerSettings
+from fp_async.config_files import Trouble
 from fp_async.ending import Ending
 from fp_async.errors import StoreError, describe
 from fp_async.held import Attempt, Watch
+from fp_async.job_lines import log_start
 from fp_async.jobs import LEASE, UNREADABLE, Failure, Job, Member, Report
 from fp_async.keeper import Keeper, KeeperThread, Why
+from fp_async.misconfigured_jobs import MisconfiguredJobs
 from fp_async.patience import Patience
 from fp_async.rescuing import rescue
 from fp_async.runner import Runner
 from fp_async.stores import Store
 
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 _NOTE = 1.0
 _PRESENCE = 10.0
 _GIVE_BACK = 10.0  # seconds that giving back may take
+_LEAST = 1.0  # seconds that warm processes get to end, however long jobs have taken
 _BATCH = 100
 _INLINE = 200  # jobs at once on the worker's own loop: one batch runs while the next is claimed
 
@@ -60,8 +64,8 @@ class Worker:
         seen: bool = True,
         watch: Watch | None = None,
     ) -> None:
-        self.name = f"{socket.gethostname()}-{os.getpid()}"
-        self.owner = processes.owner("worker")
+        self.name: str = f"{socket.gethostname()}-{os.getpid()}"
+        self.owner: str = processes.owner("worker")
         self._store = backend.store
         self._hub = backend.hub
         self._nearby = backend.nearby
@@ -74,6 +78,8 @@ class Worker:
         self._limit = _limit(settings)
         self._largest = settings.max_result_size
         self._attempts: dict[str, Attempt] = {}
+        self._troubled = False  # whether the last claim had jobs that the configuration keeps
+        self.misconfigured: MisconfiguredJobs = MisconfiguredJobs(runner.stamps)
         self._over = 0
         self._patience = Patience()
         self._keeper = Keeper(self.owner, self._held, self._stop_from_anywhere, self._patience)
@@ -83,6 +89,7 @@ class Worker:
         self._between_claims = asyncio.Event()
         self._between_claims.set()
         self._draining = False
+        self._deadline: float | None = None  # of the grace time
         self._loop = asyncio.get_running_loop()
         self._main: asyncio.Task[None] | None = None
         self._began = time.time()
@@ -128,6 +135,11 @@ class Worker:
         return loops
 
     @property
+    def grace(self) -> float:
+        """Seconds that running jobs have to end in after `drain`."""
+        return self._settings.grace
+
+    @property
     def running(self) -> int:
         """How many jobs run at the moment."""
         return len(self._attempts) - self._over
@@ -145,6 +157,7 @@ class Worker:
     def drain(self) -> None:
         """Claim no more; `run` returns when what runs has ended, or its grace time is over."""
         self._draining = True
+        self._deadline = time.monotonic() + self._settings.grace
         self._room.set()
         self._hub.publish(f"work:{self._settings.queues[0]}")
 
@@ -164,7 +177,15 @@ class Worker:
             _, late = await asyncio.wait(tasks, timeout=_GIVE_BACK)
             await _cancelled(list(late))
         await self._ending.end(_GIVE_BACK)
-        await self._runner.close()
+        await self._runner.close(self._left_to_processes())
+
+    def _left_to_processes(self) -> float:
+        """Seconds that warm processes get to end: what is left of the grace time; none where it is
+        cut off.
+        """
+        if self._deadline is None:
+            return self._settings.grace
+        return 0.0 if self._is_cancelled() else max(self._deadline - time.monotonic(), _LEAST)
 
     async def _leave(self) -> None:
         if not self._seen:
@@ -195,7 +216,9 @@ class Worker:
                 if not all(topic.startswith("work:") for topic in heard or "?"):
                     next_at = await self._next_run_at()
                 if len(claimed) < free and not self._draining:
-                    heard = await listener.wait(self._until(next_at))
+                    seconds = self._until(next_at)
+                    log.debug("looks again when something is heard, or in %.3f s", seconds)
+                    heard = await listener.wait(seconds)
         await self._emptied()
 
     def _free(self) -> int:
@@ -206,34 +229,58 @@ class Worker:
         return min(self._limit - (len(self._attempts) - over) - self._ending.going_on, _BATCH)
 
     async def _claim(self, limit: int) -> list[Job]:
-        jobs = await self._patience(lambda: self._claimed(limit))
+        """Claim and begin up to `limit` jobs. After some that cannot begin, look at more at once:
+        there may be many of them before the next that can.
+        """
+        wanted = _BATCH if self._troubled else limit
+        jobs = await self._patience(lambda: self._claimed(wanted))
+        log.debug("claimed %d of at most %d jobs", len(jobs), wanted)
         self._nearby.claimed(jobs)
-        for job in jobs:
-            attempt = self._attempts[job.id] = Attempt(job, self.name)
+        attempts = [Attempt(job, self.name) for job in jobs]
+        self._sort_out(attempts, limit)
+        for attempt in attempts:
+            self._attempts[attempt.job.id] = attempt
             attempt.task = self._loop.create_task(self._attempt(attempt))
         if jobs:
-            for each in self._observers:
-                each.claimed(jobs)
+            begun = [attempt.job for attempt in attempts if attempt.begins]
+            for each in self._observers if begun else ():
+                each.claimed(begun)
+            for job in begun:
+                log_start(log, job)
             self._busy.set()
             self._keeper.begin()
         return jobs
 
+    def _sort_out(self, attempts: list[Attempt], limit: int) -> None:
+        """Which do not begin: those with trouble, and all others beyond the limit."""
+        for attempt in attempts:
+            attempt.trouble = self._runner.trouble(attempt.job)
+            attempt.surplus = limit <= 0
+            limit -= attempt.trouble is None
+        self._troubled = any(attempt.trouble for attempt in attempts)
+
     async def _claimed(self, limit: int) -> list[Job]:
         self._between_claims.clear()
         try:
-            return await self._store.claim(self.owner, self._settings.queues, limit, LEASE)
+            left = self.misconfigured.left(time.monotonic())
+            if left:  # whose release may be stored without our knowing
+                left = [*left, *self._attempts]
+            return await self._store.claim(self.owner, self._settings.queues, limit, LEASE, left)
         finally:
             self._between_claims.set()
 
     async def _next_run_at(self) -> float | None:
         """On this process's monotonic clock."""
-        at = await self._patience(lambda: self._store.next_run_at(self._settings.queues))
+        left = self.misconfigured.known()
+        at = await self._patience(lambda: self._store.next_run_at(self._settings.queues, left))
         if at is None:
             return None
         return time.monotonic() + at - await self._patience(self._store.now)
 
     def _until(self, next_at: float | None) -> float:
         poll = self._settings.poll_interval
+        if (again := self.misconfigured.next(time.monotonic())) is not None:
+            poll = min(poll, again + 0.001)
         if next_at is None:
             return poll
         left = next_at - time.monotonic()
@@ -274,6 +321,8 @@ class Worker:
             failure = Failure("UnreadableRules", "this release cannot read what the job asks for")
             attempt.outcome = Outcome("failed", failure=failure)
             return rules.verdict(job, attempt.outcome, trail.record(), 0.0)
+        if not attempt.begins:
+            return self._released(attempt)
         try:
             if self._watch:
                 attempt.heard = self._watch(attempt)
@@ -293,7 +342,19 @@ class Worker:
             log.exception("job %s could not be started", job.id)
             outcome = Outcome("crashed", reason=f"it could not be started: {describe(error)}")
         attempt.outcome = outcome
+        if outcome.status == "misconfigured":
+            attempt.trouble = Trouble(outcome.reason or "", outcome.missing)
+            return self._released(attempt)
+        self.misconfigured.begun(job, attempt.began)
         return rules.verdict(job, outcome, trail.record(), random.random())
+
+    def _released(self, attempt: Attempt) -> Report:
+        """The job goes back as if it had not been claimed."""
+        job, trouble = attempt.job, attempt.trouble
+        if trouble is None:
+            return rules.put_back(job, self.owner)
+        self.misconfigured.add(job, trouble.message, time.monotonic())
+        return rules.released(job, trouble.message, trouble.missing, self.owner, time.time())
 
     def _is_cancelled(self) -> bool:  # by `asyncio.run`, in the end
         return self._main is None or self._main.cancelling() > 0

@@ -11,17 +11,17 @@ from fp_async.runner import InlineRunner, ProcessRunner
 from fp_async.worker import Worker
 
 
-def make_worker(flows: Flows, backend: Backend, settings: WorkerSettings) -> Worker:
-    """A worker on this event loop, with the runner that its settings say."""
+def make_worker(
+    flows: Flows, backend: Backend, settings: WorkerSettings, log_level: str = "info"
+) -> Worker:
+    """A worker on this event loop, with the runner that its settings say. Jobs in processes of
+    their own log from `log_level` on; in this one its logging says so.
+    """
     watch = JobTracking(flows.root).watch
     if settings.runner == "inline":
         connect = backend.another_store if backend.store.shared else None
         return Worker(backend, settings, InlineRunner(flows), connect, watch=watch)
     runner = ProcessRunner(
-        flows.root,
-        settings.memory_limit,
-        settings.idle_timeout,
-        flows.callbacks,
-        json_logs.installed(),
+        flows.root, settings, flows.callbacks, json_logs.installed(), flows, log_level
     )
     return Worker(backend, settings, runner, None, watch=watch)

@@ -5,13 +5,28 @@ from __future__ import annotations
 import gc
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 import stores_kit
+import turns
+from hypothesis import HealthCheck, settings
 
 from fp_async import Project
+
+# On a machine with more to do, drawing examples takes as long as it takes.
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("here")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    if not hasattr(item.config, "workerinput"):  # the only process
+        return (yield)
+    with turns.turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
 
 MakeProject = Callable[..., Project]
 

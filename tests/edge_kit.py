@@ -15,8 +15,12 @@ from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 
+import anyio
 import fleet
 import services
+
+from fp_async.backend import connected
+from fp_async.fleet import gateway_trouble
 
 AGENT = str(Path(sys.executable).with_name("fp-agent"))
 QUICK = "  away_after: 6\n"
@@ -82,6 +86,14 @@ async def until_known(project, *names: str, state: str = "ready", timeout: float
             return
         assert time.monotonic() < deadline, f"{found}, and not {names} {state}"
         await asyncio.sleep(0.1)
+
+
+async def until_gateway(project, timeout: float = 20) -> None:
+    """Wait until a gateway is active and has reached its broker."""
+    with anyio.fail_after(timeout):
+        async with connected(project.root) as backend:
+            while await gateway_trouble(backend.store):
+                await anyio.sleep(0.05)
 
 
 def check(jobs: dict, flock: EdgeFleet) -> dict:

@@ -166,6 +166,22 @@ class Jumble(Proxy):
         asyncio.get_running_loop().call_later(self._rng.random(), send)
 
 
+class Choker(Proxy):
+    """A proxy in front of an MQTT broker that announces no limit, and hangs up on a larger packet."""
+
+    def __init__(self, port: int, most: int) -> None:
+        super().__init__(port)
+        self._most = most
+        self.choked = 0
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while len(packet := await _packet(reader)) <= self._most:
+                writer.write(packet)
+                await writer.drain()
+            self.choked += 1
+
+
 _PUBLISH = 3
 
 

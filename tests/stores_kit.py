@@ -356,7 +356,7 @@ async def cut_off(work: Coroutine[Any, Any, Any], n: int, *, late: bool = False)
 
 def leaves_sockets(test):
     """pymongo leaves the socket of a connection that was cancelled to the garbage collector."""
-    warning = "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+    warning = "ignore:Exception ignored.*<socket:pytest.PytestUnraisableExceptionWarning"
     return pytest.mark.usefixtures("_collected")(pytest.mark.filterwarnings(warning)(test))
 
 

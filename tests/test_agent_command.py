@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -24,15 +25,18 @@ from click.testing import CliRunner
 from edge_kit import AGENT, Broker, conf, edge_fleet
 from fleet import COMMAND, PIPELINE, make
 
-from edge_agent import config, looking
+from edge_agent import checking, config, control, doctor, housekeeping, local_triggers, looking
+from edge_agent import store as agent_store
 from edge_agent.agent import Agent
 from edge_agent.config import AgentSettings
+from edge_agent.control import Control
 from edge_agent.daemon import alone
 from edge_agent.options import HELP, settings_of, settings_options
 from edge_agent.store import AgentStore
-from fp_async import codec
+from fp_async import codec, link
+from fp_async.config import TopicTrigger
 from fp_async.errors import ConfigError, FileAccessError, UsageError
-from fp_async.jobs import Job
+from fp_async.jobs import Find, Job
 from fp_async.stores.sqlite import SqliteStore
 
 
@@ -85,9 +89,10 @@ GIVEN = {
     "broker": "mqtts://b:1", "name": "pi", "username": "u", "password": "p", "ca_file": "/a",
     "cert_file": "/c", "key_file": "/k", "prefix": "x", "site": "s", "project": "/p",
     "store": "/s.db", "tags": {"a": "b"}, "slots": 3, "window": 9, "keepalive": 33,
-    "heartbeat": 4.5, "grace": 6.0, "idle_timeout": 7.0, "memory_limit": 99, "outbox": 5,
+    "heartbeat": 4.5, "grace": 6.0, "idle_timeout": 7.0, "memory_limit": 99, "max_jobs_per_child": 3, "outbox": 5,
     "disk_floor": 11, "log_level": "debug", "log_format": "json",
     "metrics_port": 9, "metrics_host": "::1", "triggers_broker": "mqtt://t",
+    "pipelines": ["a", "b"], "executors": ["dask"], "executor_options": ["address", "options"],
 }  # fmt: skip
 
 
@@ -100,6 +105,7 @@ OTHER = {
     **{key: value * 2 for key, value in GIVEN.items() if isinstance(value, int | float)},
     "broker": "mqtt://other", "triggers_broker": "mqtt://other", "log_level": "error",
     "log_format": "text", "tags": {"c": "d"},
+    "pipelines": ["c"], "executors": ["local", "ray"], "executor_options": ["resources"],
 }  # fmt: skip
 
 
@@ -116,14 +122,20 @@ def settings(*flags, env=None):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def as_flag(value):
+    if isinstance(value, dict):
+        return ",".join(f"{name}={text}" for name, text in value.items())
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
 @pytest.mark.parametrize("key", GIVEN)
-def test_flag_over_variable_over_file_over_default(key, tmp_path):
+def test_flag_over_variable_over_file_over_default(key, tmp_path, monkeypatch):
+    if key.endswith("_file"):  # certificates are for TLS
+        monkeypatch.setenv("FP_AGENT_BROKER", "mqtts://b")
     value, other = GIVEN[key], OTHER[key]
     file = tmp_path / "agent.yml"
     file.write_text(json.dumps({key: value}))
-    named = (
-        {key: "a=b", "other": "c=d"} if key == "tags" else {key: str(value), "other": str(other)}
-    )
+    named = {key: as_flag(value), "other": as_flag(other)}
     variable = f"FP_AGENT_{key.upper()}"
     default = settings(env={variable: ""})[key]
     assert default != value
@@ -174,13 +186,67 @@ def test_a_file_of_comments_is_a_file_of_defaults(tmp_path):
         ({"slots": "0"}, "^--slots 0: expected int >= 1"),
         ({"slots": "many"}, "^--slots many: expected int, got str"),
         ({"tags": ["site"]}, "^--tag site: write name=value"),
-        ({"broker": "http://b"}, "^broker: not an MQTT broker's address: 'http://'; as in mqtt"),
-        ({"broker": "mqtt://b:x"}, "^broker: Port"),
+        ({"broker": "http://b"}, "^--broker: not an MQTT broker's address: 'http://'"),
+        ({"broker": "mqtt://b:x"}, "^--broker: the port is a number"),
     ],
 )
 def test_wrong_settings_are_refused(flags, message):
     with pytest.raises(UsageError, match=message):
         config.read(None, flags, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("broker: mqtt://h\nca_file: ca.crt", "2: ca_file: ca_file is for TLS: write mqtts://"),
+        ("broker: mqtt://h\nkey_file: k", "2: key_file: key_file is for TLS"),
+        ("broker: localhost:28883", "1: broker: .*'localhost:28883' has no scheme, as in mqtt://"),
+        ("broker: u:secret@h:1", "1: broker: .*'h:1' has no scheme"),
+        ("broker: mqtt://h:x", "1: broker: the port is a number"),
+        ("name: p\ntriggers_broker: mqtt://[", "2: triggers_broker: "),
+        ("name: p\nsite: '#'", "2: site: site '#': use letters"),
+        ("prefix: a//b", "1: prefix: prefix 'a//b'"),
+        ('name: p\nproject: "\\0"', "2: project: no path has a NUL in it"),
+        ("grace: .inf", "1: grace: expected float < "),
+        ("outbox: 99999999999999999999", "1: outbox: expected int <="),
+        ("memory_limit: 99999999999999999999", "1: memory_limit: expected int <="),
+        ("slots: 2147483647", "1: slots: expected int <= 10000"),
+    ],
+)
+def test_g1_what_no_type_shows_names_file_line_and_key(text, said, tmp_path):
+    file = tmp_path / "agent.yml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=rf"agent\.yml:{said}") as raised:
+        config.read(file, {}, {})
+    assert "secret" not in str(raised.value)
+
+
+def test_g1_the_source_of_a_wrong_value_is_named_where_the_file_has_another(tmp_path):
+    file = tmp_path / "agent.yml"
+    file.write_text("broker: mqtts://h\nca_file: ca.crt")
+    with pytest.raises(UsageError, match="^FP_AGENT_BROKER: not an MQTT"):
+        config.read(file, {}, {"FP_AGENT_BROKER": "http://h"})
+    with pytest.raises(UsageError, match="^FP_AGENT_PASSWORD: it is no UTF-8"):
+        config.read(file, {}, {"FP_AGENT_PASSWORD": "\udcff"})
+    with pytest.raises(UsageError, match="^--name: name 'a/b'"):
+        config.read(file, {"name": "a/b"}, {})
+
+
+def test_g1_a_plain_broker_on_the_device_takes_no_files_of_tls(tmp_path):
+    file = tmp_path / "agent.yml"
+    own = "broker: mqtts://h\nca_file: ca.crt\ntriggers_broker: {}://u:p@l"
+    file.write_text(own.format("mqtt"))
+    assert config.triggers_address(config.read(file, {}, {})).ca_file is None
+    file.write_text(own.format("mqtts"))
+    near = config.triggers_address(config.read(file, {}, {}))
+    assert near.ca_file == str(tmp_path / "ca.crt")
+
+
+def test_g1_wrong_settings_end_run_and_doctor_with_2(device):
+    (device / "agent.yml").write_text("broker: mqtt://localhost:28883\nca_file: ca.crt\n")
+    for command in ("run", "doctor"):
+        said = fp_agent(command, cwd=device, code=2).stderr
+        assert said.startswith("error: agent.yml:2: ca_file: ")
 
 
 def test_a_wrong_variable_is_named():
@@ -198,7 +264,7 @@ def test_the_command_tells_of_variables_that_are_no_settings(device):
 def test_relative_paths(tmp_path, monkeypatch):
     (tmp_path / "etc").mkdir()
     file = tmp_path / "etc" / "agent.yml"
-    file.write_text("{project: device, ca_file: ca.pem}")
+    file.write_text("{project: device, broker: 'mqtts://b', ca_file: ca.pem}")
     found = config.read(file, {}, {})
     assert found.project == str(tmp_path / "etc" / "device")
     assert found.store == str(tmp_path / "etc" / "device" / "fp-agent.db")
@@ -386,7 +452,8 @@ def test_a_disk_that_fills_up_is_waited_for(device):
         with Running(device, *where) as agent:
             agent.until("trying again")
             found = fp_agent("status", *where, "--output", "json", cwd=device, code=3)
-            assert "nearly full" in json.loads(found.stdout)["full"]
+            assert json.loads(found.stdout)["full"].startswith("the disk is ")
+            assert json.loads(found.stdout)["status"] == "full"
 
 
 # Stopping -----------------------------------------------------------------------------------
@@ -573,7 +640,7 @@ def test_the_doctor_finds_what_is_wrong(device):
     assert "ok      pipelines: work" in done.stdout
     assert "ok      imports: checked 1 pipelines: 0 errors" in done.stdout
     assert f"FAILED  broker: MQTT broker at 127.0.0.1:{port}" in done.stdout
-    assert "is the broker running?" in done.stdout
+    assert "nothing listens there: is the broker running" in done.stdout
     (device / "pipelines" / "work.py").write_text("import no_such_module\n")
     done = fp_agent("doctor", "--broker", f"mqtt://127.0.0.1:{port}", cwd=device, code=1)
     assert "FAILED  imports:" in done.stdout
@@ -596,7 +663,7 @@ def test_a_trigger_of_an_unknown_pipeline_is_a_finding(device):
     own = {"broker": nobody, "triggers": {"t": {"topic": "a", "pipeline": "wrok"}}}
     (device / "agent.yml").write_text(json.dumps(own))
     said = fp_agent("doctor", cwd=device, code=1).stdout
-    assert "FAILED  triggers: t: there is no pipeline 'wrok'; did you mean 'work'" in said
+    assert "FAILED  triggers: trigger 't': there is no pipeline 'wrok'; did you mean 'work'" in said
     own["triggers"]["t"] = {"topic": "a", "pipeline": "work", "on": "agent:x"}
     (device / "agent.yml").write_text(json.dumps(own))
     assert "a device runs its triggers itself" in fp_agent("run", cwd=device, code=2).stderr
@@ -608,7 +675,179 @@ def test_two_connections_with_one_login_are_noted(device):
     (device / "agent.yml").write_text(json.dumps(own))
     assert "note    triggers: " in fp_agent("doctor", cwd=device, code=1).stdout
     (device / "agent.yml").write_text(json.dumps({**own, "triggers_broker": nobody}))
-    assert "triggers" not in fp_agent("doctor", cwd=device, code=1).stdout
+    assert "note    triggers: " not in fp_agent("doctor", cwd=device, code=1).stdout
+
+
+def test_g4_a_broker_that_refuses_the_triggers_is_seen_everywhere(device):
+    with Broker() as broker, services.Mosquitto("secret") as other:
+        own = {
+            "broker": f"mqtt://127.0.0.1:{broker.port}",
+            "name": "pi",
+            "triggers_broker": f"mqtt://near:wrong@127.0.0.1:{other.port}",
+            "triggers": {"t": {"topic": "a", "pipeline": "work"}},
+        }
+        (device / "agent.yml").write_text(json.dumps(own))
+        said = fp_agent("doctor", cwd=device, code=1).stdout
+        near = f"MQTT broker at 127.0.0.1:{other.port} (as near, for triggers)"
+        assert f"FAILED  triggers broker: {near}" in said
+        with Running(device) as agent:
+            agent.until(f"{near}: ")
+            agent.until(f"connected to MQTT broker at 127.0.0.1:{broker.port}")
+            shown = fp_agent("status", cwd=device, code=3).stdout
+            assert f"triggers     mqtt://127.0.0.1:{other.port}: no connection" in shown
+            assert f"broker       mqtt://127.0.0.1:{broker.port}: connected" in shown
+            assert near in shown, "it is a problem"
+            said = fp_agent("doctor", cwd=device, code=1).stdout
+            assert f"FAILED  triggers broker: mqtt://127.0.0.1:{other.port} as near: {near}" in said
+            assert f"ok      broker: mqtt://127.0.0.1:{broker.port}" in said
+            assert agent.log.read_text().count("trying again") == 1
+        own["triggers_broker"] = other.uri
+        (device / "agent.yml").write_text(json.dumps(own))
+        with Running(device) as agent:
+            agent.until("(as fp, for triggers)")
+            found = json.loads(fp_agent("status", "--output", "json", cwd=device).stdout)
+            assert found["triggers"]["connected"]
+            assert found["triggers"]["user"] == "fp"
+            said = fp_agent("doctor", cwd=device, code=1).stdout
+            assert f"ok      triggers broker: mqtt://127.0.0.1:{other.port} as fp" in said
+
+
+async def test_g4_a_broker_that_says_no_after_an_outage_is_logged(caplog):
+    with services.Mosquitto("secret") as broker:
+        broker.kill()
+        place = link.Link(port=broker.port, username="u", password="x", timeout=2.0)
+        heard = []
+
+        def told(error):
+            heard.append(str(error))
+            if len(heard) == 2:
+                broker.start()
+            if len(set(heard)) == 2:
+                task.cancel()
+
+        task = asyncio.ensure_future(link.serve(place, None, longest=0.01, told=told))
+        await asyncio.wait([task])
+    said = [text for text in caplog.messages if "trying again" in text]
+    assert said == [f"{text}; trying again" for text in dict.fromkeys(heard)]
+
+
+async def test_g4_an_outage_is_logged_once(caplog):
+    with services.Mosquitto("secret") as broker:
+        place = link.Link(port=broker.port, username="u", password="x", timeout=2.0)
+        heard = []
+
+        def told(error):
+            heard.append(str(error))
+            if len(heard) == 2:
+                broker.kill()
+            if len(set(heard)) == 2:
+                task.cancel()
+
+        task = asyncio.ensure_future(link.serve(place, None, longest=0.01, told=told))
+        await asyncio.wait([task])
+    said = [text for text in caplog.messages if "trying again" in text]
+    assert len(said) == len(set(said)) == 1, "what the network says meanwhile is no news"
+    assert all(f"MQTT broker at localhost:{broker.port} (as u)" in text for text in said)
+
+
+async def heard(agent, *payloads):
+    """What the triggers of an agent make of messages."""
+    listening = local_triggers.Listening(agent)
+    messages = [link.Message("sensors/s1/count", each) for each in payloads]
+    await listening._handle(messages)
+    return await agent.store.find(Find())
+
+
+async def test_g3_what_makes_no_job_on_a_device_is_kept_counted_and_told(
+    device, caplog, monkeypatch
+):
+    own = {
+        "name": "pi",
+        "broker": f"mqtt://127.0.0.1:{services.free_port()}",
+        "triggers": {
+            "counts": {
+                "topic": "sensors/+/count",
+                "pipeline": "work",
+                "inputs": {"number": "$payload.value"},
+            }
+        },
+    }
+    (device / "agent.yml").write_text(json.dumps(own))
+    settings = config.read(device / "agent.yml", {}, {})
+    agent = Agent(settings)
+    await agent.open()
+    large = b'"' + b"x" * 70_000 + b'"'
+    jobs = await heard(agent, b"xx", b'{"valu": 1}', b"[]", large, b'{"value": 1}')
+    assert len(jobs) == 1
+    found = looking.letters(settings, 20)
+    assert [each["payload"][:4] for each in found] == ['"xxx', "[]", '{"va', "xx"]
+    assert "trigger 'counts': the message has no $payload.value" in found[1]["reason"]
+    assert "trigger 'counts': the payload is no json" in found[3]["reason"]
+    assert "its 70,002 bytes are kept up to 4,096" in found[0]["reason"]
+    assert (await Control(agent).status())["letters"] == 4
+    (told,) = agent.take_notices()
+    assert told.reason.startswith("trigger 'counts': ")
+    (said,) = [text for text in caplog.messages if "made no job" in text]
+    assert "a message made no job (1 so far): trigger 'counts': " in said
+    monkeypatch.setattr(agent_store, "_BURIED", 5)
+    await heard(agent, *[b"yy"] * 20)
+    assert len(looking.letters(settings, 50)) == 5
+    await agent.close()
+    listed = json.loads(fp_agent("letters", "--output", "json", cwd=device).stdout)
+    assert [each["payload"] for each in listed] == ["yy"] * 5
+    assert "sensors/s1/count" in fp_agent("letters", cwd=device).stdout
+    assert "letters      5 messages made no job" in fp_agent("status", cwd=device, code=4).stdout
+    assert "note    letters: 5 messages" in fp_agent("doctor", cwd=device, code=1).stdout
+
+
+def test_g8_a_doubtful_clock_is_named_where_tls_fails(tmp_path):
+    settings = AgentSettings(broker="mqtts://h", name="pi")
+    failed = doctor.Step("broker", "failed", "certificate is not yet valid", "is it running?")
+    assert "the clock is in doubt" in doctor._with_clock(settings, failed).remedy
+    plain = AgentSettings(broker="mqtt://h", name="pi")
+    assert doctor._with_clock(plain, failed) == failed
+
+
+def test_g12_each_error_of_the_project_is_a_finding_with_its_remedy(device):
+    nobody = f"mqtt://127.0.0.1:{services.free_port()}"
+    (device / "conf").mkdir()
+    text = "run:\n  work:\n    dev: {inpts: {}}\n"
+    (device / "conf" / "pipelines.yml").write_text(text)
+    (device / "pipelines" / "other.py").write_text("import no_such_module\n")
+    own = {"broker": nobody, "triggers": {"t": {"topic": "a", "pipeline": "wrok"}}}
+    (device / "agent.yml").write_text(json.dumps(own))
+    said = fp_agent("doctor", cwd=device, code=1).stdout
+    assert re.search(r"FAILED  project: conf/pipelines.yml:3: .*inpts.*\n +correct it there", said)
+    assert re.search(
+        r"FAILED  imports: .*no_such_module.*\n +at .*\n +correct .* or install on this", said
+    )
+    with Running(device) as agent:
+        agent.until("trying again")
+    said = agent.log.read_text()
+    assert "WARNING conf/pipelines.yml:3: " in said
+    assert "WARNING trigger 't': there is no pipeline 'wrok'; did you mean 'work'" in said
+    assert said.count("WARNING conf/") == said.count("WARNING trigger") == 1
+
+
+def test_g12_an_input_that_no_node_reads_is_a_finding(device):
+    triggers = {"t": TopicTrigger(topic="a", pipeline="work", inputs={"nmae": "$payload"})}
+    report = checking.examined(AgentSettings(project=str(device), triggers=triggers))
+    (problem,) = report.errors
+    assert "triggers.t.inputs.nmae: no node of 'work' reads this input" in problem.message
+    (step,) = doctor._imported(report)
+    assert step.remedy == "correct it in agent.yml"
+
+
+async def test_g12_the_status_shows_the_disk_as_it_is(device, monkeypatch):
+    agent = Agent(config.read(None, {"name": "x", "project": str(device)}, {}))
+    await agent.open()
+    monkeypatch.setattr(housekeeping, "free_bytes", lambda _: 0)
+    found = await Control(agent).status()
+    assert found["disk_free"] == 0
+    assert found["status"] == "full"
+    assert found["full"] == "the disk is full: 0 KiB are free"
+    assert "the disk is full" in found["problem"]
+    await agent.close()
 
 
 def test_a_folder_of_the_store_that_is_not_there_is_said(device):
@@ -659,7 +898,7 @@ def test_rights_at_the_broker(tmp_path, device):
         assert "FAILED  gateway: no gateway answers" in done.stdout
         done = fp_agent("doctor", *where, "--password", "wrong", cwd=device, code=1)
         assert "FAILED  broker:" in done.stdout
-        assert "username, password" in done.stdout
+        assert "are username and password right?" in done.stdout
     with locked_broker(tmp_path, f"write {own}/state", f"read {own}/do") as where:
         done = fp_agent("doctor", *where, "--password", "secret", cwd=device, code=1)
         assert (
@@ -784,3 +1023,25 @@ def test_colors_are_for_terminals(device):
     )
     assert "\x1b[31mnot running" in done.stdout
     assert "\x1b" not in fp_agent("status", cwd=device, code=4).stdout
+
+
+@pytest.mark.parametrize(
+    ("free", "outbox", "why"),
+    [
+        (300 * 2**20, 0, None),
+        (100 * 2**20, 0, "the disk is nearly full: 100 MiB are free"),
+        (4096, 0, "the disk is full: 4 KiB are free"),
+        (300 * 2**20, 65 * 2**20, "the outbox is full: 65 MiB wait to be told"),
+    ],
+)
+def test_e23_a_device_without_room_says_why(free, outbox, why):
+    assert housekeeping.no_room(AgentSettings(), free, outbox) == why
+    floorless = AgentSettings(disk_floor=0)
+    full = housekeeping.no_room(floorless, free, outbox)
+    assert full == (None if free == 100 * 2**20 else why)
+
+
+def test_e23_a_full_agent_is_not_ready():
+    assert control.standing("ready", None) == "ready"
+    assert control.standing("ready", "the disk is full") == "full"
+    assert control.standing("draining", "the disk is full") == "draining"

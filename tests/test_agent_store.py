@@ -22,13 +22,14 @@ from msgspec.structs import replace
 from edge_agent import config, scheduling
 from edge_agent import store as agent_store
 from edge_agent.agent import Agent
-from edge_agent.clock import Reading
 from edge_agent.session import _RETRY_FULL, Session
 from edge_agent.store import AgentStore, Holding
 from fp_async import triggers
 from fp_async.backend import connected
+from fp_async.clock_steps import Reading
 from fp_async.gateway_schedules import Kept
 from fp_async.jobs import Job, Report, Template
+from fp_async.link_values import Message
 from fp_async.messages import AgentState, DeleteSchedule, PutSchedule, RunJob
 from fp_async.presence import Known
 from fp_async.stores.sqlite import SqliteStore
@@ -247,7 +248,11 @@ async def test_how_much_waits_to_be_told(both):
 async def test_starts_are_counted_and_the_store_has_one_id(both):
     first = await both.rows.begin()
     assert (len(first.store), first.starts) == (32, 1)
-    assert await both.rows.begin() == (first.store, 2)
+    second = await both.rows.begin()
+    assert (second.store, second.starts) == (first.store, 2)
+    assert len({"", first.life, second.life}) == 3, "each process has a word of its own"
+    assert await both.rows.overtake(7) == 8
+    assert await both.rows.overtake(3) == 9
     assert [await both.rows.next_number() for _ in range(3)] == [1, 2, 3]
 
 
@@ -261,7 +266,8 @@ BEGIN = """
         store = SqliteStore(Path(sys.argv[1]))
         await store.open()
         rows = AgentStore(store)
-        print(*await rows.begin(), await rows.next_number(), flush=True)
+        begun = await rows.begin()
+        print(begun.store, begun.starts, await rows.next_number(), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
     asyncio.run(main())
@@ -539,10 +545,13 @@ async def test_a_schedule_is_deleted_and_an_old_wish_for_that_is_not_followed(ag
         ({"trigger": b"5"}, "not a stored trigger"),
         ({"trigger": b'{"type":"interval","seconds":0,"start":0}'}, "seconds"),
         ({"trigger": b'{"type":"interval","seconds":1,"start":-1e300}'}, "start"),
-        ({"trigger": b'{"type":"interval","seconds":1,"start":"\xff"}'}, "."),
-        ({"trigger": b'{"type":"and","triggers":' + b"[" * 900 + b"]" * 900 + b"}"}, "."),
+        ({"trigger": b'{"type":"interval","seconds":1,"start":"\xff"}'}, "no UTF-8 at byte 40"),
+        (
+            {"trigger": b'{"type":"and","triggers":' + b"[" * 900 + b"]" * 900 + b"}"},
+            "triggers.0: expected a mapping",
+        ),
         ({"policy": b'{"coalesce":"maybe"}'}, "coalesce"),
-        ({"policy": b"[]"}, "Expected `object`"),
+        ({"policy": b"[]"}, "expected a mapping, got a list"),
         ({"template": b'{"nonsense":1}'}, "nonsense"),
         ({"template": b'{"spec":{"timeout":"long"}}'}, "timeout"),
     ],
@@ -655,3 +664,16 @@ def kit_schedule():
     from fp_async.jobs import Schedule
 
     return Schedule(id="s", pipeline="p", trigger=b"{}")
+
+
+async def test_e25_another_version_of_the_protocol_is_a_problem_and_told_once(agent, caplog):
+    session = Session(agent, None)
+    newer = Message("fp/v1/main/agent/pi/do", b'{"type":"Ping","v":2,"nonce":"n"}')
+    for _ in range(17):
+        await session._handle([newer])
+    assert "has version 2 of the protocol, and this program knows 1" in str(agent.problems)
+    assert caplog.text.count("version 2 of the protocol") == 1
+    assert agent.take_notices() == []  # the center makes no letters of it
+    acknowledged = Message(newer.topic, b'{"type":"Acknowledge","v":1,"ids":[]}')
+    await session._handle([acknowledged])
+    assert not agent.problems

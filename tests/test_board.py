@@ -14,7 +14,8 @@ from msgspec.structs import replace
 
 from fp_async import board as boards
 from fp_async.board import Board, lost
-from fp_async.jobs import Job, Offer, Spec
+from fp_async.gateway_log import GatewayLog
+from fp_async.jobs import Job, Letter, Offer, Spec
 from fp_async.messages import AgentState
 from fp_async.presence import Known
 from fp_async.wire import encode
@@ -473,6 +474,7 @@ def test_work_for_one_agent_does_not_grow_with_the_fleet():
 @pytest.mark.parametrize(
     "target", ["any:*", "any:all", "any:site=s7", "any:n=7777", "any:all,n=42"]
 )
+@pytest.mark.alone
 def test_work_for_any_of_ten_thousand_costs_little_more_than_for_any_of_a_hundred(target):
     small, big = large(100), large(10_000)
     one = [job("1", target)]
@@ -503,3 +505,70 @@ def test_all_of_a_large_fleet_get_some_of_the_work():
     for offer in offers[:1000]:
         counts[offer.agent] = counts.get(offer.agent, 0) + 1
     assert max(counts.values()) == 1, "nobody gets a second one before all have one"
+
+
+# What changes -----------------------------------------------------------------------------------
+
+
+def test_g4_who_can_run_something_else_now_is_asked_again():
+    before, other = known(), known()
+    board = made(a=before, b=other)
+    for name in "ab":
+        board.refuse("j", name, 0.0)
+    assert board.nobody_left(job())
+    board.believe("a", replace(before, state=replace(before.state, n=2)))
+    assert board.nobody_left(job()), "a new connection alone changes nothing"
+    board.believe("a", replace(before, state=replace(before.state, pipelines={"p": "1"})))
+    assert [offer.agent for offer in board.assign([job()], 0.0)] == ["a"]
+
+
+def test_g5_of_who_is_forgotten_nothing_is_left():
+    board = made(a=known(tags={"site": "berlin"}), b=known(tags={"site": "berlin"}))
+    bind(board, offered("1", "a"), offered("2", "b"))
+    board.pause("a", 100.0)
+    board.drop("a")
+    board.drop("a")
+    assert (list(board.agents), list(board.open)) == (["b"], ["2"])
+    assert board.candidates("all:site=berlin") == ["b"]
+    assert board.credit("a", 0.0) == 0
+    board.drop("b")
+    assert board.candidates("all:site") == []
+    board.believe("a", known())
+    assert [offer.agent for offer in board.assign([job()], 0.0)] == ["a"], "it is new"
+
+
+# What is logged ---------------------------------------------------------------------------------
+
+
+def test_g10_agents_that_come_and_go_are_a_line_each_and_many_at_once_are_one():
+    log = GatewayLog()
+    log.knew("pi-7", "away")
+    for state in ("ready", "ready", "away"):
+        log.sees("pi-7", state)
+    log.sees("pi-8", "ready")
+    log.forgets("pi-8")
+    log.forgets("pi-8")
+    assert list(log.lines()) == [
+        "agent 'pi-7' is ready (was away)",
+        "agent 'pi-7' is away (was ready)",
+        "agent 'pi-8' is ready (was unknown)",
+        "agent 'pi-8' is forgotten (was ready)",
+    ]
+    assert list(log.lines()) == []
+    for number in range(300):
+        log.sees(f"p{number}", "ready")
+    assert list(log.lines()) == ["300 agents are ready (were unknown): p0, p1, p2, p3, p4 ..."]
+
+
+def test_g10_dead_letters_and_waiting_jobs_are_counted():
+    log = GatewayLog()
+    log.buried([Letter(id=str(n), topic=f"t/{n}", reason="no") for n in range(7)])
+    for number in range(3):
+        log.waits("pi-7", f"job-{number}", "configuration: no")
+    log.waits("pi-8", "job-9", "configuration: no")
+    assert list(log.lines()) == [
+        "agent 'pi-7': 3 jobs wait: configuration: no",
+        "agent 'pi-8': job job-9 waits: configuration: no",
+        *(f"dead letter on t/{n}: no" for n in range(5)),
+        "2 more dead letters; see: flowerpower letters",
+    ]

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import anyio
+import msgspec
 import psutil
 import pytest
 import services
@@ -24,7 +25,9 @@ from edge_kit import AGENT, conf, edge_fleet, until_known
 from fleet import COMMAND, make
 from services import answers, free_port, program
 
-from fp_async import broker, broker_files, link
+from edge_agent import config as agent_config
+from edge_agent.config import AgentSettings
+from fp_async import broker, broker_files, documents, link, scaffold
 from fp_async.broker_files import Plan
 from fp_async.errors import BrokerError, MissingExtraError, PublishRefusedError, UsageError
 from fp_async.link import Link, Will, connected
@@ -249,6 +252,89 @@ async def test_nobody_takes_a_session_by_its_client_id(fenced, victim):
         assert owner.lost is None
 
 
+class TwoSites(Fenced):
+    """One broker for two sites, with one authority."""
+
+    @property
+    def second(self):
+        return self.place / "sites/berlin"
+
+    def prepare(self):
+        program("openssl")
+        names = ("--agents", "pi-7", "--local-topics", "sensors/#")
+        self.configure(*names, "--port", str(self.port), "--tls")
+        self.configure(*names, "--site", "berlin")
+
+    def agent(self, folder):
+        """As the agent itself connects, by the agent.yml that was written for it."""
+        return agent_config.address(agent_config.read(folder / "agents/pi-7/agent.yml", {}, {}))
+
+
+async def test_b6_agents_of_one_name_in_two_sites_share_a_broker():
+    with TwoSites() as server:
+        main, berlin = server.agent(server.place), server.agent(server.second)
+        assert (main.client_id, berlin.client_id) == ("pi-7", "pi-7@berlin")
+        gateway = yaml.safe_load((server.second / "gateway/mqtt.yml").read_text())["broker"]
+        gateway = Link.of(gateway.pop("uri"), **gateway)
+        async with (
+            connected(main) as ours,
+            connected(berlin) as theirs,
+            connected(gateway) as boss,
+        ):
+            await boss.subscribe("fp/v1/berlin/#", 1)
+            await theirs.subscribe("fp/v1/berlin/agent/pi-7/do", 1)
+            await ours.subscribe("fp/v1/berlin/agent/pi-7/do", 1)  # granted, and nothing comes
+            await ours.subscribe("fp/v1/main/agent/pi-7/do", 1)
+            await say(ours, "fp/v1/berlin/agent/pi-7/report", b"not mine")
+            await theirs.publish("fp/v1/berlin/agent/pi-7/report", b"mine", qos=1)
+            await say(theirs, "fp/v1/main/agent/pi-7/report", b"not mine")
+            await boss.publish("fp/v1/berlin/agent/pi-7/do", b"for berlin", qos=1)
+            await boss.publish("fp/v1/berlin/agent/pi-7/do", b"last", qos=1)
+            assert await until(theirs, b"last") == [("fp/v1/berlin/agent/pi-7/do", b"for berlin")]
+            assert await until(boss, b"for berlin") == [("fp/v1/berlin/agent/pi-7/report", b"mine")]
+            assert (ours.lost, theirs.lost) == (None, None)
+        near = agent_config.read(server.second / "agents/pi-7/agent.yml", {}, {})
+        async with connected(agent_config.triggers_address(near)) as local:
+            await local.subscribe("sensors/#", 1)
+
+
+async def test_b6_without_rights_they_do_not_throw_each_other_off():
+    with services.Mosquitto() as server:
+        sites = ("main", "berlin", "paris")
+        settings = [AgentSettings(name="pi-7", broker=server.uri, site=site) for site in sites]
+        settings.append(AgentSettings(name="pi-7", broker=server.uri, prefix="other"))
+        async with contextlib.AsyncExitStack() as stack:
+            links = [agent_config.address(each) for each in settings]
+            opened = [await stack.enter_async_context(connected(link)) for link in links]
+            for each in opened:
+                await each.subscribe("ping", 1)
+            await opened[0].publish("ping", b"last", qos=1)
+            for each in opened:
+                assert await until(each, b"last") == []
+            assert [each.lost for each in opened] == [None] * 4
+
+
+def test_b6_a_site_that_was_configured_before_keeps_its_users(tmp_path):
+    make_it = ("broker-config", "--agents", "pi-7", "--site", "berlin")
+    flowerpower(*make_it, cwd=tmp_path)
+    place = tmp_path / "broker"
+    assert "username: pi-7@berlin" in (place / "agents/pi-7/agent.yml").read_text()
+    shutil.rmtree(place / "agents")
+    (place / "passwords").unlink()
+    state = json.loads((place / "broker-config.json").read_text())
+    del state["plan"]["plain"]  # as an earlier release has written it
+    (place / "broker-config.json").write_text(json.dumps({**state, "written": {}}))
+    flowerpower("broker-config", "--agents", "pi-8", "--overwrite", cwd=tmp_path)
+    users = [line.partition(":")[0] for line in (place / "passwords").read_text().splitlines()]
+    assert users == ["fp-gateway-berlin", "pi-7", "pi-8@berlin"]
+    assert "pattern write fp/v1/berlin/agent/%u/report" in (place / "acl").read_text()
+    flowerpower("broker-config", "--revoke", "pi-7", cwd=tmp_path)
+    flowerpower("broker-config", "--agents", "pi-7", cwd=tmp_path)
+    users = [line.partition(":")[0] for line in (place / "passwords").read_text().splitlines()]
+    assert sorted(users) == ["fp-gateway-berlin", "pi-7@berlin", "pi-8@berlin"]
+    assert "pattern" not in (place / "acl").read_text()
+
+
 async def test_without_that_option_a_session_is_taken(tmp_path):
     """What `use_username_as_clientid` is for."""
     with Fenced() as server:
@@ -436,7 +522,15 @@ def test_secrets_are_for_their_owner_only(tmp_path):
         for path in (tmp_path / "broker").rglob("*")
         if path.is_file()
     }
-    public = {"mosquitto.conf", "acl", "broker-config.json", "ca.crt", "server.crt", "client.crt"}
+    public = {
+        ".gitignore",
+        "mosquitto.conf",
+        "acl",
+        "broker-config.json",
+        "ca.crt",
+        "server.crt",
+        "client.crt",
+    }
     assert {name for name, mode in modes.items() if mode != 0o600} == public
 
 
@@ -462,15 +556,149 @@ def test_an_agents_folder_that_was_moved_away_keeps_its_user(tmp_path):
     assert (tmp_path / "broker/passwords").read_bytes().startswith(before)
 
 
-def test_what_was_changed_by_hand_stays(tmp_path):
+def test_g5_lines_of_others_in_the_rights_stay_and_ours_are_renewed(tmp_path):
+    place = tmp_path / "broker"
     flowerpower("broker-config", "--agents", "pi-7", cwd=tmp_path)
-    path = tmp_path / "broker/acl"
-    path.write_text("mine\n")
-    done = flowerpower("broker-config", "--topics", "doors/#", cwd=tmp_path)
-    assert "acl was changed by hand" in done.stderr
-    assert path.read_text() == "mine\n"
+    path = place / "acl"
+    mine = "\nuser shop\ntopic write orders/#\n"
+    among = "topic readwrite fp/v1/main/#\n"
+    path.write_text(path.read_text().replace(among, f"{among}topic read extra/#\n") + mine)
+    for options in (
+        ("--client", "c", "--publish", "c/#"),
+        ("--topics", "doors/#"),
+        ("--overwrite",),
+    ):
+        done = flowerpower("broker-config", *options, cwd=tmp_path)
+        assert "by hand" not in done.stderr
+    text = path.read_text()
+    assert text.endswith(f"user fp-gateway-main\ntopic read extra/#\n{mine}")
+    assert "topic read doors/#" in text
+    assert "user pi-7\ntopic write fp/v1/main/agent/pi-7/state\n" in text, "listed, for the client"
+    assert "user c\ntopic write c/#\n" in text
+    flowerpower("broker-config", "--revoke", "c", cwd=tmp_path)
+    assert path.read_text().endswith(f"user fp-gateway-main\ntopic read extra/#\n{mine}")
+    assert "topic write c/#" not in path.read_text()
+    assert not (place / "clients/c").exists()
+
+
+@pytest.mark.parametrize("kind", ["mosquitto", "emqx"])
+def test_g5_rights_that_an_earlier_release_wrote_get_their_marks(kind):
+    plan = Plan(agents=("pi-7",), kind=kind)
+    ours = broker_files.rights(plan)
+    unmarked = "".join(
+        x for x in ours.splitlines(True) if "> broker-config" not in x and "<<<" not in x
+    )
+    strange = '{allow, {username, "x"}, all, ["a"]}.' if kind == "emqx" else "user x\ntopic read a"
+    after = broker_files.rights(plan, f"{unmarked}{strange}\n", plan)
+    deny = "{deny, all}.\n" if kind == "emqx" else ""
+    assert after == ours.removesuffix(deny) + f"{strange}\n{deny}"
+    assert broker_files.rights(plan, after, plan) == after
+
+
+def test_g5_a_line_without_a_user_keeps_the_one_that_it_stood_under():
+    plan = Plan(agents=("a",), site="berlin")
+    text = broker_files.rights(plan) + "topic read mine/#\n"
+    more = msgspec.structs.replace(plan, agents=("a", "b"))
+    after = broker_files.rights(more, text, plan)
+    assert after.endswith("user a@berlin\ntopic read mine/#\n")
+
+
+def test_g5_what_changes_is_changed_in_files_that_others_have_edited(tmp_path):
+    place = tmp_path / "broker"
+    flowerpower("broker-config", "--agents", "pi-7", cwd=tmp_path)
+    agent, conf = place / "agents/pi-7/agent.yml", place / "mosquitto.conf"
+    agent.write_text(f"# mine\n{agent.read_text()}tags: {{a: b}}\n")
+    conf.write_text(conf.read_text().replace("autosave_interval 1", "autosave_interval 9"))
+    before = contents(place)
+    assert "by hand" not in flowerpower("broker-config", cwd=tmp_path).stderr, "all is as it was"
+    assert contents(place) == before
+    options = ("--host", "new.example", "--port", "1999", "--local-topics", "s/#")
+    assert "by hand" not in flowerpower("broker-config", *options, cwd=tmp_path).stderr
+    said = yaml.safe_load(agent.read_text())
+    assert (said["broker"], said["tags"]) == ("mqtt://new.example:1999", {"a": "b"})
+    assert said["triggers_broker"].startswith("mqtt://pi-7-triggers:")
+    assert "listener 1999" in conf.read_text()
+    assert "autosave_interval 9" in conf.read_text()
+    agent.write_text("name: pi-7\npassword: x\n")
+    done = flowerpower("broker-config", "--port", "2000", cwd=tmp_path)
+    assert (
+        "agent.yml was changed by hand and is left as it is, and lacks: broker: mqtt://"
+        in done.stderr
+    )
+    assert agent.read_text() == "name: pi-7\npassword: x\n"
     flowerpower("broker-config", "--overwrite", cwd=tmp_path)
-    assert "topic read doors/#" in path.read_text()
+    assert "broker: mqtt://new.example:2000" in agent.read_text()
+
+
+def test_g5_another_host_gets_a_certificate_of_its_own(tmp_path):
+    flowerpower("broker-config", "--agents", "pi-7", "--tls", cwd=tmp_path)
+    path = tmp_path / "broker/server.crt"
+    before = path.read_bytes()
+    flowerpower("broker-config", "--host", "new.example", cwd=tmp_path)
+    assert path.read_bytes() != before
+    shown = services.run(["openssl", "x509", "-in", str(path), "-noout", "-ext", "subjectAltName"])
+    assert "DNS:new.example" in shown
+    path.write_bytes(before)
+    done = flowerpower("broker-config", "--host", "other.example", cwd=tmp_path)
+    assert "server.crt was changed by hand and is left as it is, and lacks: the name" in done.stderr
+
+
+def test_g2_what_concerns_the_broker_is_said_of_all_its_sites(tmp_path):
+    flowerpower("broker-config", "--agents", "pi-7", cwd=tmp_path)
+    flowerpower("broker-config", "--agents", "pi-7", "--site", "berlin", cwd=tmp_path)
+    flowerpower("broker-config", "--host", "new.example", cwd=tmp_path)
+    place = tmp_path / "broker/sites/berlin"
+    assert "mqtt://new.example:1883" in (place / "gateway/mqtt.yml").read_text()
+    assert "mqtt://new.example:1883" in (place / "agents/pi-7/agent.yml").read_text()
+    flowerpower("broker-config", "--revoke", "pi-7", "--site", "berlin", cwd=tmp_path)
+    users = [x.partition(":")[0] for x in (tmp_path / "broker/passwords").read_text().splitlines()]
+    assert users == ["fp-gateway-main", "pi-7", "fp-gateway-berlin"]
+
+
+def test_g14_the_folder_keeps_itself_out_of_a_repository(tmp_path):
+    flowerpower("broker-config", "--agents", "pi-7", "--tls", "--out", "x", cwd=tmp_path)
+    flowerpower("broker-config", "--agents", "pi-7", "--site", "berlin", "--out", "x", cwd=tmp_path)
+    services.run(["git", "init", "-q", str(tmp_path)])
+    git = ["git", "-C", str(tmp_path)]
+    assert services.run([*git, "status", "--porcelain", "--untracked-files=all"]) == ""
+    scaffold.create_project(tmp_path)
+    assert "broker/" in (tmp_path / ".gitignore").read_text().splitlines()
+
+
+async def test_g7_a_client_has_its_rights_and_a_certificate():
+    with Fenced() as server:
+        server.configure("--client", "shop", "--publish", "orders/#", "--subscribe", "answers/#")
+        server.reload()
+        folder = server.place / "clients/shop"
+        said = yaml.safe_load((folder / "client.yml").read_text())
+        files = {key: str(folder / said.pop(key)) for key in ("ca_file", "cert_file", "key_file")}
+        shop = Link.of(said.pop("uri"), client_id="whatever", **said, **files)
+        async with connected(shop) as client, connected(server.link("gateway")) as boss:
+            await client.subscribe("answers/#", 1)
+            await client.subscribe("sensors/#", 1)
+            assert await refused(client, "sensors/s1")
+            assert await refused(client, f"{TOP}/agent/shop/state")
+            assert not await refused(client, "orders/1")
+            await boss.publish("sensors/s1", b"not for it", qos=1)
+            await boss.publish("answers/1", b"last", qos=1)
+            assert await until(client, b"last") == []
+        async with connected(server.link("pi-7")) as agent:
+            assert not await refused(agent, f"{TOP}/agent/pi-7/report")
+            assert await refused(agent, f"{TOP}/agent/pi-8/report")
+        text = (folder / "client.yml").read_text()
+        assert "one user is one connection" in text
+        (command,) = [line[2:] for line in text.splitlines() if line.startswith("# mosquitto_pub")]
+        command = command.replace("TOPIC", "orders/2")
+        subprocess.run(command, shell=True, cwd=folder, check=True, timeout=20)
+
+
+async def refused(connection, topic):
+    """Whether the broker says no to a message."""
+    try:
+        await connection.publish(topic, b"x", qos=1)
+    except PublishRefusedError:
+        return True
+    return False
 
 
 def test_files_of_others_stop_it_before_anything_is_written(tmp_path):
@@ -520,10 +748,49 @@ def test_bad_input_of_broker_config(tmp_path, arguments, message):
     assert not contents(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["--emqx", "--mosquitto"])
+@pytest.mark.parametrize("evil", ["\n", "\r", "\0", '"', "\\", "\x7f", "\x85", "\u2028"])
+@pytest.mark.parametrize(
+    "option", ["at", "host", "site", "prefix", "agents", "topics", "answers", "local_topics"]
+)
+def test_e28_nothing_ends_its_line_in_a_file_of_the_broker(option, evil, kind):
+    text = f"x{evil}allow_anonymous"
+    value = (text,) if option in ("agents", "topics", "answers", "local_topics") else text
+    given = {"agents": ("a",), "kind": kind.strip("-"), option: value}
+    with pytest.raises(UsageError):
+        broker_files.check(broker_files.Plan(**given))
+
+
+@pytest.mark.parametrize("field", ["publish", "subscribe"])
+def test_e28_nor_a_filter_of_a_client(field):
+    client = broker_files.Client(**{field: ("a\ntopic readwrite #",)})
+    with pytest.raises(UsageError, match="topic filter"):
+        broker_files.check(broker_files.Plan(clients={"shop": client}))
+    with pytest.raises(UsageError, match="client 'a\\nb'"):
+        broker_files.check(broker_files.Plan(clients={"a\nb": broker_files.Client(("x",))}))
+
+
+def test_e28_a_folder_of_any_name_is_a_text_in_yaml():
+    plan = broker_files.Plan(agents=("a",), tls=True)
+    text = broker_files.mqtt_yml(plan, "p", "/srv/a: b #1\n")
+    found = documents.parse(text, "mqtt.yml", {}).data
+    assert found["broker"]["ca_file"] == "/srv/a: b #1\n/ca.crt"
+    assert "  ca_file: /srv/a/ca.crt\n" in broker_files.mqtt_yml(plan, "p", "/srv/a")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--site other", "is for site 'main': take another folder with --out"),
+        (
+            "--site other --port 1",
+            "shares the broker of broker: say what concerns the broker (port)",
+        ),
+        ("--publish a", "whose? --client NAME"),
+        ("--client shop", "--client shop: what may it do?"),
+        ("--client pi-7 --publish a", "'pi-7' would be two users"),
+        ("--client shop --publish a/#/b", "topic filter 'a/#/b'"),
+        ("--client shop --publish fp/#", "client 'shop' could speak as gateway or agent"),
+        ("--client fp-gateway-x --publish a", "names that begin with fp-gateway- are gateways'"),
         ("--emqx", "is for kind 'mosquitto'"),
         ("--agents pi-8 --revoke pi-7,pi-8", "unknown agent 'pi-8'"),
         ("--agents pi-7 --revoke pi-7", "stands in both"),
@@ -578,7 +845,7 @@ async def gone(port):
 
 async def echo(port, version):
     """A message there and back, in this version of MQTT only."""
-    session = await link._try(Link(host="127.0.0.1", port=port), version)
+    session = await link._try(Link(host="127.0.0.1", port=port), version, None)
     try:
         connection = link.Connection(session)
         await connection.subscribe("x", 1)

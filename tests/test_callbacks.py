@@ -11,7 +11,16 @@ import anyio
 import pytest
 from fleet import fleet
 
-from fp_async import NodeError, Project, RunEvent, UsageError, WorkerSettings, callbacks
+from fp_async import (
+    FlowerPowerError,
+    NodeError,
+    Project,
+    RunEvent,
+    UsageError,
+    WorkerSettings,
+    callbacks,
+)
+from fp_async.log_levels import _OnStderr
 
 PIPELINE = """
 import os
@@ -204,6 +213,33 @@ async def test_a_wrong_name_silences_no_other_and_hooks_are_no_pipelines(project
     report = project.check()
     assert report.pipelines == ["work"]
     assert len(report.errors) == 3
+
+
+async def test_e9_what_was_refused_before_anything_began_is_told_to_the_caller_alone(project):
+    refusals = (
+        {"inputs": {"nubmer": 1}},
+        {"inputs": {"number": "x"}},
+        {"inputs": {"number": 1}, "final_vars": ["vaule"]},
+        {"inputs": {"number": 1}, "cache": True, "executor": "hamilton"},
+        {"inputs": {"number": 1}, "config": {"nothing": 1}},
+    )
+    told = []
+    for options in refusals:
+        with pytest.raises(FlowerPowerError) as raised:
+            await project.run("work", on_failure=told.append, **options)
+        assert raised.value.exit_code == 2
+    assert (told, kinds(project)) == ([], [])
+
+
+def test_e9_what_is_wrong_with_a_function_is_a_warning_of_the_command(capsys):
+    handler = _OnStderr()
+    for name, level in (("fp_async", 30), ("fp_async.cli", 40), ("my_flow", 30)):
+        handler.emit(logging.LogRecord(name, level, "f", 1, "it is %s", ("so",), None))
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: it is so",
+        "it is so",
+        "it is so",
+    ]
 
 
 # Jobs ---------------------------------------------------------------------------------------

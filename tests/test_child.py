@@ -112,7 +112,9 @@ async def test_what_a_node_prints_goes_to_stderr(make_project, tmp_path):
 
 @pytest.mark.parametrize("how", ["cancel", "timeout"])
 async def test_cutting_a_run_kills_its_child(project, marker, how):
+    await run(project, "pid")  # a child is ready: starting one may take longer than the timeout
     timeout = 3 if how == "timeout" else None
+    await run(project, "pid")  # on a busy machine a process starts late
     task = asyncio.create_task(run(project, "stuck", inputs={"marker": marker}, timeout=timeout))
     pid = await written(marker)
     if how == "cancel":
@@ -224,6 +226,7 @@ def test_a_project_in_several_event_loops(make_project):
     assert children() == set()
 
 
+@pytest.mark.alone
 async def test_large_values_do_not_hold_the_loop_up(project):
     loop, gaps = asyncio.get_running_loop(), []
 

@@ -192,7 +192,7 @@ def test_the_document_schedule(idle, line, words):
         assert "--now" in text
         assert row["state"] == "over"
     else:
-        assert len(re.findall(r"next  \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d  in ", text)) == 3
+        assert len(re.findall(r"next  \d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d  in ", text)) == 3
     assert flowerpower(*shlex.split(line), cwd=idle).stdout.splitlines()[0] == text.splitlines()[0]
     assert len(as_json("schedules", cwd=idle)) == 1
 
@@ -360,7 +360,7 @@ def test_the_schedules_of_the_configuration_are_applied(idle):
     assert as_json("schedules", cwd=idle) == []
 
 
-def test_check_finds_what_would_stop_a_worker(idle):
+def test_check_finds_the_schedule_that_a_worker_leaves_out(idle):
     (idle / "conf" / "pipelines.yml").write_text(
         "run: {my_flow: {dev: {schedule: [{type: interval, params: {hours: 1}},"
         " {type: interval, params: {hour: 1}}]}}}\n"
@@ -370,7 +370,8 @@ def test_check_finds_what_would_stop_a_worker(idle):
     (found,) = [p for p in problems["problems"] if p["where"] == where]
     assert found["level"] == "error"
     assert "did you mean 'hours'" in found["message"]
-    assert where in flowerpower("start-worker", cwd=idle, code=2).stderr
+    with worker(cwd=idle) as process:
+        process.until(re.escape(where))
 
 
 def test_a_file_of_something_else_is_left_alone(idle):
@@ -684,3 +685,18 @@ def test_records_with_fields_like_methods(capsys):
     assert json.loads(capsys.readouterr().out) == {"value": {"head": 1, "shape": [2], "tolist": 3}}
     show_result({"value": record}, "table")
     assert capsys.readouterr().out == "value  Head(head=1, shape=(2,), tolist=3)\n"
+
+
+# Several at once, and since when ----------------------------------------------------------------
+
+
+def test_d13_several_jobs_are_cancelled_and_retried_at_once(idle):
+    ids = [flowerpower("add-job", "my_flow", cwd=idle).stdout.strip() for _ in range(2)]
+    done = flowerpower("cancel", *ids, "00000000", ids[0], cwd=idle, code=2)
+    assert done.stdout.splitlines() == [f"job {id}: cancelled" for id in ids]
+    assert "unknown job '00000000'" in done.stderr
+    retried = flowerpower("retry", *ids, cwd=idle).stdout.splitlines()
+    rows = as_json("jobs", "--since", "10min", "--state", "queued", cwd=idle)
+    assert sorted(row["id"] for row in rows) == sorted(retried)
+    assert {row["retried_from"] for row in rows} == set(ids)
+    assert as_json("jobs", "--since", "2099-01-01", cwd=idle) == []

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from fp_async.codec import Record, decode, decode_value, encode, encode_value
 from fp_async.errors import EncodingError
-from fp_async.typed import Text
+from fp_async.values.text import Text
 
 
 class Color(enum.Enum):

@@ -185,6 +185,13 @@ def test_leap_days_are_found_even_on_one_day_of_the_week_only():
         ("* * * foo *", "month 'foo'.*valid: 1-12 or jan-dec"),
         ("* * * * 8", "day of week '8'.*valid: 0-7 or sun-sat"),
         ("* * * * fri-mon", "runs backwards"),
+        ("0 0 L * *", "the trigger cron has: day='last'"),
+        ("0 0 * * 5L", "the trigger cron has: day='last fri'"),
+        ("0 0 * * MONL", "the trigger cron has: day='last mon'"),
+        ("0 0 * * tue#3", "the trigger cron has: day='3rd tue'"),
+        ("0 0 15W * *", "no trigger here has the like"),
+        ("H H * * *", "no trigger here has the like"),
+        ("0 0 ? * MON", "write \\* for"),
         ("5/15 * * * *", "write 5-59/15"),
         ("*/0 * * * *", "at least 1"),
         ("1,,2 * * * *", "'' is no value"),
@@ -214,3 +221,9 @@ def test_any_text_is_an_expression_or_a_trigger_error(text):
 def test_a_naive_time_is_refused():
     with pytest.raises(TriggerError, match="needs a time zone"):
         crontab.next_after(crontab.parse("@daily"), datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+@pytest.mark.parametrize("days", ["MON-SUN", "mon-7", "1-7", "1-0", "0-6", "*", "sun-sat"])
+def test_c3_a_week_may_end_with_sunday(days):
+    assert crontab.parse(f"0 0 * * {days}").weekdays == frozenset(range(7))
+    assert crontab.parse("0 0 * * fri-sun").weekdays == {5, 6, 0}

@@ -26,7 +26,7 @@ import polars as pl
 import pytest
 from conftest import MakeProject
 
-from fp_async import ExecutorSettings, GraphError, NodeError, Pipeline, Project, dag
+from fp_async import ExecutorSettings, GraphError, NodeError, Pipeline, Project
 from fp_async.errors import FlowerPowerError
 
 # After `dag`, which turns off the autoloading of every data library.
@@ -1147,7 +1147,6 @@ async def outcome(
 
 def oracle(case: Case, folder: Path) -> dict[str, Any]:
     """What Hamilton's sync driver gives for the source with `def`."""
-    dag.load_extensions(["pandas", "polars"])
     file = folder / "oracle.py"
     file.write_text(case.written(DEF))
     builder = driver.Builder().with_modules(loaded(file)).with_config(dict(case.config))
@@ -1393,12 +1392,10 @@ CACHED = """
 async def test_cached_nodes_are_not_executed_again(
     make_project: MakeProject,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     kind: str,
     executor: str,
     setting: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     log = tmp_path / "log"
     config = f"run: {{flow: {{dev: {{cache: {setting}}}}}}}"
     for _ in range(2):
@@ -1406,4 +1403,60 @@ async def test_cached_nodes_are_not_executed_again(
         inputs = {"x": 1, "log": str(log)}
         assert await project.run("flow", inputs, "after", executor=executor) == {"after": 21}
     assert log.read_text().split() == ["cached", "again", "after", "again"]
-    assert (tmp_path / ("kept" if setting == "kept" else ".hamilton_cache")).is_dir()
+    assert (project.root / ("kept" if setting == "kept" else ".hamilton_cache")).is_dir()
+
+
+FUTURE = "from __future__ import annotations\n"
+
+
+@pytest.mark.parametrize("future", ["", FUTURE])
+@pytest.mark.parametrize("kind", ["def", "async def"])
+async def test_c9_savers_and_loaders_with_annotations_as_text(
+    make_project: MakeProject, future: str, kind: str
+) -> None:
+    """hamilton#1297."""
+    flow = f"""
+from hamilton.function_modifiers import dataloader, datasaver
+@dataloader()
+def raw(x: int) -> tuple[int, dict]:
+    return x, {{"from": "x"}}
+@datasaver()
+{kind} saved(raw: int, later: Later = None) -> dict:
+    return {{"size": raw}}
+class Later:
+    pass
+""".replace(", later: Later = None" if not future else "\0", "")
+    assert await make_project(flow=future + flow).run("flow", {"x": 2}, "saved") == {
+        "saved": {"size": 2}
+    }
+
+
+@pytest.mark.parametrize("kind", ["int", "Missing"])
+async def test_c9_a_saver_that_gives_no_dict_is_still_refused(
+    make_project: MakeProject, kind: str
+) -> None:
+    flow = f"{FUTURE}from hamilton.function_modifiers import datasaver\n"
+    flow += f"@datasaver()\ndef saved(x: int) -> {kind}:\n    return 1\n"
+    with pytest.raises(FlowerPowerError, match=r"must return a dict|'Missing' is not defined"):
+        await make_project(flow=flow).run("flow", {"x": 2})
+
+
+async def test_c11_h16_a_key_that_is_missing_while_building_says_what_it_is(
+    make_project: MakeProject,
+) -> None:
+    flow = """
+        from hamilton.function_modifiers import ResolveAt, parameterize, resolve, value
+        @resolve(
+            when=ResolveAt.CONFIG_AVAILABLE,
+            decorate_with=lambda k: parameterize(q={"z": value({}["gone"] if k else 1)}),
+        )
+        def f(x: int, z: int) -> int:
+            return z
+    """
+    project = make_project(flow=flow)
+    with pytest.raises(GraphError, match=r"need `hamilton\.enable_power_user_mode: true`"):
+        await project.run("flow", {"x": 1}, config={"k": 1})
+    power = {"hamilton.enable_power_user_mode": True}
+    with pytest.raises(GraphError, match="KeyError: 'gone'"):
+        await project.run("flow", {"x": 1}, config={"k": 1, **power})
+    assert await project.run("flow", {"x": 1}, config={"k": 0, **power}) == {"q": 1}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import collections.abc
 import contextlib
-import logging
-import sqlite3
+import os
+import subprocess
 import sys
 import threading
 import typing
@@ -14,15 +14,14 @@ from typing import Annotated, Any, NewType, TypedDict
 
 import pytest
 from hamilton import htypes
-from hamilton.caching.stores.file import FileResultStore
 from hamilton.lifecycle import base as lifecycle_base
+from ids import plain
 
-from fp_async import NodeError
-from fp_async.annotations import fits
+from fp_async import NodeError, UsageError
 from fp_async.build_errors import hint
-from fp_async.dag import load_all_extensions
-from fp_async.errors import FlowerPowerError, GraphError, RunTimeoutError
+from fp_async.errors import GraphError, RunTimeoutError
 from fp_async.pictures import tree
+from fp_async.values.coerce import fits
 
 CHAIN = """
     def a(x: int) -> int:
@@ -264,13 +263,13 @@ async def test_progress_hears_of_each_item(make_project):
 # Errors that are no node's -----------------------------------------------------------------
 
 
-async def test_a_chain_too_deep_for_hamilton_says_so(make_project, tmp_path):
+async def test_a_chain_too_deep_for_hamilton_says_so(make_project):
     lines = ["def n0(x: int) -> int:\n    return x\n"]
     for i in range(1, 6000):
         lines.append(f"def n{i}(n{i - 1}: int) -> int:\n    return n{i - 1}\n")
-    project = make_project(CACHED.replace("CACHE", str(tmp_path / "kept")), flow="".join(lines))
+    project = make_project(flow="".join(lines))
     with pytest.raises(GraphError, match="too deep for Hamilton") as caught:
-        await project.run("flow", {"x": 1})
+        await project.run("flow", {"x": 1}, executor="hamilton")
     assert str(sys.getrecursionlimit()) in str(caught.value)
     assert caught.value.__cause__ is None
 
@@ -281,29 +280,12 @@ async def test_a_node_that_recurses_too_deep_is_a_nodes_error(make_project):
         await project.run("flow", adapters=[Remote()])
 
 
-@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'gone'"), sqlite3.Error()])
-async def test_an_error_of_the_cache_is_no_nodes(make_project, tmp_path, monkeypatch, error):
-    def broken(self, *_: object, **__: object) -> None:
-        raise error
-
-    config = CACHED.replace("CACHE", str(tmp_path / "kept"))
-    await make_project(config, flow=CHAIN).run("flow", {"x": 1})
-    monkeypatch.setattr(FileResultStore, "get", broken)
-    with pytest.raises(
-        FlowerPowerError, match=r"cache of pipeline 'flow' failed: .*kept"
-    ) as caught:
-        await make_project(config, flow=CHAIN).run("flow", {"x": 1})
-    assert not isinstance(caught.value, NodeError)
-    assert caught.value.__cause__ is error
-
-
-async def test_processpool_says_that_fan_out_runs_in_threads(make_project, caplog):
-    project = make_project(flow=FAN_OUT.format(kind="def", body="return items"))
-    inputs = {"x": 3, "started": 1, "release": 1}
-    with caplog.at_level(logging.WARNING, "fp_async"):
-        for _ in range(2):
-            await project.run("flow", inputs, executor="processpool")
-    assert [r.getMessage().count("'processpool' has no effect") for r in caplog.records] == [1]
+@pytest.mark.parametrize("executor", ["processpool", "hamilton"])
+async def test_executors_that_cannot_refuse_remote_adapters(make_project, executor):
+    project = make_project(flow=CHAIN)
+    text = f"cannot run with executor '{executor}': .*do_remote_execute"
+    with pytest.raises(UsageError, match=text):
+        await project.run("flow", {"x": 3}, executor=executor, adapters=[Remote()])
 
 
 @pytest.mark.parametrize("executor", ["local", "threadpool"])
@@ -393,12 +375,12 @@ WRONG: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "value"), FITTING, ids=str)
+@pytest.mark.parametrize(("kind", "value"), FITTING, ids=plain)
 def test_values_that_fit(kind, value):
     assert fits(value, kind)
 
 
-@pytest.mark.parametrize(("kind", "value"), WRONG, ids=str)
+@pytest.mark.parametrize(("kind", "value"), WRONG, ids=plain)
 def test_values_that_do_not_fit(kind, value):
     assert not fits(value, kind)
     with contextlib.suppress(TypeError):
@@ -431,12 +413,52 @@ def test_the_unknown_frame_has_a_way_out():
     assert hint("another <function f.<locals>.g at 0x1>") == "another function f.<locals>.g"
 
 
-def test_extensions_of_all_imported_libraries_are_loaded(monkeypatch):
-    asked: list[str] = []
-    monkeypatch.setattr("fp_async.dag._load_extension", asked.append)
-    monkeypatch.setitem(sys.modules, "vaex", typing)
-    load_all_extensions()
-    assert "vaex" in asked
+OWN_CODE = """
+import asyncio, os, sys
+import fp_async
+from fp_async import run
+
+print(asyncio.run(run("flow", project=".")))
+assert "HAMILTON_AUTOLOAD_EXTENSIONS" not in os.environ
+assert "polars" not in sys.modules
+
+import polars as pl
+from hamilton import ad_hoc_utils, driver
+from hamilton.function_modifiers import extract_columns
+from hamilton.io.materialization import to
+
+@extract_columns("q")
+def frame() -> pl.DataFrame:
+    return pl.DataFrame({"q": [1, 2]})
+
+def total(q: pl.Series) -> int:
+    return q.sum()
+
+module = ad_hoc_utils.create_temporary_module(frame, total)
+print(to.csv is not None, driver.Builder().with_modules(module).build().execute(["total"]))
+"""
+
+
+def test_h12_loaders_of_any_library_and_the_programs_own_hamilton_code(make_project, tmp_path):
+    flow = """
+        from hamilton.function_modifiers import load_from, save_to, value
+        @load_from.yaml(path=value("in.yml"))
+        def size(loaded: dict) -> int:
+            return len(loaded)
+        @save_to.yaml(path=value("out.yml"))
+        def kept(size: int) -> dict:
+            return {"size": size}
+    """
+    root = make_project(flow=flow).root
+    (root / "in.yml").write_text("a: 1\nb: 2\n")
+    environ = {n: v for n, v in os.environ.items() if n != "HAMILTON_AUTOLOAD_EXTENSIONS"}
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_CODE], cwd=root, capture_output=True, text=True, env=environ
+    )
+    assert done.stderr == ""
+    first, second = done.stdout.splitlines()
+    assert "kept" in first
+    assert second == "True {'total': 3}"
 
 
 def test_a_deep_tree_stays_narrow(make_project):

@@ -15,11 +15,12 @@ import anyio
 import fleet
 import pytest
 import services
-from edge_kit import AGENT, Broker, check, conf, edge_fleet, until_known
+from edge_kit import AGENT, Broker, check, conf, edge_fleet, until_gateway, until_known
 from faults import Proxy
-from fleet import make, until_ended
+from fleet import COMMAND, make, until_ended
 
 from edge_agent import control
+from fp_async import versions
 from fp_async.errors import JobCancelledError, JobFailedError, JobNotFinishedError, UsageError
 
 SQLITE = "data_store:\n  type: sqlite\n  uri: sqlite:///jobs.db\n"
@@ -126,9 +127,66 @@ async def test_a_job_runs_on_the_agent_that_was_asked_for(edge):
     (job,) = await edge.project.list_jobs()
     assert (job.state, job.agent, job.attempt) == ("succeeded", "pi-8", 1)
     whole = await edge.project.get_job(job.id)
-    assert {node.node for node in whole.trace.nodes} == {"doubled", "summed"}
-    assert whole.trace.worker == "pi-8"
+    assert {node.node for node in whole.nodes} == {"doubled", "summed"}
+    assert whole.worker == "pi-8"
     assert {event.node for event in seen} == {"doubled", "summed"}
+
+
+PLACES = """
+from pathlib import Path
+
+from fp_async import load_params
+
+PARAMS = load_params(__file__)
+
+
+def read(source: Path, default: Path = Path("data/x.txt")) -> list:
+    return [source.read_text(), default.read_text()]
+
+
+def of_params(where: Path = PARAMS.of_params.where) -> str:
+    return where.read_text()
+
+
+def opened(source: Path) -> str:
+    Path("written.txt").write_text("by the node")
+    with open("data/x.txt") as file:
+        return file.read()
+"""
+
+
+async def test_b2_relative_paths_mean_the_folder_of_the_device(edge):
+    """The agent is started elsewhere; the center has files of these names with other content."""
+    center, device = edge.project.root, edge.device("pi-7")
+    for root, text in ((center, "of the center"), (device, "of the device")):
+        (root / "pipelines" / "places.py").write_text(PLACES)
+        (root / "conf").mkdir(exist_ok=True)
+        (root / "conf" / "pipelines.yml").write_text(
+            "params: {places: {of_params: {where: data/x.txt}}}"
+        )
+        (root / "data").mkdir()
+        (root / "data" / "x.txt").write_text(text)
+    (center / "deep").mkdir()
+    for folder in (center / "deep", device):
+        (folder / "only.txt").write_text(f"of {folder.name}")
+    await edge.agent("pi-7")
+    assert Path.cwd() not in (device, *device.parents)
+    for source in ("data/x.txt", Path("data/x.txt")):
+        result = await edge.project.run_job("places", inputs={"source": source}, on="agent:pi-7")
+        assert result == {
+            "read": ["of the device"] * 2,
+            "of_params": "of the device",
+            "opened": "of the device",
+        }
+    assert (device / "written.txt").exists()
+    assert not (center / "written.txt").exists()
+    command = [COMMAND, "run-job", "places", "--on", "agent:pi-7", "--output", "json", "-q"]
+    for given in (("--inputs", "source=only.txt"), ("--param", "of_params.where=only.txt")):
+        final = "read" if given[0] == "--inputs" else "of_params"
+        done = await anyio.run_process(
+            [*command, *given, "--final-vars", final], cwd=center / "deep", check=False
+        )
+        assert b"of pi-7" in done.stdout, done.stderr
 
 
 async def test_any_and_all_choose_by_tags(edge):
@@ -177,7 +235,7 @@ async def test_an_error_comes_back_with_the_users_traceback_and_log(edge):
     job = await edge.project.get_job(raised.value.job_id)
     assert job.failure.kind == "KeyError"
     assert 'raise KeyError("no such thing")' in job.failure.traceback
-    assert "about to fail" in job.trace.log
+    assert "about to fail" in job.log
     assert job.errors == 1
 
 
@@ -192,7 +250,7 @@ async def test_the_agent_applies_the_retry_policy_by_itself(edge, tmp_path):
     )
     assert await edge.project.get_result(id, wait=30) == {"flaky": 3}
     job = await edge.project.get_job(id)
-    assert (job.attempt, job.errors) == (1, 2)
+    assert (job.attempt, job.errors) == (3, 2)
 
 
 async def test_large_results_come_in_parts_and_too_large_ones_fail(edge):
@@ -247,6 +305,7 @@ async def test_a_job_waits_for_an_agent_that_is_away(edge):
 
 
 async def test_without_anybody_run_job_says_who_is_missing(edge):
+    await until_gateway(edge.project)
     with pytest.raises(JobNotFinishedError, match="no agent is known.*known: none"):
         await edge.project.run_job("flow", on="agent:pi-9", inputs={"count": 1})
     edge.flock.stop("g1")
@@ -267,6 +326,45 @@ async def test_an_agent_without_the_pipeline_refuses_it(edge):
     assert await edge.project.run_job("flow", on="any:*", **ask) == {"doubled": 2}
 
 
+async def test_g4_an_agent_that_gets_the_pipeline_gets_its_jobs(edge):
+    """It refused, and somebody else who is away may take it."""
+    for name in ("pi-7", "pi-8"):
+        (edge.device(name) / "pipelines" / "flow.py").unlink()
+    await edge.agent("pi-8")
+    edge.flock.stop("pi-8")
+    await edge.agent("pi-7", "--heartbeat", "1")
+    ask = {"inputs": {"count": 1}, "final_vars": ["doubled"]}
+    id = await edge.project.add_job("flow", on="any:*", **ask)
+    with anyio.fail_after(10):
+        while "has no pipeline" not in ((await edge.project.get_job(id)).reason or ""):
+            await anyio.sleep(0.05)
+    source = edge.project.root / "pipelines" / "flow.py"
+    shutil.copy(source, edge.device("pi-7") / "pipelines" / "flow.py")
+    assert await edge.project.get_result(id, wait=10) == {"doubled": 2}
+
+
+async def test_g3_a_job_that_waits_for_its_configuration_on_the_device_says_so(edge):
+    device = edge.device("pi-7")
+    (device / "conf").mkdir()
+    settings = device / "conf" / "pipelines.yml"
+    settings.write_text("run: {flow: {dev: {final_vars: ['${WANTED}']}}}\n")
+    await edge.agent("pi-7")
+    id = await edge.project.add_job("flow", on="agent:pi-7", inputs={"count": 1})
+    with anyio.fail_after(10):
+        while not (job := await edge.project.get_job(id)).misconfigured:
+            await anyio.sleep(0.05)
+    assert (job.state, job.started_at) == ("accepted", None)
+    assert "WANTED" in job.reason
+    log = edge.project.root / "fleet.log"
+    with anyio.fail_after(5):
+        while "agent 'pi-7': job" not in log.read_text():
+            await anyio.sleep(0.05)
+    settings.write_text("run: {flow: {dev: {final_vars: [doubled]}}}\n")
+    assert await edge.project.get_result(id, wait=20) == {"doubled": 2}
+    ended = await edge.project.get_job(id)
+    assert (ended.state, ended.reason, ended.attempt) == ("succeeded", None, 1)
+
+
 async def test_another_version_is_a_warning_or_an_error(edge):
     device = edge.device("pi-7")
     with (device / "pipelines" / "flow.py").open("a") as file:
@@ -275,10 +373,43 @@ async def test_another_version_is_a_warning_or_an_error(edge):
     ask = {"on": "agent:pi-7", "inputs": {"count": 1}, "final_vars": ["doubled"]}
     assert await edge.project.run_job("flow", **ask) == {"doubled": 2}
     (job,) = await edge.project.list_jobs()
-    (warning,) = (await edge.project.get_job(job.id)).trace.warnings
+    (warning,) = (await edge.project.get_job(job.id)).warnings
     assert "the device runs version" in warning
     with pytest.raises(JobFailedError, match="is required"):
         await edge.project.run_job("flow", require_version=True, **ask)
+
+
+async def test_a10_what_runs_another_version_says_so_wherever_its_outcome_is_shown(edge):
+    with (edge.device("pi-7") / "pipelines" / "flow.py").open("a") as file:
+        file.write("\n# changed on the device\n")
+    await edge.agent("pi-7")
+    root = edge.project.root
+    ran = versions.recent(edge.device("pi-7"), "flow")
+    wanted = versions.recent(root, "flow")
+    text = f"the device runs version {ran} of 'flow', not {wanted}"
+
+    async def command(*arguments):
+        process = await asyncio.create_subprocess_exec(
+            COMMAND, *arguments, "--base-dir", str(root), stdout=-1, stderr=-1
+        )
+        out, err = await process.communicate()
+        return out.decode(), err.decode()
+
+    options = ("--inputs", "count=1", "--final-vars", "doubled")
+    out, err = await command("run-job", "flow", "--on", "agent:pi-7", *options, "--quiet")
+    assert out.split() == ["doubled", "2"]
+    assert err == f"warning: {text}\n"
+    _, err = await command("run-job", "flow", "--on", "all:*", *options, "--quiet")
+    assert f"warning: pi-7: {text}" in err
+    job = (await edge.project.list_jobs())[-1]
+    _, err = await command("result", job.id)
+    assert err == f"warning: {text}\n"
+    shown, _ = await command("job", job.id)
+    assert f"{ran} ran, {wanted} was wanted" in shown
+    assert text in shown
+    found = json.loads((await command("job", job.id, "--output", "json"))[0])
+    assert (found["version"], found["warnings"]) == (ran, [text])
+    assert f"agent 'pi-7', job {job.id}: {text}" in (root / "fleet.log").read_text()
 
 
 # Without a network --------------------------------------------------------------------------
@@ -290,7 +421,7 @@ async def test_what_ends_without_a_network_arrives_later_once(edge, tmp_path):
         await edge.project.add_job("work", on="agent:pi-7", inputs=edge.flock.inputs(n, 0.3))
         for n in range(5)
     ]
-    await state(edge.project, ids[0], "running")
+    await state(edge.project, ids[4], "accepted")
     edge.broker.kill()
     with anyio.fail_after(20):
         while len(edge.flock.lines()) < 5:
@@ -337,7 +468,8 @@ async def test_a_result_whose_parts_the_broker_refuses_is_left_out(edge):
     for size in (300_000, 1000, 300_000):
         ask = {"inputs": {"size": size}, "final_vars": ["large"], "on": "agent:pi-7"}
         job = await state(edge.project, await edge.project.add_job("flow", **ask), "succeeded")
-        assert job.reason == ("its result could not be sent" if size > 1000 else None)
+        why = "its result could not be sent: the broker takes no message as large as that"
+        assert job.reason == (why if size > 1000 else None)
 
 
 # Schedules and triggers ---------------------------------------------------------------------
@@ -507,6 +639,27 @@ async def test_the_mqtt_client_of_npm_runs_a_pipeline_and_is_answered(triggered,
     assert json.loads(told)["result"] == {"doubled": 42}
 
 
+async def test_g6_a_running_gateway_hears_new_triggers_and_no_old_ones(edge):
+    path = edge.project.root / "conf" / "mqtt.yml"
+    entry = "triggers:\n  t: {{topic: {}/+, pipeline: flow, inputs: {{}}, key: $topic.1}}\n"
+
+    async def until_job(topic, number):
+        with anyio.fail_after(30):
+            while len(jobs := await edge.project.list_jobs()) < number:
+                publish(edge, topic, "{}")
+                await anyio.sleep(0.2)
+        return jobs
+
+    path.write_text(conf(edge.broker.port, GATEWAY + entry.format("new")))
+    await until_job("new/1", 1)
+    path.write_text(conf(edge.broker.port, GATEWAY + entry.format("newer")))
+    await until_job("newer/2", 2)
+    publish(edge, "new/3", "{}")
+    path.write_text("broker: [")
+    jobs = await until_job("newer/4", 3)
+    assert {job.key for job in jobs} == {"t:1", "t:2", "t:4"}
+
+
 async def test_triggers_with_overlapping_topics_run_once_each(triggered):
     """The broker sends a copy for each subscription."""
     edge = triggered
@@ -623,7 +776,8 @@ async def test_a_stopped_agent_ends_its_job_though_the_network_hangs(edge):
 
 
 async def text(command, folder):
-    return (await anyio.run_process(command, cwd=folder, check=False)).stdout.decode()
+    done = await anyio.run_process(command, cwd=folder, check=False)
+    return (done.stdout + done.stderr).decode()
 
 
 async def test_two_agents_with_one_name_are_quarantined(edge, tmp_path):
@@ -658,6 +812,69 @@ async def test_two_agents_with_one_name_are_quarantined(edge, tmp_path):
     ask = {"inputs": {"count": 2}, "final_vars": ["doubled"]}
     with anyio.fail_after(20):
         assert await edge.project.run_job("flow", on="agent:pi-7", **ask) == {"doubled": 4}
+
+
+async def test_g1_a_broken_connection_is_noticed_each_time(edge):
+    """It hears at each start what is kept of its last life, and its will must not get old by it."""
+    for _ in range(3):
+        await edge.agent("pi-7")
+        edge.flock.kill("pi-7")
+        await until_known(edge.project, "pi-7", state="away", timeout=3)  # silence takes 4 s
+
+
+async def test_g2_another_gateway_takes_nobody_for_present_who_does_not_answer(edge):
+    """The broker has kept the state of both; one of them is there no more, and left no will."""
+    from fp_async import wire
+    from fp_async.link import Link, connected
+    from fp_async.messages import AgentState
+
+    await edge.agent("pi-7", "--heartbeat", "60")
+    with anyio.fail_after(5):
+        while (await edge.project.agents())[0].free is None:  # the first one comes at once
+            await anyio.sleep(0.05)
+    state = AgentState(status="ready", store="s", starts=1, n=1)
+    async with connected(Link(host="127.0.0.1", port=edge.broker.port)) as connection:
+        topic = "fp/v1/main/agent/pi-8/state"
+        await connection.publish(topic, wire.encode(state), qos=1, retain=True)
+        await until_known(edge.project, "pi-8")
+    edge.flock.stop("g1")
+    before = {each.name: each.seen_at for each in await edge.project.agents()}
+    alone = await text([COMMAND, "agents"], edge.project.root)
+    assert "no gateway is running" in alone
+    edge.flock.start_gateway("g2")
+    ask = {"inputs": {"count": 2}, "final_vars": ["doubled"]}
+    for _ in range(4):
+        id = await edge.project.add_job("flow", on="any:*", **ask)
+        assert await edge.project.get_result(id, wait=60) == {"doubled": 4}
+    await until_known(edge.project, "pi-8", state="away", timeout=12)
+    after = {each.name: each.seen_at for each in await edge.project.agents()}
+    assert after["pi-8"] == before["pi-8"]
+    assert after["pi-7"] > before["pi-7"]
+    edge.broker.kill()
+    with anyio.fail_after(10):
+        while "cannot reach its broker" not in await text([COMMAND, "agents"], edge.project.root):
+            await anyio.sleep(0.2)
+
+
+async def test_g5_an_agent_that_is_forgotten_is_new_when_it_comes_again(edge):
+    await edge.agent("pi-7")
+    with pytest.raises(UsageError, match="'pi-7' is ready"):
+        await edge.project.forget_agent("pi-7")
+    edge.flock.kill("pi-7")
+    await until_known(edge.project, "pi-7", state="away")
+    said = await text([COMMAND, "agent", "pi-7", "--forget"], edge.project.root)
+    assert "pi-7 is forgotten" in said
+    log = edge.project.root / "fleet.log"
+    with anyio.fail_after(5):
+        while "agent 'pi-7' is forgotten (was away)" not in log.read_text():
+            await anyio.sleep(0.05)
+    edge.flock.stop("g1")
+    edge.flock.start_gateway("g2")
+    await edge.agent("pi-8")
+    assert [each.name for each in await edge.project.agents()] == ["pi-8"]
+    await edge.agent("pi-7")
+    ask = {"inputs": {"count": 2}, "final_vars": ["doubled"]}
+    assert await edge.project.run_job("flow", on="agent:pi-7", **ask) == {"doubled": 4}
 
 
 async def test_an_agent_that_hears_old_states_of_its_own_mends_them_and_is_quiet(edge):

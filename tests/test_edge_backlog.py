@@ -88,7 +88,7 @@ async def test_a_backlog_arrives_once_and_starves_nobody(tmp_path, capsys):
                 ), "not the oldest first"
                 for row in rows[:: max(count // 50, 1)]:
                     assert await project.get_result(row.id) == {"value": expected[row.id]}
-                    assert (await project.get_job(row.id)).trace.late > 10
+                    assert (await project.get_job(row.id))._row.trace.late > 10
                 await told(flock.device("pi-7") / "fp-agent.db")
     with capsys.disabled():
         print(f"\n  {count} outcomes in {took:.1f} s, {ahead} of 5 new jobs ended before them")

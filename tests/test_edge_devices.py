@@ -36,6 +36,68 @@ async def center(tmp_path):
                 yield broker, project, flock
 
 
+# Presence -----------------------------------------------------------------------------------
+
+
+async def until(project, name, state, seconds):
+    """Wait for a state of an agent, for at most so long."""
+    with anyio.fail_after(seconds):
+        while next((a.state for a in await project.agents() if a.name == name), "") != state:
+            await asyncio.sleep(0.05)
+
+
+async def test_e1_every_death_is_known_at_once(center):
+    broker, project, flock = center
+    for number in range(3):
+        flock.start_agent("pi-7", broker.port)
+        await until_known(project, "pi-7")
+        flock.kill("pi-7")
+        await until(project, "pi-7", "away", 5)
+        flock.start_agent("pi-7", broker.port)
+        await until_known(project, "pi-7")
+        if number < 2:
+            flock.stop("pi-7")
+            await until(project, "pi-7", "away", 5)
+
+
+async def test_e2_a_store_that_was_restored_is_believed(center):
+    """The backup counts two starts less, and has a job that has run since."""
+    broker, project, flock = center
+    store, backup = flock.device("pi-7") / "fp-agent.db", flock.root / "backup.db"
+    flock.start_agent("pi-7", broker.port)
+    await until_known(project, "pi-7")
+    flock.stop("pi-7")
+    shutil.copy(store, backup)
+    for _ in range(2):
+        flock.start_agent("pi-7", broker.port)
+        await until_known(project, "pi-7")
+        flock.kill("pi-7")
+        await until(project, "pi-7", "away", 5)
+    for file in store.parent.glob("fp-agent.db*"):
+        file.unlink()
+    shutil.copy(backup, store)
+    flock.start_agent("pi-7", broker.port)
+    await until_known(project, "pi-7", timeout=10)
+    id = await project.add_job("work", on="agent:pi-7", inputs=flock.inputs(1))
+    assert await project.get_result(id, wait=20) == {"value": 2}
+    flock.kill("pi-7")
+    await until(project, "pi-7", "away", 5)  # by a will that counts as the agent does
+    assert "an older backup" in (flock.root / "fleet.log").read_text()
+
+
+async def test_e9_a_store_that_was_copied_while_its_device_ran(center):
+    broker, project, flock = center
+    flock.start_agent("pi-7", broker.port)
+    await until_known(project, "pi-7")
+    copy = flock.device("pi-7").with_name("copy")
+    shutil.copytree(flock.device("pi-7"), copy, ignore=shutil.ignore_patterns("*.sock"))
+    command = [AGENT, "run", "--broker", f"mqtt://127.0.0.1:{broker.port}", "--name", "pi-7"]
+    flock.spawn("copy", [*command, "--project", str(copy), "--heartbeat", "2"])
+    await until(project, "pi-7", "quarantined", 60)
+    (agent,) = await project.agents()
+    assert "two devices use the same store" in agent.problem
+
+
 # Clocks -------------------------------------------------------------------------------------
 
 
@@ -119,7 +181,8 @@ async def test_a_clock_that_is_set_by_ten_years_and_back(center, tmp_path):
     rows = await project.list_jobs(limit=1000)
     assert {row.state for row in rows} == {"succeeded"}
     for row in rows:
-        assert began - 1 <= row.started_at <= row.ended_at <= time.time() + 1
+        assert began - 1 <= row.started_at.timestamp() <= row.ended_at.timestamp()
+        assert row.ended_at.timestamp() <= time.time() + 1
     starts = Counter(id for id, *_ in flock.lines())
     assert max(starts.values()) == 1
     assert starts.keys() >= {*ids, *(row.id for row in rows)}

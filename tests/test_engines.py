@@ -335,6 +335,7 @@ async def test_what_cannot_work_there_is_refused(executor, project, adapter, fin
         await project.run("flow", inputs, final, executor=executor, adapters=[adapter()])
 
 
+@pytest.mark.alone
 async def test_waiting_costs_nothing_here(executor, project):
     await project.run("flow", {"x": 1}, "first", executor=executor)
     before = time.process_time()
@@ -455,7 +456,7 @@ async def test_a_command_uses_a_cluster_by_its_address(executor, project):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "printed there\nsquares  [0, 1, 4]\nfirst    1\n"
-    assert done.stderr == "logged there\n"
+    assert done.stderr == "WARNING flow: logged there\n"
     assert await project.run("flow", {"x": 1}, "first", executor=executor) == {"first": 2}
 
 

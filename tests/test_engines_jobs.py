@@ -80,8 +80,8 @@ async def test_jobs_of_a_worker(engine, make_project, tmp_path, monkeypatch):
         assert [(id, attempt) for id, attempt, _ in results] == [(id, 1) for id in ids]
         assert results[0][2] == results[1][2]  # the cluster is kept: its one worker
         job = await project.get_job(ids[0])
-        assert [bool(node.place) for node in job.trace.nodes] == [True]
-        assert "printed there" in job.trace.log
+        assert [bool(node.place) for node in job.nodes] == [True]
+        assert "printed there" in job.log
 
         file = tmp_path / "tick"
         id = await project.add_job(

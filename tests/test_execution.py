@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import logging
 import os
 import threading
 import time
 import tracemalloc
 import weakref
+from typing import Any
 
 import anyio
 import pytest
@@ -74,6 +76,7 @@ def execution(nodes, final_vars, setup=None, given=None):
     return Execution(plan, given or {}, setup or Setup(Threads()), failed)
 
 
+@pytest.mark.alone
 async def test_two_independent_one_second_nodes_take_one_second(make_project):
     project = make_project(flow=TWO_SLEEPERS)
     project.flow("flow")
@@ -83,6 +86,7 @@ async def test_two_independent_one_second_nodes_take_one_second(make_project):
     assert loop.time() - began < 1.1
 
 
+@pytest.mark.alone
 async def test_a_sync_node_never_blocks_the_loop(make_project):
     project = make_project(flow="import time\ndef slow() -> int:\n    time.sleep(2); return 1\n")
     project.flow("flow")
@@ -616,3 +620,22 @@ def test_sharing_at_any_moment_gives_the_values_of_plain_evaluation(monkeypatch,
     result = asyncio.run(execution(nodes, finals, Setup(executors.threads(None))).run())
     assert list(result.values()) == expected(dag)
     assert sorted(calls) == list(range(len(dag)))
+
+
+async def test_h18_a_coroutine_that_an_abandoned_node_gives_is_closed(make_project, gate):
+    flow = """
+        async def _later() -> int:
+            return 1
+        def stuck(gate: object, made: list) -> int:
+            gate()
+            made.append(_later())
+            return made[0]
+    """
+    made: list[Any] = []
+    config = "run: {flow: {dev: {nodes: {stuck: {timeout: 0.05}}}}}"
+    with pytest.raises(NodeError, match="longer than its timeout"):
+        await make_project(config, flow=flow).run("flow", {"gate": gate, "made": made})
+    gate.opened.set()
+    async with asyncio.timeout(5):
+        while not made or inspect.getcoroutinestate(made[0]) != inspect.CORO_CLOSED:
+            await asyncio.sleep(0.001)

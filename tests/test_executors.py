@@ -78,7 +78,7 @@ async def test_a_mapping_runs_and_is_stored(make_project):
     mapping = MappingProxyType({"type": "threadpool", "max_workers": 2})
     assert await project.run("flow", executor=mapping) == {"one": 1}
     job = await project.get_job(await project.add_job("flow", executor=mapping))
-    assert asdict(job.rules.executor) == asdict(ExecutorSettings(max_workers=2))
+    assert job.options["executor"] == asdict(ExecutorSettings(max_workers=2))
     with pytest.raises(UsageError, match="executor is a name"):
         await project.add_job("flow", executor=5)
 

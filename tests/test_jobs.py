@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 
 import anyio
 import pytest
 from apscheduler.triggers.interval import IntervalTrigger
+from ids import plain
 
 import fp_async
 from fp_async import Project, WorkerSettings, backend
@@ -30,6 +33,8 @@ MEMORY = "data_store:\n  type: memory\n"
 
 FLOW = """
 import asyncio
+import subprocess
+import sys
 import logging
 import threading
 from dataclasses import dataclass
@@ -252,6 +257,20 @@ async def test_retry_and_timeout_come_from_the_configuration(project):
         assert (await ended(opened, id)).attempt == 2
 
 
+async def test_worker_true_is_the_worker_of_the_configuration(project, caplog):
+    configure(project, "worker: {queues: [special], concurrency: 1, grace: 0.2, runner: process}\n")
+    async with Project(project.root, worker=True) as opened:
+        other = await opened.add_job("flow", inputs={"count": 1}, final_vars=["doubled"])
+        await opened.run_job("flow", inputs={"count": 1}, final_vars=["doubled"], queue="special")
+        assert (await opened.get_job(other)).state == "queued"
+        running = await opened.add_job("flow", final_vars=["forever"], queue="special")
+        async with asyncio.timeout(20):
+            while (await opened.get_job(running)).state != "running":
+                await asyncio.sleep(0.01)
+    assert "waiting for 1 running job(s) to end, at most 0.2 s" in caplog.text
+    assert (await project.get_job(running)).state == "queued"  # given back
+
+
 async def test_a_job_that_takes_too_long_ends_as_a_timeout(working):
     with pytest.raises(JobTimeoutError, match="timeout of 0.05 s"):
         await working.run_job("flow", final_vars=["forever"], timeout=0.05)
@@ -277,15 +296,6 @@ async def test_inputs_that_cannot_be_stored_are_refused_before_anything_is_added
     assert await project.list_jobs() == []
 
 
-async def test_a_pipeline_deleted_after_its_job_was_queued_fails_the_job(project):
-    id = await project.add_job("flow", final_vars=["failing"])
-    (project.root / "pipelines" / "flow.py").unlink()
-    async with Project(project.root, worker=True) as opened:
-        with pytest.raises(JobFailedError, match="unknown pipeline 'flow'"):
-            await opened.get_result(id, wait=10)
-    assert (await project.get_job(id)).failure.traceback == "", "frames of ours help nobody"
-
-
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
@@ -304,7 +314,7 @@ async def test_a_pipeline_deleted_after_its_job_was_queued_fails_the_job(project
         ({"concurrency": 2**70}, UsageError, "concurrency"),
         ({"inputs": [1]}, UsageError, "inputs is a mapping"),
         ({"final_vars": 5}, UsageError, "final_vars"),
-        ({"config": {"a": object()}}, UsageError, "config of a job is stored as JSON"),
+        ({"config": {"size": object()}}, UsageError, "config of a job is stored as JSON"),
         ({"params": {"f": {"a": object()}}}, UsageError, "params of a job is stored as JSON"),
         ({"queue": "a,b"}, UsageError, "one queue, without a comma"),
         ({"timeout": 0}, UsageError, "timeout is a number of seconds"),
@@ -313,7 +323,7 @@ async def test_a_pipeline_deleted_after_its_job_was_queued_fails_the_job(project
         ({"key": "a\nb"}, UsageError, "key is a text"),
         ({"on": "pi-7"}, UsageError, "no target; did you mean 'agent:pi-7'"),
     ],
-    ids=str,
+    ids=plain,
 )
 async def test_wrong_options_are_refused_and_nothing_is_added(project, options, error, text):
     with pytest.raises(error, match=text):
@@ -359,10 +369,11 @@ async def test_delay_and_run_at_say_when(working):
             "flow", inputs={"count": 1}, final_vars=["doubled"], run_at=now + timedelta(seconds=0.3)
         ),
     ]
-    for id in later:
-        job = await ended(working, id)
-        assert 0.3 <= job.started_at - job.created_at + 0.05 < 1.0
-        assert job.started_at >= job.run_at
+    delayed, dated = [await ended(working, id) for id in later]
+    assert 0.25 <= (delayed.run_at - delayed.created_at).total_seconds() <= 0.35
+    assert abs((dated.run_at - now).total_seconds() - 0.3) < 0.001
+    for job in (delayed, dated):
+        assert 0 <= (job.started_at - job.run_at).total_seconds() < 5.0
 
 
 async def test_a_key_is_borne_by_one_active_job(working):
@@ -426,15 +437,15 @@ async def test_a_running_job_is_cancelled_by_its_worker(working):
                 await working.cancel_job(id, "enough")
     job = await working.get_job(id)
     assert (job.state, job.reason) == ("cancelled", "enough")
-    assert job.ended_at - job.cancel_at < 1.0
+    assert job.ended_at - job.cancel_at < timedelta(seconds=1)
 
 
 async def test_a_running_job_names_its_worker_before_anything_else_is_told(working):
     id = await working.add_job("flow", final_vars=["forever"])
     with anyio.fail_after(10):
-        while not (job := await working.get_job(id)).trace.worker:
+        while not (job := await working.get_job(id)).worker:
             await anyio.sleep(0.05)
-    assert (job.state, job.trace.nodes, job.trace.log) == ("running", [], "")
+    assert (job.state, job.nodes, job.log) == ("running", [], "")
     await working.cancel_job(id)
 
 
@@ -480,9 +491,9 @@ async def test_ending_a_worker_gives_its_jobs_back_uncounted(project):
 async def test_log_and_node_timings_are_kept(working):
     id = await working.add_job("flow", inputs={"count": 3}, final_vars=["logging_node"])
     job = await ended(working, id)
-    assert "WARNING" in job.trace.log
-    assert "counted 3" in job.trace.log
-    assert [(node.node, node.status) for node in job.trace.nodes] == [("logging_node", "succeeded")]
+    assert "WARNING" in job.log
+    assert "counted 3" in job.log
+    assert [(node.node, node.status) for node in job.nodes] == [("logging_node", "succeeded")]
 
 
 async def test_watch_tells_states_nodes_and_log_until_the_outcome(working):
@@ -563,11 +574,11 @@ async def test_an_interval_fires_on_its_grid(working):
         "flow", "interval", seconds=0.2, inputs={"count": 2}, final_vars=["doubled"]
     )
     jobs = await fired(working, row.id, 4)
-    times = [job.nominal_at for job in jobs]
+    times = [job.nominal_at.timestamp() for job in jobs]
     assert [round(b - a, 6) for a, b in zip(times, times[1:], strict=False)] == [0.2] * (
         len(times) - 1
     )
-    assert all(0 <= job.started_at - job.nominal_at < 0.5 for job in jobs)
+    assert all(0 <= (job.started_at - job.nominal_at).total_seconds() < 0.5 for job in jobs)
     assert await working.get_result(jobs[0].id) == {"doubled": 4}
 
 
@@ -582,7 +593,7 @@ async def test_the_same_schedule_again_changes_nothing_and_another_is_another(pr
 
 async def test_apscheduler_triggers_are_taken_as_they_are(project):
     row = await project.schedule("flow", IntervalTrigger(hours=2, timezone="UTC"))
-    assert 7100 < row.next_fire_time - time.time() <= 7200
+    assert 7100 < row.next_fire_time.timestamp() - time.time() <= 7200
 
 
 async def test_a_date_in_the_past_is_stored_and_never_fires(project):
@@ -599,7 +610,7 @@ async def test_pause_resume_remove(working):
     await anyio.sleep(0.3)  # three more times pass
     assert len(await working.list_jobs(schedule_id=row.id)) == count
     resumed = await working.resume_schedule(row.id)
-    assert resumed.next_fire_time > time.time() - 0.1
+    assert resumed.next_fire_time.timestamp() > time.time() - 0.1
     await fired(working, row.id, count + 1)
     await working.remove_schedule(row.id)
     assert await working.list_schedules() == []
@@ -613,7 +624,7 @@ async def test_missed_times_are_one_run_by_default(project):
         after = (await opened.list_schedules())[0]
         await opened.remove_schedule(row.id)
     assert after.skipped >= 8
-    assert jobs[0].nominal_at - row.next_fire_time > 0.3  # the latest of them
+    assert jobs[0].nominal_at - row.next_fire_time > timedelta(seconds=0.3)  # the latest of them
 
 
 @pytest.mark.parametrize("overlap", ["allow", "skip", "queue"])
@@ -643,7 +654,7 @@ async def test_jitter_delays_the_start_and_leaves_the_grid_alone(working):
     )
     jobs = await fired(working, row.id, 4)
     await working.remove_schedule(row.id)
-    late = [job.run_at - job.nominal_at for job in jobs]
+    late = [(job.run_at - job.nominal_at).total_seconds() for job in jobs]
     assert all(0 <= each < 0.15 for each in late)
     assert len(set(late)) > 1
     assert all(job.started_at >= job.run_at for job in jobs)
@@ -693,7 +704,12 @@ async def test_a_mistake_in_a_configured_schedule_names_its_place(project):
     [
         ("intervall", {"seconds": 1}, TriggerError, "unknown trigger 'intervall'.*interval"),
         ("interval", {"second": 1}, TriggerError, "no argument 'second'.*seconds"),
-        ("interval", {"seconds": 0}, TriggerError, "interval: seconds: expected float >= 0.001"),
+        (
+            "interval",
+            {"seconds": 0},
+            TriggerError,
+            "interval seconds=0: it has to be longer than 0",
+        ),
         ("crontab", {}, TriggerError, "crontab: it needs crontab=..., as in"),
         ("crontab", {"crontab": "61 * * * *"}, TriggerError, "minute"),
         ("interval", {"seconds": 1, "overlap": "never"}, UnknownNameError, "unknown overlap"),
@@ -703,7 +719,7 @@ async def test_a_mistake_in_a_configured_schedule_names_its_place(project):
         ("cron", {"timezone": "Mars/Olympus"}, TriggerError, "Mars"),
         (object(), {}, TriggerError, "APScheduler"),
     ],
-    ids=str,
+    ids=plain,
 )
 async def test_wrong_schedules_are_refused(project, trigger, options, error, text):
     with pytest.raises(error, match=text):
@@ -723,3 +739,40 @@ async def test_a_pipeline_class_and_the_plain_functions_do_the_same(working, mon
     assert await fp_async.schedule("flow", "interval", seconds=30) == row
     with pytest.raises(UsageError, match="adapters and materializers cannot travel"):
         await fp_async.Pipeline("flow", adapters=[object()]).add_job()
+
+
+FIRST = """
+import asyncio, sys, time
+from fp_async import Project
+
+async def main():
+    longest, ended = 0.0, False
+    async def beat():
+        nonlocal longest
+        last = time.perf_counter()
+        while not ended:
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+    beating = asyncio.create_task(beat())
+    await asyncio.sleep(0.01)
+    began = time.perf_counter()
+    async with Project(sys.argv[1]) as project:
+        await project.add_job("flow", inputs={"count": 1}, final_vars=["doubled"])
+        assert "hamilton" in sys.modules
+        await project.run("flow", {"count": 1}, ["doubled"])
+    ended = True
+    await beating
+    print(longest / (time.perf_counter() - began))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.alone
+def test_what_is_imported_for_the_first_job_does_not_hold_the_loop_up(project):
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST, str(project.root)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.5  # it was 0.95

@@ -14,7 +14,7 @@ import weakref
 from pathlib import Path
 
 import pytest
-from faults import Proxy, frozen
+from faults import Choker, Proxy, frozen
 from hypothesis import given
 from hypothesis import strategies as st
 from paho.mqtt.client import _WebsocketWrapper
@@ -22,8 +22,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from services import Mosquitto, free_port, program, require, run
 
-from fp_async.errors import BrokerError, PublishRefusedError, SessionTakenError
+from fp_async.errors import BrokerError, PublishRefusedError, SessionTakenError, TooLargeError
 from fp_async.link import Connection, Link, Message, Will, connected, pause, serve
+from fp_async.link_limits import Limit
 from fp_async.link_packets import publish_properties, read_publish
 from fp_async.link_websocket import Frames, frame, handshake
 
@@ -371,6 +372,51 @@ async def test_a_message_that_is_too_large_is_refused_before_it_breaks_the_conne
                 link.publish_soon("a", bytes(1500), user_properties=[("a", "b" * 500)])
             await link.publish("a", bytes(1900), qos=1)
             assert len((await received(link))[0].payload) == 1900
+
+
+async def test_e4_a_message_on_which_the_broker_hangs_up_is_too_large_the_fourth_time():
+    async with Choker(shared().port, 20_000) as proxy:
+        topic, connects, why = fresh_topic(), [], []
+
+        async def body(connection):
+            connects.append(connection)
+            await connection.publish(topic, bytes(9_000), qos=1)
+            try:
+                await connection.publish(topic, bytes(60_000), qos=1)
+            except TooLargeError as error:
+                why.append(error)
+            await connection.publish(topic, bytes(9_001), qos=1)
+
+        async with asyncio.timeout(20):
+            await serve(through(proxy), body, longest=0.01)
+        assert (len(connects), proxy.choked) == (4, 3)
+        assert why[0].why.startswith("too large for the broker: 60,0")
+        assert 9_000 < why[0].most < 60_100
+
+
+def test_e4_a_network_that_breaks_is_not_taken_for_a_limit():
+    limit = Limit()
+    for _ in range(5):  # a smaller one beside it each time, then nothing large at all
+        assert limit.lost({60_000: 10.0}, 10.1) is None
+        assert limit.lost({9_000: 10.0}, 10.1) is None
+    for _ in range(5):  # it was sent long before
+        assert limit.lost({60_000: 10.0}, 16.0) is None
+    for _ in range(2):
+        assert limit.lost({60_000: 10.0}, 10.1) is None
+    limit.took(60_000)
+    for _ in range(5):
+        assert limit.lost({60_000: 10.0}, 10.1) is None
+    assert limit.at_most(None, 11.0) is None
+    assert limit.at_most(20_000, 11.0) == 20_000
+
+
+def test_e4_a_learned_limit_lapses_and_a_named_reason_counts_at_once():
+    limit = Limit()
+    most = limit.lost({60_000: 10.0, 8_000: 10.0}, 10.1, said=True)
+    assert 8_000 < most < 60_000
+    assert limit.at_most(None, 10.2) == most
+    assert limit.at_most(10_000, 10.2) == 10_000
+    assert limit.at_most(None, 10.2 + 3600) is None
 
 
 @pytest.mark.parametrize("topic", ["", "a/+", "#", "a\0b", "x" * 70_000, "\ud800"])

@@ -263,7 +263,8 @@ def test_many_at_once_lose_no_entry(tmp_path):
     processes = [subprocess.Popen([*COMMAND, "delete", "-y", x], cwd=tmp_path) for x in names[1:]]
     assert [process.wait(timeout=60) for process in processes] == [0] * 11
     assert list(fp_async.Project(tmp_path).configuration.run) == names[:1]
-    assert {path.name for path in tmp_path.iterdir()} == {"conf", "pipelines"}
+    made = {"conf", "pipelines", ".gitignore"}
+    assert {path.name for path in tmp_path.iterdir()} == made
 
 
 def test_links_stay_links(make_project, tmp_path):
@@ -292,7 +293,7 @@ def test_an_output_that_cannot_be_written_stops_the_run_before_it_starts(make_pr
     for name in ("folder.json", "null.json", "no/x.json", f"{'x' * 300}.json"):
         done = run("run", "flow", "--output", name, cwd=root)
         assert done.returncode == 2
-        assert done.stderr.startswith(f"error: --output: cannot write {name}: ".encode())
+        assert done.stderr.startswith(f"error: --output: cannot write {root / name}: ".encode())
     assert not (root / "ran").exists()
 
 
@@ -356,9 +357,11 @@ def test_the_scripts_take_any_path_as_venv(tmp_path, absolute):
     binaries = tmp_path / "my venv" / "bin"
     binaries.mkdir(parents=True)
     (binaries / "python").symlink_to(sys.executable)
-    (tmp_path / "my venv" / ".installed-core").touch()
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / "demo.txt").touch()
+    (tmp_path / "my venv" / ".installed-demo").touch()
     venv = str(tmp_path / "my venv") if absolute else "my venv"
-    done = shell('source scripts/_venv; venv_with ""; echo "${PATH%%:*}"', tmp_path, VENV=venv)
+    done = shell('source scripts/_venv; venv_with demo; echo "${PATH%%:*}"', tmp_path, VENV=venv)
     assert done.stdout.decode() == f"{binaries}\n", done.stderr
 
 

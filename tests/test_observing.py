@@ -10,15 +10,16 @@ import urllib.request
 from collections import defaultdict
 
 import anyio
-import msgspec
 import pytest
 from edge_kit import Broker, conf, edge_fleet, until_known
 from fleet import make
 from prometheus_client.parser import text_string_to_metric_families
 
 from fp_async import UsageError, json_logs, metrics
+from fp_async.board import Board
 from fp_async.current import CurrentJob
-from fp_async.jobs import Record
+from fp_async.messages import AgentState, Heartbeat
+from fp_async.presence import Known
 
 SQLITE = "data_store:\n  type: sqlite\n  uri: sqlite:///jobs.db\n"
 SAYS = """
@@ -201,7 +202,7 @@ async def test_every_line_is_json_and_says_whose_it_is(place, runner):
     if runner == "process":
         assert found["printed"]["logger"] == "stdout"
         assert found["printed"]["job"] in (id, bad)
-    assert "WARNING mine: number 3\n" in msgspec.json.decode(job.record, type=Record).log
+    assert "WARNING mine: number 3\n" in job.log
     failed = next(line for line in lines if "failed" in line["message"])
     assert (failed["job"], failed["pipeline"]) == (bad, "says")
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:]{8}\.\d{3}Z", line["time"]) for line in lines)
@@ -222,6 +223,12 @@ async def test_an_agent_says_its_name_in_every_line(place):
             ]
     (said,) = [line for line in lines if line["message"] == "number 5"]
     assert (said["agent"], said["pipeline"], said["node"]) == ("pi-7", "says", "value")
+    ends = [line for line in lines if line.get("outcome")]
+    assert {(line["logger"], line["outcome"], line["agent"]) for line in ends} == {
+        ("fp_async", "succeeded", "pi-7"),
+        ("fp_async.gateway", "succeeded", "pi-7"),
+    }
+    assert len({line["job"] for line in ends}) == 1
     assert {line.get("agent") for line in lines} == {"pi-7", None}
 
 
@@ -248,3 +255,18 @@ def test_what_a_process_logs_is_read_again_and_written_on(capsys):
     assert (first["job"], first["attempt"], first["message"]) == ("7", 2, "text")
     assert (second["logger"], second["message"]) == ("stdout", "{not json")
     assert time.strptime(first["time"][:19], "%Y-%m-%dT%H:%M:%S")
+
+
+def test_d12_agents_are_shown_by_name_and_no_more_than_some():
+    board = Board()
+    said = AgentState(status="ready", store="s", starts=1, n=1)
+    for number in range(500):
+        beat = Heartbeat(free=1, clock=1.0, outbox=number if number == 7 else 0)
+        away = 1.0 if number == 450 else None
+        board.believe(f"pi-{number:03}", Known(state=said, seen_at=1.0, away_since=away, beat=beat))
+    families = {each.name: each for each in metrics.of_board(board, active=True, counts={})}
+    up = [(each.labels["agent"], each.value) for each in families["flowerpower_agent_up"].samples]
+    assert up[:3] == [("pi-007", 1), ("pi-450", 0), ("pi-000", 1)]
+    assert len(up) == 200
+    untold = families["flowerpower_agent_untold"].samples
+    assert (untold[0].labels, untold[0].value) == ({"agent": "pi-007"}, 7)

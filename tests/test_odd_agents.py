@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import sqlite3
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import pytest
 from edge_kit import Broker, conf, edge_fleet, status, until_known
+from faults import Choker
 from fleet import make
 
-from fp_async import wire
-from fp_async.errors import JobFailedError
+from fp_async import codec, wire
+from fp_async.backend import connected as connected_backend
+from fp_async.errors import JobFailedError, ResultLostError
+from fp_async.fleet import schedule_states
 from fp_async.link import Link, connected
-from fp_async.messages import AgentState
+from fp_async.messages import AgentState, AskSync, Heartbeat
 
 SQLITE = "data_store:\n  type: sqlite\n  uri: sqlite:///jobs.db\n"
 STATE = "fp/v1/main/agent/odd/state"
 REPORT = "fp/v1/main/agent/odd/report"
+GATEWAY = "fp/v1/main/gateway/state"
 DO = "fp/v1/main/agent/odd/do"
 
 
@@ -44,7 +52,11 @@ class OddAgent:
                 for body in self.heard:
                     if body["type"] == kind and id in (body.get("id"), *body.get("ids", ())):
                         return body
-                self.heard += [json.loads(m.payload) for m in await self.connection.receive()]
+                heard = await self.connection.receive()
+                new = [json.loads(m.payload) for m in heard if m.topic == DO]
+                self.heard += new
+                for ping in (body for body in new if body["type"] == "Ping"):
+                    await self.say({"type": "Pong", "nonce": ping["nonce"], "clock": 1.0})
 
 
 def outcome(id, attempt, **options):
@@ -54,14 +66,26 @@ def outcome(id, attempt, **options):
 
 @pytest.fixture
 async def odd(tmp_path):
-    with Broker() as broker:
+    async with hearing_an_odd_agent(tmp_path) as odd:
+        yield odd
+
+
+@asynccontextmanager
+async def hearing_an_odd_agent(tmp_path, kind=Broker, port=None, extra=""):
+    """A gateway whose broker is of that kind, behind that port, and the agent."""
+    with kind() as broker:
         project = make(tmp_path / "center", SQLITE)
-        (project.root / "conf" / "mqtt.yml").write_text(conf(broker.port))
+        gateways = broker.port if port is None else await port(broker.port)
+        (project.root / "conf" / "mqtt.yml").write_text(conf(gateways, extra))
         with edge_fleet(project.root) as flock:
             flock.start_gateway("g1")
             link = Link(host="127.0.0.1", port=broker.port, client_id="odd")
             async with project, connected(link) as connection:
-                await connection.subscribe(DO, 1)
+                await connection.subscribe_all(((DO, 1), (GATEWAY, 1)))
+                with anyio.fail_after(
+                    20
+                ):  # what the broker had kept of it would be no sign of life
+                    await connection.receive()
                 state = AgentState(status="ready", store="s", starts=1, n=1)
                 await connection.publish(STATE, wire.encode(state), qos=1, retain=True)
                 await until_known(project, "odd")
@@ -128,15 +152,12 @@ async def test_nothing_that_is_said_brings_the_gateway_down(odd):
         await odd.project.get_result(id, wait=20)
     job = await odd.project.get_job(id)
     assert job.reason == why.replace("\0", "\N{REPLACEMENT CHARACTER}")[:500]
-    assert job.started_at > 1e9
+    assert job.started_at.year > 2000
     (agent,) = await odd.project.agents()
     assert agent.state == "ready"
 
 
 async def test_parts_that_were_spoilt_are_sent_again_and_count_then(odd):
-    import base64
-    import hashlib
-
     id, attempt = await odd.job()
     result = b'{"v":1,"plain":{"value":"' + b"x" * 70_000 + b'"}}'
     pieces = [result[n : n + 32_768] for n in range(0, len(result), 32_768)]
@@ -160,6 +181,39 @@ async def test_parts_that_were_spoilt_are_sent_again_and_count_then(odd):
     assert await odd.project.get_result(id, wait=20) == {"value": "x" * 70_000}
 
 
+async def test_e29_nobody_spoils_the_parts_of_anothers_result(odd):
+    id, attempt = await odd.job()
+    result = b'{"v":1,"plain":{"value":"' + b"x" * 40_000 + b'"}}'
+    spoilt = [part(id, n, b"?" * 32_768, attempt=attempt) for n in range(2)]
+    broker = Link(host="127.0.0.1", port=odd.connection.link.port, client_id="rogue")
+    async with connected(broker) as rogue:
+        topic = REPORT.replace("odd", "rogue")
+        for body in (*spoilt, outcome(id, attempt, chunks=2, sha256="00")):
+            await rogue.publish(topic, json.dumps({"v": 1, **body}).encode(), qos=1)
+    last = outcome(id, attempt, chunks=2, sha256=hashlib.sha256(result).hexdigest())
+    pieces = (result[:32_768], result[32_768:])
+    await odd.say(*(part(id, n, each, attempt=attempt) for n, each in enumerate(pieces)), last)
+    assert await odd.project.get_result(id, wait=20) == {"value": "x" * 40_000}
+    assert [body["type"] for body in odd.heard if body["type"] == "Missing"] == []
+
+
+async def test_e29_parts_of_jobs_that_nobody_has_are_kept_up_to_a_bound(odd):
+    for number in range(520):  # 17 MB
+        await odd.say(part(f"none-{number}", 0, b"?" * 32_768))
+    own = outcome("own", 1, chunks=1, sha256=hashlib.sha256(b'{"v":1}').hexdigest())
+    origin = {"pipeline": "work", "created_at": 1.0, "inputs": {"v": 1, "plain": {}}}
+    await odd.say(part("own", 0, b'{"v":1}'), own | {"origin": origin})
+    await odd.until("Acknowledge", "own")
+    with sqlite3.connect(odd.project.root / "jobs.db") as db:
+        (size,) = db.execute("SELECT sum(length(data)) FROM chunks").fetchone()
+    assert 2**20 < size <= 12 * 2**20
+
+
+def part(id, index, data, attempt=1):
+    body = {"type": "ResultChunk", "id": id, "attempt": attempt, "index": index}
+    return body | {"data": base64.b64encode(data).decode()}
+
+
 class Narrow(Broker):
     """It takes packets of 20,000 bytes at most."""
 
@@ -167,6 +221,45 @@ class Narrow(Broker):
         super().prepare()
         with (self.folder / "conf").open("a") as file:
             file.write("max_packet_size 20000\n")
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_e4_a_job_that_the_broker_does_not_take_is_rejected_and_all_else_goes_on(
+    tmp_path, announced
+):
+    async with AsyncExitStack() as stack:
+
+        async def choked(port):
+            return (await stack.enter_async_context(Choker(port, 20_000))).port
+
+        kind, port = (Narrow, None) if announced else (Broker, choked)
+        odd = await stack.enter_async_context(hearing_an_odd_agent(tmp_path, kind, port))
+        large = {"number": 1, "starts": "x" * 60_000}
+        ids = [
+            await odd.project.add_job("work", on=on, inputs=large) for on in ("agent:odd", "any:*")
+        ]
+        await odd.project.schedule(
+            "work", "interval", hours=1, id="hourly", on="agent:odd", offline=True, inputs=large
+        )
+        one, attempt = await odd.job()
+        await odd.say(outcome(one, attempt, result={"v": 1, "plain": {"value": 2}}))
+        assert await odd.project.get_result(one, wait=20) == {"value": 2}
+        await odd.until("Acknowledge", one)
+        for id in ids:
+            with pytest.raises(JobFailedError, match="too large for the broker: 60,[0-9]{3} bytes"):
+                await odd.project.get_result(id, wait=20)
+            job = await odd.project.get_job(id)
+            assert job.state == "rejected"
+            assert not announced or job.reason.endswith("bytes, at most 20,000")
+        await odd.say({"type": "Sync", "page": 0, "pages": 1, "schedules": {}})
+        async with connected_backend(odd.project.root) as backend:
+            with anyio.fail_after(30):
+                while not (states := await schedule_states(backend.store, "hourly")):
+                    await anyio.sleep(0.05)
+        assert states[0]["error"].startswith("too large for the broker: 80,")
+        two, attempt = await odd.job()
+        await odd.say(outcome(two, attempt))
+        await odd.until("Acknowledge", two)
 
 
 TEXT = "import time\n\n\ndef text(size: int) -> str:\n    time.sleep(2)\n    return size * 'x'\n"
@@ -203,4 +296,51 @@ async def test_a_broker_of_small_packets_costs_only_the_values_that_do_not_fit(t
                     while not (job := await project.get_job(ids[-1])).finished:
                         await anyio.sleep(0.1)
                 assert (job.state, job.result) == ("succeeded", None)
-                assert job.reason == "its result could not be sent"
+                assert job.reason.startswith("its result could not be sent: ")
+                with pytest.raises(ResultLostError, match="could not be sent"):
+                    await project.get_result(ids[-1])
+
+
+async def test_e10_an_outcome_that_no_row_takes_is_a_letter_with_the_result(odd):
+    """Of a job that this store does not know, of another agent's, and of one that ran again."""
+    good = {"result": {"v": 1, "plain": {"value": 2}}}
+    id, attempt = await odd.job()
+    await odd.say(outcome(id, attempt, **good, started_at=0.5))
+    assert await odd.project.get_result(id, wait=20) == {"value": 2}
+    others = await odd.project.add_job("work", on="agent:other", inputs={"number": 1})
+    again = {"result": {"v": 1, "plain": {"value": 3}}, "started_at": -5000.0}
+    told = {
+        "there is no such job here": outcome("nobody-knows", 3, **good),
+        "no agent has the job": outcome(others, 0, **good),
+        "the agent had run it before": outcome(id, attempt, **again),
+    }
+    for each in (*told.values(), *told.values()):
+        await odd.say(each)
+        await odd.until("Acknowledge", each["id"])
+    with anyio.fail_after(20):
+        while len(found := await odd.project.list_letters()) < len(told):
+            await anyio.sleep(0.05)
+    letters = {letter.reason: letter.payload for letter in found}
+    assert len(letters) == len(told), "told twice it is one letter"
+    for why in told:
+        (payload,) = [payload for reason, payload in letters.items() if why in reason]
+        assert codec.decode(payload) == {"value": 3 if "before" in why else 2}
+    assert (await odd.project.get_job(others)).state == "queued"
+    assert await odd.project.get_result(id) == {"value": 2}
+
+
+async def test_e11_who_reports_and_is_unknown_is_asked_who_it_is(odd):
+    """As behind a broker that has lost what was retained."""
+    topic = DO.replace("/odd/", "/stranger/")
+    await odd.connection.subscribe(topic, qos=1)
+    beat = wire.encode(Heartbeat(free=1, clock=1.0))
+    await odd.connection.publish(REPORT.replace("/odd/", "/stranger/"), beat, qos=1)
+    with anyio.fail_after(10):
+        while True:
+            for message in await odd.connection.receive():
+                odd.connection.acknowledge(message)
+                if message.topic == topic and isinstance(
+                    asked := wire.do(message.payload), AskSync
+                ):
+                    assert asked.state
+                    return

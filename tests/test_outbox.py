@@ -20,6 +20,7 @@ from fp_async import hearing, messages, triggers, wire
 from fp_async.errors import StoreError
 from fp_async.jobs import Failure, Job, NodeTiming, Record, Schedule, Spec
 from fp_async.messages import Finished, ResultChunk
+from fp_async.moved_schedules import after_step
 from fp_async.trigger_times import following
 
 # The outbox -------------------------------------------------------------------------------------
@@ -234,7 +235,7 @@ def chunked(size):
 
 def received(parts):
     """The parts, through the wire."""
-    return [hearing.chunk(wire.reports(wire.encode(part))[0]) for part in parts]
+    return [hearing.chunk(wire.reports(wire.encode(part))[0], "pi-7") for part in parts]
 
 
 @pytest.mark.parametrize("size", [65_537, 98_304, 98_305, 1_000_000, 8 * 2**20])
@@ -414,6 +415,17 @@ def test_what_a_pruned_job_has_returned_is_lost():
     body = telling.lost_value(ended(result=None, state="succeeded"))
     assert (body.outcome, body.dropped, body.record) == ("succeeded", True, None)
     assert not telling.lost_value(ended(state="failed")).dropped
+    assert body.reason.startswith("its result could not be sent: the device had told it before")
+
+
+def test_e17_the_reason_of_a_lost_result_is_told():
+    job = ended(result=bytes(messages.RESULT_BYTES + 1))
+    (body,) = telling.finished(job, None)
+    text = "its result could not be sent: it has 8,388,609 bytes, 8,388,608 are the most"
+    assert hearing.finished(body, "pi", 1.0, None).reason == text
+    (full,) = telling.finished(ended(result=b'{"v":1,"plain":1}', reason="slow"), None)
+    told = hearing.finished(telling.shrunk(full), "pi", 1.0, None).reason
+    assert told.startswith("slow; its result could not be sent: the broker takes no message")
 
 
 def test_a_shrunk_outcome_says_so_only_where_it_had_a_value():
@@ -477,15 +489,15 @@ def times(after, count=3):
 def test_an_interval_counts_real_seconds(step):
     before = row(interval(), 1.8e9 + 60)
     now = 1.8e9 + 20 + step  # 40 s are left
-    after = scheduling.after_step(before, step, now)
+    after = after_step(before, step, now)
     assert times(after) == pytest.approx([now + 40, now + 100, now + 160], abs=1e-3)
     assert len(set(times(after, 20))) == 20
-    again = scheduling.after_step(after, -step, now - step + 10)
+    again = after_step(after, -step, now - step + 10)
     assert again.next_fire_time == pytest.approx(now - step + 40, abs=1e-3)
 
 
 def test_an_interval_that_is_due_stays_due():
-    after = scheduling.after_step(row(interval(), 1.8e9), 3600.0, 1.8e9 + 5 + 3600)
+    after = after_step(row(interval(), 1.8e9), 3600.0, 1.8e9 + 5 + 3600)
     assert after.next_fire_time == pytest.approx(1.8e9 + 3600, abs=1e-3)
 
 
@@ -493,26 +505,26 @@ def test_a_device_without_a_clock_does_not_wait_for_decades():
     """It boots in 1970 with an interval of the center, which begins in its far future."""
     before = row(interval(), 1.8e9 + 60)
     now, step = 1.8e9 + 500, 1.8e9
-    after = scheduling.after_step(before, step, now)
+    after = after_step(before, step, now)
     assert now <= after.next_fire_time <= now + 60
 
 
 def test_an_interval_that_has_not_begun_begins_when_it_was_said():
     spec = interval(start_date="2030-01-01T00:00:00Z")
     before = row(spec, spec.start)
-    assert scheduling.after_step(before, 3600.0, 1.8e9 + 3600) == before
+    assert after_step(before, 3600.0, 1.8e9 + 3600) == before
 
 
 def test_the_end_of_an_interval_is_a_date():
     spec = interval(end_date="2027-01-15T08:02:30Z")
     assert spec.end == 1.8e9 + 150
-    after = scheduling.after_step(row(spec, 1.8e9 + 60), 100.0, 1.8e9 + 20 + 100)
+    after = after_step(row(spec, 1.8e9 + 60), 100.0, 1.8e9 + 20 + 100)
     assert after.next_fire_time is None, "1.8e9 + 160 is after it"
 
 
 def test_times_of_day_are_worked_out_anew():
     spec = triggers.parse("cron", {"hour": 8}, timezone="UTC", now=1.8e9)
-    after = scheduling.after_step(row(spec, 1.8e9 + 999), 86_400.0, 1.8e9 + 86_400)
+    after = after_step(row(spec, 1.8e9 + 999), 86_400.0, 1.8e9 + 86_400)
     assert after.next_fire_time == 1.8e9 + 86_400, "it is eight o'clock"
     assert after.trigger == msgspec.json.encode(spec)
 
@@ -525,7 +537,7 @@ def test_an_interval_is_never_further_away_than_itself(seconds, step, phase, sta
     now = 1.8e9 + step
     spec = replace(interval(), seconds=seconds, start=start)
     before = row(spec, following(spec, 1.8e9 - phase * seconds))
-    after = scheduling.after_step(before, step, now)
+    after = after_step(before, step, now)
     if start < min(now, 1.8e9):
         assert after.next_fire_time - now <= seconds + 1e-3
     one, two = times(after, 2)

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec.structs import replace
 
-from fp_async import orders, presence, targets
-from fp_async.errors import UsageError
-from fp_async.jobs import Job
+from edge_agent import config as agent_config
+from fp_async import job_lines, orders, presence, targets
+from fp_async.errors import ConfigError, MisconfiguredError, UsageError, headline
+from fp_async.jobs import Failure, Job, Report
 from fp_async.messages import AgentState, Heartbeat
 from fp_async.presence import CONTEST, Known
+from fp_async.schedule_entries import entries_of
 
 
 def said(status="ready", starts=1, n=1, *, store="A", boot="b1", clock=0.0):
@@ -98,6 +100,59 @@ def test_the_clocks_are_compared_by_heartbeats_alone():
     known = presence.beaten(known, beat(clock=80.0), 100.0)
     assert known.clock_offset == 20.0
     assert told(said(clock=10.0), known=known, start=300.0).clock_offset == 20.0
+
+
+# A broker's word is no sign of life ------------------------------------------------------------
+
+
+def test_g2_what_a_broker_kept_makes_nobody_present():
+    """An agent that was known to be away stays away, and one that nobody knew begins so."""
+    away = replace(told(said()), away_since=150.0)
+    assert presence.heard(away, said(), 200.0, retained=True) is None, "that was known"
+    newer = presence.heard(away, said(n=2), 200.0, retained=True)
+    assert (newer.state.n, newer.seen_at, newer.away_since) == (2, 100.0, 150.0)
+    first = presence.heard(None, said(), 200.0, retained=True)
+    assert (first.seen_at, first.away_since) == (0.0, 200.0)
+    replaced = presence.heard(told(said()), said(store="B"), 200.0, retained=True)
+    assert (replaced.seen_at, replaced.away_since) == (0.0, 200.0)
+    for known in (newer, first):
+        assert presence.is_doubtful(known, known.state, retained=True)
+        assert presence.may_work(presence.answered(known, 7.0, 210.0))
+
+
+def test_g2_who_is_asked_gets_nothing_until_it_answers():
+    known = presence.asked(told(said()), 500.0)
+    assert not presence.may_work(known)
+    assert presence.silent(known, 500.0 + presence.ANSWER, 90.0) is None
+    away = presence.silent(known, 500.1 + presence.ANSWER, 90.0)
+    assert (away.away_since, away.asked_at) == (500.0, None), "nobody could hear it before"
+    assert presence.asked(away, 600.0) == away
+    for back in (
+        presence.answered(known, 450.0, 501.0),
+        presence.beaten(known, beat(450.0), 501.0),
+        presence.heard(known, said(), 501.0),
+    ):
+        assert presence.may_work(back)
+        assert (back.seen_at, back.asked_at) == (501.0, None)
+    assert presence.answered(known, 450.0, 501.0).clock_offset == 51.0
+
+
+def test_g2_a_will_is_the_brokers_word():
+    known = told(said(), said("lost"))
+    assert (known.seen_at, known.away_since) == (100.0, 101.0)
+    goodbye = told(said(), said("offline"))
+    assert goodbye.seen_at == 101.0
+
+
+def test_g1_the_will_of_an_earlier_connection_is_a_reason_to_ask():
+    """Agents of earlier releases count on without a new will."""
+    known = told(said(), said(n=2))
+    assert presence.heard(known, said("lost"), 200.0) is None
+    assert presence.is_doubtful(known, said("lost"), retained=False)
+    for other in (said("lost", 0), said("lost", store="B"), said("lost", n=2), said()):
+        assert not presence.is_doubtful(known, other, retained=False)
+    gone = replace(known, away_since=150.0)
+    assert not presence.is_doubtful(gone, said("lost"), retained=False)
 
 
 # A new store ------------------------------------------------------------------------------------
@@ -348,6 +403,40 @@ def test_targets_that_users_may_give(on):
     assert targets.targeted({"on": on}) == on
 
 
+MALFORMED = ("site==berlin", "a,site==berlin", "site=berlin, gpu", "site =x", "gpu=*", "*,a")
+
+
+def test_g13_a_tag_that_no_target_can_name_is_refused(tmp_path):
+    for tag in ("site==berlin", "a,b=c", "a=b,c==d", "a=x*"):
+        with pytest.raises(UsageError, match="no target can name it|write name=value"):
+            agent_config.read(None, {"name": "x", "tags": tag}, {})
+    assert agent_config.read(None, {"name": "x", "tags": ("b=x=y",)}, {}).tags == {"b": "x=y"}
+    (tmp_path / "agent.yml").write_text("tags: {'site=': berlin}")
+    with pytest.raises(ConfigError, match="agent.yml:1: tags: 'site==berlin': no target"):
+        agent_config.read(tmp_path / "agent.yml", {}, {})
+    for pattern in ("any:site==berlin", "any:site==*"):
+        with pytest.raises(UsageError, match="matches no target"):
+            targets.checked_pattern(pattern)
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("one", "one"),
+        ("NodeError in a: x\n  at b.py", "NodeError in a: x"),
+        ("inputs of the wrong type for pipeline 'c':\n  n: expected int\n  m: y",
+         "inputs of the wrong type for pipeline 'c': n: expected int"),
+        ("nothing follows:\n", "nothing follows:"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_g11_a_line_about_an_error_has_the_first_finding(message, line):
+    assert headline(message) == line
+    error = msgspec.json.encode(Failure("InputError", message))
+    report = Report(id="1", attempt=1, event="fail", error=error)
+    assert job_lines._why(report) == line
+
+
 @pytest.mark.parametrize(
     ("on", "text"),
     [
@@ -362,6 +451,7 @@ def test_targets_that_users_may_give(on):
         ("any:a\0", "is no target"),
         ("any:" + "a" * 190, "is no target"),
         (7, "is no target"),
+        *((f"{kind}:{terms}", "is no target") for kind in ("any", "all") for terms in MALFORMED),
     ],
 )
 def test_what_is_no_target(on, text):
@@ -369,8 +459,37 @@ def test_what_is_no_target(on, text):
         targets.targeted({"on": on})
 
 
+@pytest.mark.parametrize("door", ["schedule", "conf"])
+def test_g6_agents_without_a_network_cannot_agree_who_fires(make_project, door):
+    conf = "{type: interval, params: {seconds: 60}, on: 'any:site=berlin', offline: true}"
+    conf = f"run: {{flow: {{dev: {{schedule: {conf}}}}}}}" if door == "conf" else ""
+    project = make_project(conf, flow="def out() -> int:\n    return 1\n")
+    given = {"seconds": 60, "on": "any:site=berlin", "offline": True}
+    text = r"any:site=berlin.*cannot agree.*agent:NAME.*all:tag=value"
+    if door == "schedule":
+        with pytest.raises(UsageError, match=text):
+            orders.schedule(project.flows, "flow", "interval", (), given, 1.0)
+        return
+    with pytest.raises(MisconfiguredError, match=text):
+        [entry.make() for entry in entries_of(project.flows, 1.0)]
+
+
+def test_g7_the_options_of_agents_are_options_of_the_commands():
+    from click.testing import CliRunner
+
+    from fp_async.cli import cli
+
+    for name in ("run-job", "add-job", "schedule"):
+        text = CliRunner().invoke(cli, [name, "--help"]).output
+        assert {"--on-lost", "--lost-after", "--require-version"} <= set(text.split())
+
+
 def test_what_an_agent_is_sent_fits_into_a_packet(make_project):
-    project = make_project(flow="def out(x: int = 0) -> int:\n    return x\n")
+    project = make_project(
+        "params: {flow: {out: {x: y}}}",
+        flow="from fp_async import load_params\nPARAMS = load_params(__file__)\n"
+        "def out() -> str:\n    return PARAMS.out.x\n",
+    )
     large = {"params": {"out": {"x": "y" * 66_000}}}
     orders.job(project.flows, "flow", large, 1.0)
     with pytest.raises(UsageError, match="config and params too large: 66,.* limit 65,536"):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
+import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
@@ -15,11 +18,12 @@ from fp_async.editing import edit
 from fp_async.errors import (
     AlreadyExistsError,
     ConfigError,
+    GraphError,
+    NodeError,
     ProjectNotFoundError,
     UnknownNameError,
     UsageError,
 )
-from fp_async.modules import libraries
 
 ONE = "def one() -> int:\n    return 1\n"
 
@@ -39,7 +43,7 @@ def test_a_new_pipeline_runs_at_once(tmp_path, monkeypatch):
 
 def test_init_writes_every_file_and_overwrites_none(tmp_path):
     root = fp_async.init(tmp_path).root
-    names = {"mqtt.yml", "pipelines.yml", "scheduler.yml", "tracker.yml"}
+    names = {".schema", "mqtt.yml", "pipelines.yml", "scheduler.yml", "tracker.yml"}
     assert {path.name for path in (root / "conf").iterdir()} == names
     assert (root / "pipelines").is_dir()
     with pytest.raises(AlreadyExistsError, match="--overwrite"):
@@ -79,8 +83,9 @@ def test_new_refuses_and_overwrites(tmp_path):
 
 def test_new_refuses_the_names_of_what_its_file_imports(tmp_path):
     project = fp_async.init(tmp_path)
-    imported = libraries(project.new("flow").parent, ["flow"])
-    assert {"hamilton", "fp_async"} <= imported
+    imported = {"hamilton", "fp_async"}
+    written = project.new("flow").read_text()
+    assert all(f"from {name}" in written for name in imported)
     before = (project.root / "conf" / "pipelines.yml").read_text()
     for name in imported:
         with pytest.raises(UsageError, match=f"'{name}' cannot be a .* pipelines import {name}"):
@@ -176,6 +181,8 @@ def test_writes_keep_permissions_and_leave_no_temporary_file(tmp_path):
     project.new("flow")
     assert conf.stat().st_mode & 0o777 == 0o640
     assert {path.name for path in conf.parent.iterdir()} == {
+        ".schema",
+        ".schema",
         "mqtt.yml",
         "pipelines.yml",
         "scheduler.yml",
@@ -327,8 +334,7 @@ async def test_two_schedules_of_the_configuration_with_one_id_are_an_error(make_
     assert re.match(says, problem.message)
     with pytest.raises(ConfigError, match=says):
         await project.apply_schedules()
-    with pytest.raises(ConfigError, match=says):
-        await project.start_worker()
+    assert len(await project.list_schedules()) == 1, "the first of them is put all the same"
 
 
 @pytest.mark.parametrize(
@@ -379,3 +385,137 @@ def test_check_warns_of_an_extra_that_may_be_elsewhere(make_project, monkeypatch
     (problem,) = project.check().problems
     assert (problem.level, problem.where) == ("warning", "conf/scheduler.yml")
     assert "fp-async[redis]" in problem.message
+
+
+# Modules that are no pipelines ------------------------------------------------------------------
+
+HELPED = {
+    "flow": """
+        from helpers import RATE, Model
+
+        def scaled(count: int = 2) -> int:
+            return Model(count).k * RATE
+
+        def told(scaled: int) -> None:
+            from late import tell
+            tell(scaled)
+    """,
+    "helpers": """
+        from deep import RATE
+
+        class Model:
+            def __init__(self, k):
+                self.k = k
+
+        def untyped(a, b=None):
+            return a
+    """,
+    "deep": "RATE = 3\n",
+    "late": "def tell(value):\n    pass\n",
+    "hooks": "def tell(event):\n    print('told')\n",
+    "parts": "def third(scaled: int) -> int:\n    return scaled + 1\n",
+    "_private": "def untyped(a):\n    return a\n",
+    "base": "def one() -> int:\n    return 1\n",
+    "user": "from base import one as _one\n\ndef two(one: int) -> int:\n    return one + _one()\n",
+}
+HELPED_CONFIG = """
+run:
+  flow:
+    dev: {modules: [flow, parts], on_success: "hooks:tell"}
+  base: {dev: {final_vars: [one]}}
+"""
+
+
+def test_c1_a_module_that_is_not_configured_and_that_others_use_is_no_pipeline(make_project):
+    project = make_project(HELPED_CONFIG, **HELPED)
+    assert project.list() == ["base", "flow", "user"]
+    report = project.check()
+    assert report.pipelines == ["base", "flow", "user"]
+    assert report.errors == []
+
+
+def test_c1_the_commands_leave_helpers_alone(make_project):
+    root = make_project(HELPED_CONFIG, **HELPED).root
+
+    def ran(*arguments):
+        command = [sys.executable, "-m", "fp_async", *arguments]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+    checked = ran("check")
+    assert checked.returncode == 0, checked.stdout
+    assert "checked 3 pipelines: 0 errors" in checked.stdout
+    rows = json.loads(ran("list", "--output", "json").stdout)
+    assert [row["pipeline"] for row in rows] == ["base", "flow", "user"]
+    helper = ran("run", "helpers", "-q")
+    assert helper.returncode == 2
+    assert "'helpers' is no pipeline, but a module that other ones use" in helper.stderr
+
+
+@pytest.mark.parametrize("name", ["helpers", "late", "hooks"])
+async def test_c1_run_of_a_helper_says_that_it_is_no_pipeline(make_project, name):
+    project = make_project(HELPED_CONFIG, **HELPED)
+    with pytest.raises(GraphError, match=f"^'{name}' is no pipeline, but a module that other"):
+        await project.run(name)
+
+
+async def test_c1_a_name_with_an_underscore_is_no_pipeline(make_project):
+    project = make_project(HELPED_CONFIG, **HELPED)
+    with pytest.raises(
+        UnknownNameError, match="unknown pipeline '_private'.*valid: base, flow, user"
+    ):
+        await project.run("_private")
+
+
+async def test_c1_a_configured_module_that_others_import_is_a_pipeline(make_project):
+    project = make_project(HELPED_CONFIG, **HELPED)
+    assert await project.run("base") == {"one": 1}
+    assert await project.run("user", {"one": 2}) == {"two": 3}
+    without = make_project("run: {flow: {dev: {}}}", folder="without", **HELPED)
+    assert "base" not in without.list()
+    assert await without.run("base") == {"one": 1}  # it runs all the same
+
+
+async def test_c1_a_helper_that_nobody_uses_is_told_of(make_project):
+    """Nothing says that it is a helper: `check` says what is wrong with it as a pipeline."""
+    project = make_project(flow="def a() -> int:\n    return 1\n", lonely="VALUE = 1\n")
+    assert project.list() == ["flow", "lonely"]
+    assert [problem.where for problem in project.check().errors] == ["run.lonely.dev"]
+
+
+async def test_observation_19_patched_builtins_reach_pipelines(make_project, monkeypatch):
+    flow = """
+        import helper
+        def a() -> str:
+            return open("nowhere")
+        def b() -> str:
+            return helper.text()
+    """
+    helper = "def text():\n    return _('text')\n"
+    project = make_project(flow=flow, helper=helper)
+    with pytest.raises(NodeError, match="FileNotFoundError"):
+        await project.run("flow", final_vars="a")
+    with mock.patch("builtins.open", lambda file: f"patched {file}"):
+        assert await project.run("flow", final_vars="a") == {"a": "patched nowhere"}
+    with pytest.raises(NodeError, match="FileNotFoundError"):
+        await project.run("flow", final_vars="a")
+    with mock.patch("builtins._", str.upper, create=True):  # as gettext.install does
+        assert await project.run("flow", final_vars="b") == {"b": "TEXT"}
+    with pytest.raises(NodeError, match="NameError"):
+        await project.run("flow", final_vars="b")
+
+
+def test_d13_new_says_when_it_has_changed_nothing(tmp_path):
+    from click.testing import CliRunner
+
+    from fp_async.cli import cli
+
+    fp_async.init(tmp_path)
+
+    def new(*more):
+        arguments = ["new", "flow", *more, "--base-dir", str(tmp_path)]
+        return CliRunner().invoke(cli, arguments, standalone_mode=False).output
+
+    assert new().startswith("created ")
+    assert new().startswith("unchanged: ")
+    (tmp_path / "pipelines" / "flow.py").write_text("x = 1\n")
+    assert new("--overwrite").startswith("created ")

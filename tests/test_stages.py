@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fp_async import onsite_threads, parcels, remote
+from fp_async import copies, onsite_threads, parcels, remote
 from fp_async.errors import GraphError
 from fp_async.nodes import AttemptTimeoutError
 from fp_async.onsite import cut
 from fp_async.parcels import Parcel
 from fp_async.plan import NodeSpec, compile_plan
-from fp_async.stages import divide
+from fp_async.stages import check_blocks, divide
 
 
 def stages_of(nodes, finals, *, inputs=("x",), awaited=(), roles=None, alone=()):
@@ -87,8 +87,10 @@ def test_a_block_runs_for_each_item_and_leaves_what_is_collected():
     ids=["within", "of two", "an item beside what is collected"],
 )
 def test_blocks_within_each_other_are_refused(nodes, roles):
+    collected = {"c": nodes["c"]} if roles.get("c") == "collect" else {}
+    expands = {name for name, role in roles.items() if role == "expand"}
     with pytest.raises(GraphError):
-        stages_of(nodes, ["c"], roles=roles)
+        check_blocks(nodes, collected, expands)
 
 
 @given(st.data())
@@ -235,13 +237,12 @@ def spec(sources, config=None):
     return remote.GraphSpec(
         folder=Path("/nowhere/at/all/pipelines"),
         flow="flow",
-        package="fp_pipelines_flow_sent",
+        environment="dev",
         modules=("flow",),
         params=pickle.dumps({}),
         config=pickle.dumps(config or {}),
         materializers=pickle.dumps(()),
         allow_overrides=False,
-        libraries=(),
         sources=tuple((name, text.encode()) for name, text in sources.items()),
     )
 
@@ -272,22 +273,24 @@ def c(a: int) -> float:
 
 
 def test_a_pipeline_is_loaded_from_what_was_sent():
-    graph = remote.graph(spec(SENT))
-    assert graph.nodes["a"].call() == 3
-    own = graph.nodes["b"].call()
-    assert type(pickle.loads(pickle.dumps(own))) is type(own)
-    assert remote.graph(spec(SENT)) is graph
+    loaded = remote.loaded(spec(SENT))
+    graph = loaded.graph
+    with loaded.running():
+        assert graph.nodes["a"].call() == 3
+        own = graph.nodes["b"].call()
+        assert type(pickle.loads(copies.dumps(own))) is type(own)
+    assert remote.loaded(spec(SENT)).graph is graph
 
 
 def test_an_edited_pipeline_takes_the_place_of_the_older_one():
-    remote.graph(spec(SENT))
-    newer = remote.graph(spec({**SENT, "helper.py": "ONE = 10\n"}))
+    remote.loaded(spec(SENT))
+    newer = remote.loaded(spec({**SENT, "helper.py": "ONE = 10\n"})).graph
     assert newer.nodes["a"].call() == 12
-    assert remote.graph(spec(SENT)).nodes["a"].call() == 3
+    assert remote.loaded(spec(SENT)).graph.nodes["a"].call() == 3
 
 
 def test_an_error_shows_lines_that_are_only_in_memory():
-    graph = remote.graph(spec(SENT))
+    graph = remote.loaded(spec(SENT)).graph
     try:
         graph.nodes["c"].call(a=1)
     except ZeroDivisionError as error:

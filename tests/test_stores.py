@@ -438,6 +438,73 @@ async def test_a_job_that_is_given_back_counts_nothing(store):
     assert found.reason == "draining"
 
 
+async def test_b1_a_released_job_is_as_if_it_had_not_been_claimed(store):
+    """B1: its configuration is broken on the worker that has claimed it."""
+    before = job(run_at=5.0, concurrency=1, lane="l", key="k")
+    await store.add([before])
+    (held,) = await store.claim(A, Q, 1, 60)
+    why = msgspec.json.encode(Failure("MisconfiguredError", "no", since=7.0))
+    released = report(held, "release", owner=A, reason="configuration: no", error=why)
+    assert await store.finish([released, released]) == [True, False]
+    found = await store.get(held.id)
+    assert (found.state, found.reason, found.failure.since) == ("queued", "configuration: no", 7.0)
+    assert (found.attempt, found.errors, found.crashes, found.started_at) == (0, 0, 0, None)
+    assert (found.run_at, found.active_key) == (5.0, "k")
+    assert (found.slot, found.lane_held, found.owner, found.lease_until) == (None,) * 4
+    (again,) = await store.claim(B, Q, 1, 60)
+    assert (again.attempt, again.reason, again.failure.since) == (1, None, 7.0)
+    assert await store.finish([released]) == [False], "the attempt of that number is another's now"
+    await store.finish([report(again)])
+    assert (await store.get(held.id)).failure is None
+
+
+async def test_b1_a_later_attempt_that_is_released_keeps_what_it_has_behind_it(store):
+    held = await running(store)
+    await store.finish([report(held, "retry", record=b"{}")])
+    (again,) = await store.claim(A, Q, 1, 60)
+    await store.finish([report(again, "release", owner=A)])
+    found = await store.get(held.id)
+    assert (found.attempt, found.errors, found.started_at) == (1, 1, held.started_at)
+
+
+async def test_b1_a_job_that_is_to_be_cancelled_is_not_queued_again_by_a_release(store):
+    held = await running(store)
+    await store.cancel(held.id, "why")
+    await store.finish([report(held, "release", owner=A)])
+    assert await state(store, held.id) == "cancelled"
+
+
+async def test_b1_what_does_not_exist_for_too_long_is_rejected(store):
+    held = await running(store)
+    await store.finish([report(held, "refuse", reason="unknown pipeline 'x'", owner=A)])
+    found = await store.get(held.id)
+    assert (found.state, found.reason) == ("rejected", "unknown pipeline 'x'")
+
+
+async def test_b1_a_claim_leaves_jobs_alone_and_takes_those_behind_them(store):
+    await store.add([job(id=f"{n:04}", run_at=float(n)) for n in range(1, 40)])
+    await store.add([job(id="high", priority=5, run_at=100.0), job(id="good", run_at=101.0)])
+    left = [*(f"{n:04}" for n in range(1, 40)), "high"]
+    assert await store.next_run_at(Q, left) == 101.0
+    assert [each.id for each in await store.claim(A, Q, 3, 60, left)] == ["good"]
+    assert await store.next_run_at(Q, left) is None
+    assert await store.claim(A, Q, 3, 60, left) == []
+    assert [each.id for each in await store.claim(B, Q, 2, 60)] == ["high", "0001"]
+
+
+async def test_b1_what_waits_for_its_configuration_is_counted_with_the_reason(store):
+    await store.add([job(id=str(n), pipeline="ab"[n > 1]) for n in range(4)])
+    for held in await store.claim(A, Q, 9, 60):
+        if held.id != "0":
+            why = f"configuration: {held.pipeline} 100% no"
+            await store.finish([report(held, "release", owner=A, reason=why)])
+    assert await store.misconfigured() == {
+        ("default", "a", "configuration: a 100% no"): 1,
+        ("default", "b", "configuration: b 100% no"): 2,
+    }
+    assert (await store.counts())["default", "queued"] == 3
+
+
 async def test_a_crash_is_tried_again_until_there_were_too_many(store):
     held = await running(store, spec=b'{"max_crashes": 2}')
     await store.finish([report(held, "crash", reason="signal 9")])
@@ -1221,7 +1288,7 @@ async def test_a_file_that_cannot_be_opened_leaves_no_thread(tmp_path):
     """One that is left speaks to a loop that may be gone."""
     before = set(threading.enumerate())
     store = kit.Place("sqlite", f"sqlite:///{tmp_path}").store()
-    with pytest.raises(StoreError, match="unable to open"):
+    with pytest.raises(StoreError, match=f"data store {tmp_path}"):
         await store.open()
     left = set(threading.enumerate()) - before
     assert [thread for thread in left if "asyncio" not in thread.name] == []
@@ -1326,8 +1393,10 @@ class Model:
         state = lifecycle.TABLE[row["state"]].get(event)
         if row["state"] == "queued" or attempt != row["attempt"] or state is None:
             return False
+        if event == "wait" and row["agent"] is None:
+            return False
         row["crashes"] += event == "crash"
-        if event in ("accept", "start"):
+        if event in ("accept", "start", "wait"):
             row["state"] = state
             return True
         row["owner"] = None
@@ -1336,7 +1405,11 @@ class Model:
         elif row["crashes"] >= 3 and event == "crash":
             row["state"] = "failed"
         elif state == "queued":
-            row.update(state="queued", agent=None, time=self.clock)
+            row.update(state="queued", agent=None)
+            if event == "release":
+                row["attempt"] -= 1
+            else:
+                row["time"] = self.clock
         else:
             row["state"] = state
         return True
@@ -1388,7 +1461,9 @@ async def test_any_sequence_of_verbs_does_what_the_model_does(store, operations)
         elif name == "report":
             event, off = args
             attempt = row["attempt"] - off
-            answer = await store.finish([Report(id=row["id"], attempt=attempt, event=event)])
+            owner = row["owner"] if event == "release" else None
+            told = Report(id=row["id"], attempt=attempt, event=event, owner=owner)
+            answer = await store.finish([told])
             assert answer == [model.report(row, event, attempt)]
         elif name == "cancel":
             assert await store.cancel(row["id"]) == model.cancel(row)

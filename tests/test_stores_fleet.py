@@ -11,8 +11,8 @@ import stores_kit as kit
 from msgspec.structs import replace
 from stores_kit import A, B, Q, Verb, job, leaves_sockets, many, other, report, shared, state
 
-from fp_async import lifecycle
-from fp_async.errors import TransitionError
+from fp_async import fleet, lifecycle
+from fp_async.errors import TransitionError, UnknownNameError, UsageError
 from fp_async.jobs import (
     CANCEL_DEADLINE,
     CHUNK_TTL,
@@ -22,10 +22,14 @@ from fp_async.jobs import (
     Failure,
     Find,
     Letter,
+    Member,
     Offer,
     Report,
+    Schedule,
     identity,
 )
+from fp_async.messages import AgentState
+from fp_async.presence import Known
 from fp_async.stores import SCHEMA_VERSION
 
 on_servers = pytest.mark.parametrize("place", ("postgres", "mysql", "mongodb"), indirect=True)
@@ -50,6 +54,87 @@ def ended(id="born-there", **fields):
     """A job that an agent began and ended by itself."""
     defaults = {"state": "succeeded", "agent": "pi", "ended_at": 2000.0, "result": b"r"}
     return job(id=id, **{**defaults, **fields})
+
+
+# What an agent tells ------------------------------------------------------------------------
+
+
+async def test_g3_what_waits_on_an_agent_says_why_until_it_begins(store):
+    bound = await offered(store)
+    assert await tell(store, bound, "accept", "start") == [True, True]
+    why = "configuration: no X"
+    assert await tell(store, bound, "wait", reason=why, agent="pi") == [True]
+    found = await store.get(bound.id)
+    assert (found.state, found.reason, found.started_at) == ("accepted", why, None)
+    assert found.misconfigured
+    assert await store.misconfigured() == {("default", "flow", why): 1}
+    assert await tell(store, bound, "start", started_at=50.0, agent="pi") == [True]
+    found = await store.get(bound.id)
+    assert (found.state, found.reason, found.started_at) == ("running", None, 50.0)
+
+
+async def test_g3_why_it_waits_does_not_hide_why_it_is_cancelled(store):
+    bound = await offered(store)
+    await store.cancel(bound.id, "enough")
+    assert await tell(store, bound, "wait", reason="configuration: no X") == [True]
+    assert (await store.get(bound.id)).reason == "enough"
+
+
+async def test_g8_what_an_agent_began_again_counts_as_attempts_once_it_has_ended(store):
+    bound = await offered(store)
+    told = {"agent": "pi", "tries": 3, "errors": 1, "crashes": 1}
+    assert await tell(store, bound, "accept", "succeed", "succeed", **told) == [True, True, False]
+    found = await store.get(bound.id)
+    assert (found.state, found.attempt, found.errors, found.crashes) == ("succeeded", 3, 1, 1)
+
+
+async def test_g5_who_is_forgotten_leaves_no_open_job_and_nothing_of_itself(store):
+    said = AgentState(status="ready", store="s", starts=1, n=1)
+    here = msgspec.json.encode(Known(state=said, seen_at=1.0))
+    await store.saw(Member(kind="agent", name="pi", info=here), 60)
+    with pytest.raises(UsageError, match="'pi' is ready"):
+        await fleet.forget(store, "pi")
+    gone = msgspec.json.encode(Known(state=said, seen_at=1.0, away_since=2.0))
+    await store.saw(Member(kind="agent", name="pi", info=gone), 60)
+    await store.saw(Member(kind="drained", name="pi"), 60)
+    info = b'{"agent": "pi", "schedule": "tick"}'
+    await store.saw(Member(kind="agent-schedule", name="tick@pi", info=info), 60)
+    waits, moves, stays = (
+        await offered(store, target=PI),
+        await offered(store, target="any:*"),
+        await offered(store, target="any:*", spec=b'{"on_lost":"wait"}'),
+    )
+    elsewhere = await offered(store, "other", target="any:*")
+    await tell(store, waits, "accept", "start")
+    done = await fleet.forget(store, "pi")
+    assert set(done.failed) == {waits.id, stays.id}
+    assert [job.id for job in done.queued] == [moves.id]
+    for bound, expected in (
+        (waits, "failed"),
+        (stays, "failed"),
+        (moves, "queued"),
+        (elsewhere, "offered"),
+    ):
+        assert await state(store, bound.id) == expected
+    assert "'pi' was forgotten" in (await store.get(waits.id)).reason
+    for kind in ("agent", "drained", "agent-schedule"):
+        assert await store.members(kind) == []
+    assert [member.name for member in await store.members("forgotten")] == ["pi"]
+    with pytest.raises(UnknownNameError):
+        await fleet.forget(store, "pi")
+
+
+async def test_g9_schedules_that_agents_fire_count_what_is_heard_of_once(store):
+    row = Schedule(id="tick", pipeline="flow", trigger=b"{}", template=b'{"offline":true}')
+    await store.put(row)
+    born = [
+        ended(f"j{n}", schedule_id="tick", created_at=1000.0 + n, run_at=5.0) for n in (2, 0, 1)
+    ]
+    others = [ended("k"), ended("l", schedule_id="unknown")]
+    assert await store.fleet.adopt([*born[:2], *others]) == [True] * 4
+    assert await store.fleet.adopt(born) == [False, False, True]
+    found = await store.schedule("tick")
+    assert (found.fired, found.last_fire_time, found.next_fire_time) == (3, 1002.0, None)
 
 
 # Leading ------------------------------------------------------------------------------------
@@ -351,8 +436,8 @@ async def test_what_comes_back_is_offered_again_with_the_next_attempt(store, lif
 
 
 LATE = {
-    "accept": ("accept", "give_back", "refuse", "retry"),
-    "start": ("accept", "start", "expire", "refuse"),
+    "accept": ("accept", "give_back", "retry"),
+    "start": ("accept", "start", "expire"),
     "": ("retry",),
     **dict.fromkeys(
         ("succeed", "fail", "refuse", "expire", "confirm_cancel", "give_back", "lose", "crash"),

@@ -12,8 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_agent import config as agent_config
-from fp_async import checking, codec, gateway_serving, orders, topic_triggers, wire
-from fp_async import config as configs
+from fp_async import checking, codec, gateway_serving, orders, topic_triggers, tracked_places, wire
+from fp_async.cli import checks
 from fp_async.config import Runnable, TopicTrigger
 from fp_async.errors import ConfigError, FlowerPowerError, MessageError
 from fp_async.topic_triggers import Filters, Rate, Told, covers, problems, wanted, widest
@@ -209,6 +209,38 @@ def test_what_is_no_key(payload, text):
     """A null key would make one job of all messages without one."""
     with pytest.raises(MessageError, match=text):
         id_of("$payload.n", payload=payload)
+
+
+@pytest.mark.parametrize(
+    ("number", "key"),
+    [
+        *[(text, "1") for text in ("1", "1.0", "1.00", '"1"', "1e0", "10e-1")],
+        *[(text, "1.1") for text in ("1.1", "1.10", '"1.1"')],
+        ("-0.50", "-0.5"),
+        ("12345678901234567890.12", "12345678901234567890.12"),
+        ("12345678901234567890", "12345678901234567890"),
+        ("1e300", "1e+300"),
+        ("1.0e5", "100000"),
+        ("0", "0"),
+        ("0.00", "0"),
+        ('"1.0"', "1.0"),
+    ],
+)
+def test_g10_a_number_is_the_same_key_at_every_door(number, key):
+    found = wanted("t", trigger(key="$payload.n", inputs={}), told(b'{"n": %s}' % number.encode()))
+    assert found.options["key"] == f"t:{key}"
+    request = wire.run_request(b'{"key": %s}' % number.encode())
+    assert topic_triggers.requested("flow", request, told()).options["key"] == f"run:{key}"
+
+
+@pytest.mark.parametrize("key", ["null", "true", "{}", "[1]", '""'])
+def test_g10_what_is_no_key_in_a_request_is_a_dead_letter(key):
+    with pytest.raises(MessageError, match="key"):
+        topic_triggers.requested("f", wire.run_request(b'{"key": %s}' % key.encode()), told())
+
+
+def test_g10_a_request_without_a_key_has_none():
+    assert not topic_triggers.requested("f", wire.run_request(b"{}"), told()).unique
 
 
 def test_a_key_is_told_as_it_came():
@@ -417,7 +449,7 @@ MISTAKES = {
     ),
     "no topic": (
         "triggers:\n  doors:\n    pipeline: flow\n",
-        "conf/mqtt.yml:2: triggers.doors: object missing required field topic",
+        "conf/mqtt.yml:2: triggers.doors: the key 'topic' is missing",
     ),
     "a bad filter": (
         "triggers:\n  doors:\n    pipeline: flow\n    topic: a/#/b\n",
@@ -487,18 +519,18 @@ def with_mqtt(make_project, text):
 
 
 @pytest.mark.parametrize(("text", "said"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes_in_mqtt_yml_are_named_with_their_line(make_project, text, said):
+def test_mistakes_in_mqtt_yml_are_named_with_their_line(make_project, text, said, caplog):
+    """A gateway serves what is right: it leaves such an entry out, or does not begin."""
     project = with_mqtt(make_project, text)
-
-    def serve():
-        file = configs.read(project.root, "mqtt.yml")
-        gateway_serving.check(project.flows, file)
-
-    with pytest.raises(ConfigError) as raised:
-        serve()
-    assert str(raised.value).startswith(said)
-    found = [problem.message for problem in checking.check(project).errors]
-    assert found == [str(raised.value)], "`flowerpower check` says the same, once"
+    (found,) = [problem.message for problem in checking.check(project).errors]
+    assert found.startswith(said)
+    try:
+        served = gateway_serving.serving(project.flows)
+        gateway_serving.address(project.flows, served) if served.broker else None
+    except ConfigError as error:
+        assert str(error) == found
+    else:
+        assert found in caplog.text
 
 
 def test_check_tells_all_mistakes_of_the_file(make_project):
@@ -516,10 +548,44 @@ def test_a_file_without_mistakes(make_project):
     )
     project = with_mqtt(make_project, text)
     assert checking.check(project).errors == []
-    file = configs.read(project.root, "mqtt.yml")
+    file = gateway_serving.serving(project.flows)
     assert file.run == {"flow": None}
     assert file.triggers["doors"].rate == 5
     assert Runnable().overrides == ["inputs", "key"]
+
+
+def test_g6_a_running_gateway_reads_its_file_again(make_project, caplog):
+    caplog.set_level("INFO")
+    project = with_mqtt(make_project, "broker: {uri: 'mqtt://a'}\n" + OK)
+    path = project.root / "conf" / "mqtt.yml"
+
+    def say(text):
+        path.write_text(text)
+        found = reader()
+        assert reader() is None, "once"
+        said, caplog.records[:] = [r.message for r in caplog.records], []
+        return found, "\n".join(said)
+
+    with project.flows.files.kept():
+        before = gateway_serving.serving(project.flows)
+        reader = gateway_serving.Reader(project.flows, before)
+        assert reader() is None
+        more = "  new: {topic: new, pipeline: flow}\n"
+        found, said = say("broker: {uri: 'mqtt://b'}\n" + OK + more)
+        assert set(found.triggers) == {*before.triggers, "new"}
+        assert found.broker == before.broker
+        assert "conf/mqtt.yml: broker: counts from the next start" in said
+        found, said = say("broker: {uri: 'mqtt://b'}\n" + OK + "  new: {topic: a+}\n")
+        assert found is None, "a broken entry means what it meant"
+        assert said.startswith("not taken: conf/mqtt.yml:")
+        found, said = say("broker: [")
+        assert found is None
+        assert said.count("going on with what conf/mqtt.yml said before") == 1
+        found, said = say("site: a/b\n" + OK)
+        assert found is None
+        assert said.count("going on with what conf/mqtt.yml said before") == 1
+        found, said = say("broker: {uri: 'mqtt://a'}\n" + OK)
+        assert found.triggers == before.triggers
 
 
 @pytest.mark.parametrize(
@@ -578,3 +644,44 @@ def test_mistakes_in_flags_and_the_environment(flags, env, said):
     with pytest.raises(FlowerPowerError) as raised:
         agent_config.read(None, {"name": "pi", **flags}, env)
     assert said in str(raised.value)
+
+
+def test_g15_a_place_is_said_once():
+    mistake = "conf/mqtt.yml:3: broker.user: unknown key"
+    assert checks.told("conf/mqtt.yml: broker", mistake) == mistake
+    assert checks.told("conf/mqtt.yml", mistake) == mistake
+    assert checks.told("run.a.dev", "conf/x.yml:1: y") == "run.a.dev: conf/x.yml:1: y"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "broker: {uri: 'mqtt://h', ca_file: x}",
+            "conf/mqtt.yml:1: broker.ca_file: ca_file is for",
+        ),
+        ("broker: {uri: 'h:1'}", "conf/mqtt.yml:1: broker: .*'h:1' has no scheme"),
+        ("broker: {uri: 'mqtt://h:x'}", "conf/mqtt.yml:1: broker: the port is a number"),
+        ("broker: {password: %s}" % ("x" * 70_000), "broker.password: password is longer than"),
+    ],
+)
+def test_g1_what_is_wrong_with_a_broker_names_its_key(make_project, text, said):
+    project = with_mqtt(make_project, text)
+    with pytest.raises(ConfigError, match=said):
+        gateway_serving.address(project.flows, gateway_serving.serving(project.flows))
+
+
+def test_g1_a_wrong_variable_is_named_and_not_the_file(make_project, monkeypatch):
+    project = with_mqtt(make_project, "")
+    monkeypatch.setenv("FLOWERPOWER_BROKER", "localhost:1")
+    with pytest.raises(ConfigError, match="^FLOWERPOWER_BROKER: .*has no scheme"):
+        gateway_serving.address(project.flows, gateway_serving.serving(project.flows))
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://h:x", "http://", "http://h:99999"])
+def test_g1_an_address_of_the_tracker_that_cannot_be_one_is_named(make_project, url):
+    project = make_project(CONF, flow=FLOW)
+    text = f"username: u\napi_url: '{url}'\npipeline: {{flow: {{project_id: 1}}}}\n"
+    (project.root / "conf" / "tracker.yml").write_text(text)
+    with pytest.raises(ConfigError, match=r"conf/tracker\.yml:2: api_url: "):
+        tracked_places.place(project.root, "flow")

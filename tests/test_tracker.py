@@ -150,6 +150,56 @@ async def test_a_run_is_shown_with_its_nodes_code_and_values(ui, project):
     assert address == f"{ui.uri}/dashboard/project/{project.id}/runs/{shown.id}"
 
 
+SDK = """
+import asyncio
+import sys
+
+from hamilton_sdk import adapters
+
+from fp_async import NodeError, Project
+
+
+async def main(kind, executor, project_id, user, uri):
+    for node in ("report", "failing"):
+        options = {"hamilton_api_url": uri, "hamilton_ui_url": uri}
+        adapter = getattr(adapters, kind)(int(project_id), user, "flow", {"node": node}, **options)
+        if hasattr(adapter, "ainit"):
+            await adapter.ainit()
+        run = Project().run("flow", {"count": 4}, [node], executor=executor, adapters=[adapter])
+        try:
+            print(await run)
+        except NodeError as error:
+            print(error.node, "failed")
+    print("end", flush=True)
+    await asyncio.to_thread(sys.stdin.read)  # what was told is sent meanwhile
+
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("executor", ["local", "threadpool", "hamilton"])
+@pytest.mark.parametrize("kind", ["HamiltonTracker", "AsyncHamiltonTracker"])
+def test_the_sdks_own_tracker_as_an_adapter(ui, project, executor, kind):
+    """What users of Hamilton's SDK have in their drivers shows the same with our executors. In a
+    process of its own, as the SDK leaves threads and tasks behind.
+    """
+    pytest.importorskip("hamilton_sdk")
+    command = [sys.executable, "-c", SDK, kind, executor, str(project.id), USER, ui.uri]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=project.root, **pipes) as process:
+        assert process.stdout.readline() == "{'report': {'total': 6, 'of': 'numbers'}}\n"
+        assert process.stdout.readline() == "failing failed\n"
+        for node, status in (("report", "SUCCESS"), ("failing", "FAILURE")):
+            deadline, wanted = time.monotonic() + 20, {**ENDED, node: status}
+            while not wanted.items() <= (shown := ui.until(project.id, node=node)).nodes.items():
+                assert time.monotonic() < deadline, shown.nodes  # nodes come after their run
+                time.sleep(0.1)
+            assert shown.status == status
+            assert shown.attributes["total"]["result_summary"]["value"] == 6
+        process.communicate()
+
+
 async def test_the_same_code_is_one_template_and_other_code_another(ui, project):
     for _ in range(2):
         await project.run("flow", {"count": 1}, ["total"], with_tracker=True)

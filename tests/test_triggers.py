@@ -139,6 +139,26 @@ def test_spans_are_inclusive_and_have_two_spellings(start):
             {"triggers": [{"type": "cron", "hour": 3}, {"type": "cron", "hour": 4}]},
             "never agree",
         ),
+        ("interval", {"seconds": -5}, "seconds=-5: it has to be longer than 0"),
+        (
+            "interval",
+            {"days": 1, "start_date": "2030-01-02", "end_date": "2030-01-01"},
+            r"its end \(2030-01-01 00:00 .*\) is before its start \(2030-01-02",
+        ),
+        ("cron", {"month": 2, "day": 30}, "month=2 and day=30 never meet"),
+        ("cron", {"week": 53, "month": 6, "hour": 3}, "month=6 and week=53 never meet"),
+        (
+            "crontab",
+            {"crontab": "0 0 1 1 *", "start_date": "2030-02-01", "end_date": "2030-03-01"},
+            "no such time lies between 2030-02-01 00:00 .* and 2030-03-01",
+        ),
+        ("crontab", {"crontab": "*/90 * * * *"}, "a step of 90 is longer than 0-59"),
+        ("crontab", {"crontab": "0 0 31 2 *"}, "no such month has a day 31"),
+        (
+            "and",
+            {"triggers": [{"type": "cron", "hour": 3}, {"type": "cron", "hour": 4}]},
+            "they fire first at .* 03:00 .* and .* 04:00 .*, and never at the same moment",
+        ),
         (object(), {}, "not object"),
         (IntervalTrigger(days=1), {"days": 1}, "complete"),
     ],
@@ -146,6 +166,11 @@ def test_spans_are_inclusive_and_have_two_spellings(start):
 def test_a_mistake_is_named(kind, arguments, message):
     with pytest.raises(TriggerError, match=message):
         parse(kind, arguments, now=NOW)
+
+
+def test_c3_a_step_that_a_store_has_still_fires():
+    spec = triggers.decode(b'{"type":"crontab","crontab":"*/90 * * * *","timezone":"UTC"}')
+    assert triggers.first_fire(spec, 1.0) == 3600
 
 
 def test_a_trigger_class_of_the_users_own_is_refused():

@@ -186,7 +186,7 @@ async def test_a_process_that_dies_is_a_crash_and_is_replaced(project, flock, no
     assert "crashed 2 times" in job.reason
     assert text in job.reason
     if node == "killed":
-        assert "about to go" in job.trace.log
+        assert "about to go" in job.log
     assert "pid" in await project.run_job("flow", final_vars=["pid"])
 
 
@@ -216,7 +216,7 @@ async def test_odd_ends_fail_the_job_once_and_nothing_else(project, flock, runne
     job = await ended(project, id)
     assert (job.state, job.attempt, job.failure.kind) == ("failed", 1, "CancelledError")
     assert "pid" in await project.run_job("flow", final_vars=["pid"])
-    await until_logged(flock, f"job {id} of 'flow' failed: the pipeline cancelled the task")
+    await until_logged(flock, "attempt 1: the pipeline cancelled the task")
 
 
 async def test_on_crash_fail_never_runs_twice(project, flock):
@@ -230,7 +230,8 @@ async def test_on_crash_fail_never_runs_twice(project, flock):
 async def test_a_timeout_kills_sync_code_and_all_that_it_started(project, flock, tmp_path):
     flock.start("w", "start-worker", "--concurrency", "1")
     path = tmp_path / "pids"
-    with pytest.raises(JobTimeoutError, match="timeout of 0.5 s"):
+    await project.run_job("flow", final_vars=["pid"])  # on a busy machine a process starts late
+    with pytest.raises(JobTimeoutError, match="timeout of 0.5 s; killed with its process: stuck"):
         await project.run_job(
             "flow", inputs={"path": str(path)}, final_vars=["stuck_with_child"], timeout=0.5
         )
@@ -259,8 +260,8 @@ async def test_what_a_job_prints_is_in_its_log(project, flock):
     flock.start("w", "start-worker")
     id = await project.add_job("flow", final_vars=["printed"])
     job = await ended(project, id)
-    assert "to stdout\n" in job.trace.log
-    assert "to stderr\n" in job.trace.log
+    assert "to stdout\n" in job.log
+    assert "to stderr\n" in job.log
 
 
 async def test_an_edited_pipeline_runs_as_it_is_now(project, flock):

@@ -15,7 +15,7 @@ from fleet import make
 from fp_async import keeper as keepers
 from fp_async.attempt import Outcome
 from fp_async.backend import Backend
-from fp_async.config import DataStore, SchedulerFile, WorkerSettings
+from fp_async.config import DataStore, EventBroker, WorkerSettings
 from fp_async.errors import StoreUnavailableError
 from fp_async.jobs import Spec
 from fp_async.keeper import Keeper, KeeperThread
@@ -36,8 +36,14 @@ class Runner:
         await self.go.wait()
         return Outcome("succeeded", result=b"r")
 
-    async def close(self):
+    async def close(self, within=0.0):
         pass
+
+    def stamps(self):
+        return None
+
+    def trouble(self, job):
+        return None
 
 
 class Hesitating:
@@ -54,7 +60,7 @@ class Hesitating:
 @pytest.fixture
 async def backend(tmp_path):
     project = make(tmp_path, "data_store:\n  type: memory\n")
-    backend = Backend(project.root, SchedulerFile(data_store=DataStore(type="memory")))
+    backend = Backend(project.root, DataStore(type="memory"), EventBroker())
     await backend.acquire()
     yield backend
     await backend.release()

@@ -7,12 +7,16 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from fp_async import __version__
+from fp_async.cli.saying import echo, safe, style
 from fp_async.errors import FlowerPowerError
+
+if TYPE_CHECKING:
+    from fp_async.project import Project
 
 # section -> name -> (module, function, one line for --help): --help imports none of them
 _SECTIONS = {
@@ -32,12 +36,12 @@ _SECTIONS = {
         "result": ("jobs", "result", "Print the result of a job."),
         "jobs": ("following", "jobs", "List the newest jobs."),
         "job": ("following", "job", "Show all about a job, or follow it."),
-        "cancel": ("jobs", "cancel", "End a job."),
-        "retry": ("jobs", "retry", "Hand in a job that has ended once more."),
+        "cancel": ("jobs", "cancel", "End jobs."),
+        "retry": ("jobs", "retry", "Hand in jobs that have ended once more."),
     },
     "Schedules": {
         "schedule": ("scheduling", "schedule", "Run a pipeline at set times."),
-        "schedules": ("schedules", "schedules", "List, pause, resume or remove schedules."),
+        "schedules": ("schedules", "schedules", "List schedules; show, fire, pause, remove one."),
     },
     "Agents": {
         "agents": ("fleet", "agents", "List the agents."),
@@ -66,6 +70,7 @@ _SECTIONS = {
     },
 }
 _COMMANDS = {name: entry for section in _SECTIONS.values() for name, entry in section.items()}
+_LISTS = ("jobs", "schedules", "agents", "letters")
 
 
 class Commands(click.Group):
@@ -93,12 +98,28 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         from fp_async.errors import suggestion
 
+        if ctx.resilient_parsing:
+            return self._completed(ctx, args)
+        if args[1:2] == ["list"] and args[0] in _LISTS:  # which they do anyway
+            args = [args[0], *args[2:]]
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
             ctx.fail(f"no such command '{args[0]}'{suggestion(args[0], _COMMANDS)}")
         return super().resolve_command(ctx, args)
 
+    def _completed(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Resolve what is being typed. An option whose value is to come goes: click's parser would
+        give up at it, and know nothing of what stands before.
+        """
+        if not args or args[0] not in _COMMANDS:
+            return None, None, args
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command, rest[:-1] if rest and rest[-1].startswith("-") else rest
 
-_ERROR = click.style("error:", fg="red", bold=True)
+
+_ERROR = style("error:", fg="red", bold=True)
+_SIGNALLED = 128  # exit codes above are those of a process that a signal has ended
 _STREAMS = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 _EPILOG = """\b
@@ -106,7 +127,7 @@ A first project:
   flowerpower init my-project && cd my-project
   flowerpower new my_flow
   flowerpower run my_flow
-  flowerpower run my_flow --inputs count=3 --final-vars scaled,total --output json
+  flowerpower run my_flow --inputs count=3 --final-vars total --output json
 
 \b
 On workers, and at set times:
@@ -115,14 +136,31 @@ On workers, and at set times:
   flowerpower schedule my_flow --type interval --interval-params seconds=30
 
 \b
-Exit codes: 0 done, 1 the pipeline or job failed, 2 wrong input or configuration,
-3 data store or event broker, 75 not finished yet, 124 timed out, 130 interrupted,
-143 terminated.
+Exit codes: 0 done, 1 the pipeline or job failed, 2 wrong input or
+configuration, 3 data store or event broker, 70 a bug of FlowerPower, 74 the
+result was lost on its way, 75 not finished yet, 124 timed out, 130
+interrupted, 143 terminated.
 
 \b
-Shell completion (bash; also zsh, fish):
+Completion of commands, options and names; bash (zsh: zsh_source):
   eval "$(_FLOWERPOWER_COMPLETE=bash_source flowerpower)"
+fish, in ~/.config/fish/completions/flowerpower.fish:
+  _FLOWERPOWER_COMPLETE=fish_source flowerpower | source
 """
+
+
+def _debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:  # noqa: ARG001
+    if value:
+        os.environ["FLOWERPOWER_DEBUG"] = "1"
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    callback=_debug,
+    help="Print the traceback of a bug of FlowerPower; also FLOWERPOWER_DEBUG=1.",
+)
 
 
 @click.command(
@@ -131,6 +169,7 @@ Shell completion (bash; also zsh, fish):
     epilog=_EPILOG,
 )
 @click.version_option(__version__, prog_name="flowerpower")
+@debug_option
 def cli() -> None:
     """FlowerPower: pipelines of plain Python functions.
 
@@ -141,7 +180,13 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """The console script: errors become one message on stderr and an exit code."""
+    global _here
+    _here = True
     _settle_streams()
+    if "_FLOWERPOWER_COMPLETE" in os.environ:
+        from fp_async.cli import shells
+
+        shells.register()
     try:
         code = cli.main(prog_name="flowerpower", standalone_mode=False)
     except FlowerPowerError as error:
@@ -155,13 +200,19 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `| head` has had enough
         _leave(0)
     except OSError as error:  # stdout is full or gone
+        if error.filename is not None:
+            fail(f"cannot use {error.filename}: {error.strerror or error}", 2)
         fail(f"cannot write the output: {error.strerror or error}", 2)
+    except Exception as error:
+        from fp_async.cli import bugs
+
+        fail(bugs.message(error), bugs.EXIT_CODE)
     _leave(code if isinstance(code, int) else 0)  # click returns the code of an Exit
 
 
 def fail(message: str, code: int) -> NoReturn:
     """Print the message and leave."""
-    click.echo(f"{_ERROR} {message}", err=True)
+    echo(f"{_ERROR} {message}", err=True)
     _leave(code)
 
 
@@ -171,9 +222,10 @@ def fail_at_once(message: str, code: int) -> NoReturn:
     A live view that nobody ends any more is left behind, and the cursor that it hid is shown.
     """
     terminal = os.isatty(2)
-    start = f"\r\n\x1b[?25h{_ERROR}" if terminal else click.unstyle(_ERROR)
+    text = safe(f"{_ERROR} {message}")
+    start, end = ("\r\n\x1b[?25h", "\r") if terminal else ("", "")
     with suppress(OSError):
-        os.write(2, f"{start} {message}{chr(13) if terminal else ''}\n".encode())
+        os.write(2, f"{start}{text if terminal else click.unstyle(text)}{end}\n".encode())
     os._exit(code)
 
 
@@ -192,23 +244,87 @@ def _settle_streams() -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit at once: an abandoned node in a thread must not hold the process up. What is tracked
-    gets the time that it would have.
+    """End as Python ends a script: with the program's own threads and what it has registered with
+    `atexit`. A signal ends the waiting: the threads are left behind then, as is an abandoned node.
     """
-    if (tracking := sys.modules.get("fp_async.tracker")) is not None:
-        tracking.tracker().flush()
-    if "fp_async.engines" in sys.modules:
-        sys.modules["fp_async.engines"].shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    from fp_async.runtime import process_exit
+
+    _flush()  # what was printed is there before anything is waited for
+    try:
+        if code <= _SIGNALLED:
+            process_exit.wait_for_threads(_tell_of_threads)
+        if "fp_async.engines" in sys.modules:
+            sys.modules["fp_async.engines"].shutdown()
+        process_exit.call_exit_functions()
+    except KeyboardInterrupt:
+        fail_at_once("interrupted", 130)
+    _flush()
     os._exit(code)
 
 
+def _tell_of_threads(names: list[str]) -> None:
+    text = f"waiting for {len(names)} thread(s) of the pipeline: {', '.join(names[:5])}"
+    echo(f"{text}; Ctrl-C leaves them behind", err=True)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()
+
+
+def of_shell(path: str) -> str:
+    """A file as the shell means it, whatever folder the command goes to."""
+    return os.path.join(os.getcwd(), os.path.expanduser(path))  # noqa: PTH109, PTH111, PTH118 - lean
+
+
+def entered(base_dir: str | None, *, one_at_a_time: bool = True) -> Any:
+    """The project, for a command that loads its code."""
+    from fp_async.project import Project
+
+    project = Project(base_dir)
+    enter(project, one_at_a_time=one_at_a_time)
+    return project
+
+
+def enter(project: Project, *, one_at_a_time: bool = True) -> None:
+    """Make this process one for the project alone: in its folder, so that relative paths mean the
+    project. Its own packages can be imported, as under `python -m`.
+    """
+    if str(project.root) not in sys.path:
+        sys.path.insert(0, str(project.root))
+    project.flows.settle(one_at_a_time=one_at_a_time)
+
+
 def base_dir(function: Callable[..., Any]) -> Any:
-    """`--base-dir`, which every command has."""
+    """`--base-dir` and `--env-file`, which every command has."""
+    env_file = click.option(
+        "--env-file",
+        metavar="FILE",
+        multiple=True,
+        expose_value=False,
+        callback=_add_env_files,
+        help="Variables over those of the project's .env, under the environment's; repeat.",
+    )
     return click.option(
         "--base-dir",
         metavar="DIR",
         default=None,
         help="The project's folder. Default: the working directory or the nearest above it.",
-    )(function)
+    )(env_file(function))
+
+
+_here = False  # whether this process is the command's own
+
+
+def _add_env_files(_: object, __: object, paths: tuple[str, ...]) -> None:
+    from fp_async import config_files
+
+    if paths:
+        config_files.add_env_files(paths)
+    if _here:
+        config_files.own_process(_raise)
+
+
+def _raise(error: FlowerPowerError) -> None:
+    raise error

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from fp_async import log_levels
+from fp_async.cli.saying import echo
 from fp_async.errors import BrokerError, MissingExtraError, UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from fp_async.broker_files import Plan
     from fp_async.broker_folder import Done
 
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _PORT = click.IntRange(1, 65535)
 _FORGETS = "for development: this machine only, nobody logs in, nothing survives its end"
@@ -46,7 +48,7 @@ def broker(port: int, *, dev: bool, mosquitto: bool) -> None:
             "this broker is for development: say so with --dev. Files for a broker in "
             "production are written by: flowerpower broker-config"
         )
-    logging.basicConfig(level=logging.INFO, format=_FORMAT)
+    log_levels.write(logging.INFO, _FORMAT)
     program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if mosquitto:
         _become_mosquitto(program, port)
@@ -103,8 +105,11 @@ _NAMES = "A,B"
 
 @click.command("broker-config")
 @click.option("--agents", metavar=_NAMES, help="Agents to add.")
-@click.option("--revoke", metavar=_NAMES, help="Agents to remove.")
-@click.option("--site", metavar="NAME", help="Which fleet. Default: main.")
+@click.option("--client", metavar="NAME", help="Somebody else, who triggers pipelines, to add.")
+@click.option("--publish", multiple=True, metavar="FILTER", help="What --client may say.")
+@click.option("--subscribe", multiple=True, metavar="FILTER", help="What --client may hear.")
+@click.option("--revoke", metavar=_NAMES, help="Agents or clients to remove.")
+@click.option("--site", metavar="NAME", help="Which fleet; several may share a broker.")
 @click.option("--prefix", metavar="TOPIC", help="Topics begin with it. Default: fp/v1.")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), default="broker", show_default=True
@@ -119,7 +124,15 @@ _NAMES = "A,B"
 @click.option("--local-topics", multiple=True, metavar="FILTER", help="Of agents' own triggers.")
 @click.option("--overwrite", is_flag=True, help="Replace files that others wrote or changed.")
 def broker_config(
-    agents: str | None, revoke: str | None, out: Path, *, overwrite: bool, **options: Any
+    agents: str | None,
+    client: str | None,
+    publish: tuple[str, ...],
+    subscribe: tuple[str, ...],
+    revoke: str | None,
+    out: Path,
+    *,
+    overwrite: bool,
+    **options: Any,
 ) -> None:
     """Write configuration, users and rights of a broker, and its clients' files.
 
@@ -127,23 +140,30 @@ def broker_config(
       flowerpower broker-config --agents pi-7,pi-8 --tls --host broker.example
       flowerpower broker-config --agents pi-9
       flowerpower broker-config --revoke pi-8
+      flowerpower broker-config --client shop --publish 'orders/#' --subscribe 'answers/#'
+      flowerpower broker-config --site berlin --agents pi-7
 
     Each agent may say and hear only what is its own. Again, it keeps what it was told before,
-    users keep their passwords, and files that were changed by hand stay. The authority that
-    --tls makes is one to start with: put your own ca.crt, server.crt and client.crt in its place.
+    users keep their passwords, and so do your own lines in all files. The authority that --tls
+    makes is one to start with: put your own ca.crt, server.crt and client.crt in its place.
     """  # noqa: D301
     from fp_async import broker_files, broker_folder
 
-    before = broker_folder.read(out)
-    plan = _planned(before.plan if before else None, out, options)
+    place = broker_folder.place_of(out, options["site"])
+    before = broker_folder.read(place)
+    plan = _planned(before.plan if before else None, out, options, further=place != out)
+    plan = _with_client(broker_folder.beside(out, plan) if place != out else plan, client,
+        publish, subscribe)  # fmt: skip
     plan = _with_agents(plan, _names("--agents", agents), _names("--revoke", revoke))
     broker_files.check(plan)
     done = broker_folder.write(out, plan, overwrite=overwrite)
-    _tell(out, plan, done, revoked=revoke is not None)
+    _tell(out, place, plan, done, revoked=revoke is not None)
 
 
-def _planned(before: Plan | None, out: Path, options: dict[str, Any]) -> Plan:
-    """What was asked for now, over what was asked for before."""
+def _planned(
+    before: Plan | None, out: Path, options: dict[str, Any], *, further: bool = False
+) -> Plan:
+    """Lay the new options over those of the last call; `further`: for one more site."""
     import msgspec
 
     from fp_async.broker_files import Plan
@@ -152,29 +172,53 @@ def _planned(before: Plan | None, out: Path, options: dict[str, Any]) -> Plan:
     if emqx is not None:
         options["kind"] = "emqx" if emqx else "mosquitto"
     changes = {name: value for name, value in options.items() if value not in (None, ())}
+    for name in ("kind", "host", "port", "tls", "at"):
+        if further and name in changes:
+            raise UsageError(
+                f"--site {options['site']} shares the broker of {out}: say what concerns the "
+                f"broker ({name}) without --site, or take another folder with --out"
+            )
     if before is None:
         return Plan(**{"at": str(out.resolve()), **changes})
-    for name in ("site", "kind"):
-        if changes.get(name, getattr(before, name)) != getattr(before, name):
-            raise UsageError(
-                f"{out} is for {name} '{getattr(before, name)}': take another folder with --out"
-            )
+    if changes.get("kind", before.kind) != before.kind:
+        raise UsageError(f"{out} is for kind '{before.kind}': take another folder with --out")
     return msgspec.structs.replace(before, **changes)
+
+
+def _with_client(
+    plan: Plan, name: str | None, publish: tuple[str, ...], subscribe: tuple[str, ...]
+) -> Plan:
+    """With one more client, or with other rights of one that is there."""
+    import msgspec
+
+    from fp_async.broker_files import Client
+
+    if name is None:
+        if publish or subscribe:
+            raise UsageError("--publish and --subscribe: whose? --client NAME")
+        return plan
+    known = plan.clients.get(name, Client())
+    client = Client(publish or known.publish, subscribe or known.subscribe)
+    if client == Client():
+        raise UsageError(f"--client {name}: what may it do? --publish FILTER, --subscribe FILTER")
+    return msgspec.structs.replace(plan, clients={**plan.clients, name: client})
 
 
 def _with_agents(plan: Plan, added: list[str], revoked: list[str]) -> Plan:
     import msgspec
 
     for name in revoked:
-        if name not in plan.agents:
-            raise UnknownNameError("agent", name, plan.agents)
+        if name not in plan.agents and name not in plan.clients:
+            raise UnknownNameError("agent", name, (*plan.agents, *plan.clients))
         if name in added:
             raise UsageError(f"'{name}' stands in both --agents and --revoke")
     names = dict.fromkeys((*plan.agents, *added))
     kept = tuple(name for name in names if name not in revoked)
-    if not kept and not revoked:
+    if not kept and not revoked and not plan.clients:
         raise UsageError("for whom? --agents pi-7,pi-8")
-    return msgspec.structs.replace(plan, agents=kept)
+    plain = tuple(name for name in plan.plain or () if name in kept)
+    clients = {name: each for name, each in plan.clients.items() if name not in revoked}
+    return msgspec.structs.replace(plan, agents=kept, plain=plain, clients=clients)
 
 
 def _names(option: str, text: str | None) -> list[str]:
@@ -186,22 +230,37 @@ def _names(option: str, text: str | None) -> list[str]:
     return names
 
 
-def _tell(out: Path, plan: Plan, done: Done, *, revoked: bool) -> None:
+def _tell(out: Path, place: Path, plan: Plan, done: Done, *, revoked: bool) -> None:
     from fp_async.broker_files import texts, users_file
 
     main = next(iter(texts(plan)))
-    click.echo(f"{out / main}: the broker's configuration, with {users_file(plan)} beside it")
-    click.echo(f"{out / 'gateway' / 'mqtt.yml'}: for conf/mqtt.yml of the gateway's project")
+    echo(f"{out / main}: the broker's configuration, with {users_file(plan)} beside it")
+    echo(f"{place / 'gateway' / 'mqtt.yml'}: for conf/mqtt.yml of the gateway's project")
     for name in plan.agents:
-        if name in done.new:
-            click.echo(f"{out / 'agents' / name}/: for {name}; it holds its password")
+        if plan.user(name) in done.new:
+            echo(f"{place / 'agents' / name}/: for {name}; it holds its password")
+    for name in plan.clients:
+        if plan.names.client(name) in done.new:
+            echo(f"{place / 'clients' / name}/: for {name}; it holds its password")
     for line in _remarks(out, plan, done, revoked=revoked):
-        click.echo(line, err=True)
+        echo(line, err=True)
+
+
+def _seen(line: str) -> str:
+    """A line that a file lacks, without a password."""
+    from fp_async.addresses import hidden
+
+    key, colon, _ = line.partition(":")
+    return f"{key}: ..." if colon and key in ("password", "triggers_broker") else hidden(line)
 
 
 def _remarks(out: Path, plan: Plan, done: Done, *, revoked: bool) -> Iterable[str]:
-    for name in done.left:
-        yield f"{out / name} was changed by hand and is left as it is; --overwrite replaces it"
+    for name, lacks in done.left.items():
+        lacking = f", and lacks: {'; '.join(map(_seen, lacks))}" if lacks else ""
+        yield (
+            f"{out / name} was changed by hand and is left as it is{lacking}; write it there, or "
+            "--overwrite replaces the file"
+        )
     if done.unknown:
         yield f"not here any more, so only the broker knows them: {', '.join(done.unknown)}"
     if not plan.tls:

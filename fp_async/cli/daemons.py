@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 from click.core import ParameterSource
 
-from fp_async.cli import base_dir, fail_at_once
+from fp_async.cli import base_dir, entered, fail_at_once
+from fp_async.cli.levels import level, level_options
 from fp_async.errors import StoreError, UsageError
+from fp_async.runtime import process_exit, process_tree
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from fp_async.project import Project
     from fp_async.worker import Worker
 
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _SEEN = 10.0  # seconds between two signs of life
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -43,6 +45,7 @@ class Serving(NamedTuple):
     metrics_host: str
     metrics_port: int | None
     log_format: str
+    log_level: str
 
 
 _SERVING = (
@@ -66,6 +69,7 @@ _SERVING = (
         envvar="FLOWERPOWER_LOG_FORMAT",
         help="Lines for people (default), or JSON.",
     ),
+    *level_options,
 )
 
 
@@ -75,6 +79,7 @@ def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def collected(*args: Any, **options: Any) -> Any:
         _check_host(options["metrics_port"])
+        options["log_level"] = level(options)
         serving = Serving(**{name: options.pop(name) for name in Serving._fields})
         return command(*args, serving=serving, **options)
 
@@ -101,6 +106,12 @@ def _check_host(port: int | None) -> None:
 @click.option("--no-schedules", is_flag=True, help="Do not fire schedules.")
 @click.option(
     "--memory-limit", type=click.IntRange(64), metavar="MIB", help="For each job's process."
+)
+@click.option(
+    "--max-jobs-per-child",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Jobs after which a process gives way to a fresh one.",
 )
 @click.option("--gateway", is_flag=True, help="Be a gateway to agents, too (start-gateway).")
 @serving_options
@@ -155,10 +166,11 @@ class Daemon:
 
         self.project = project
         self._serving = serving
-        self.patience = Patience()
+        self.log_level: str = serving.log_level
+        self.patience: Patience = Patience()
         self.drain: Callable[[], object] | None = None
-        self.signals = 0
-        self.code = 0
+        self.signals: int = 0
+        self.code: int = 0
         task = asyncio.current_task()
         assert task is not None
         self._task = task
@@ -181,20 +193,22 @@ class Daemon:
     async def connected(self) -> AsyncIterator[Backend]:
         """The backend, as soon as its store can be reached; schedules of conf/ applied."""
         from fp_async.backend import connected
-        from fp_async.client import apply
+        from fp_async.client import applied
 
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.project.aclose)
             backend = await self.patience(
                 lambda: stack.enter_async_context(connected(self.project.root))
             )
-            await self.patience(lambda: apply(self.project.flows, backend))
+            await self.patience(
+                lambda: stack.enter_async_context(applied(self.project.flows, backend))
+            )
             yield backend
 
     @asynccontextmanager
     async def measured(self, backend: Backend, *sources: Source) -> AsyncIterator[None]:
         """With metrics of the store and of `sources` served, where they are wanted."""
-        host, port, _ = self._serving
+        host, port = self._serving.metrics_host, self._serving.metrics_port
         if port is None:
             yield
             return
@@ -212,17 +226,15 @@ def serve(
     serving: Serving,
     service: str,
 ) -> None:
-    from fp_async import json_logs, tracing
-    from fp_async.cli.running import use_packages
-    from fp_async.project import Project
+    from fp_async import config_files, json_logs, log_levels, tracing
 
-    logging.basicConfig(level=logging.INFO, format=_FORMAT)
+    log_levels.write(getattr(logging, serving.log_level.upper()), _FORMAT)
     if serving.log_format == "json":
         json_logs.install()
-    logging.getLogger("hamilton").setLevel(logging.WARNING)  # its INFO is about itself
+    log_levels.hush_libraries()
     traced = tracing.set_up(service)
-    project = Project(base_dir)
-    use_packages(project)
+    config_files.own_process(lambda error: log.error("no job can run: %s", error))
+    project = entered(base_dir, one_at_a_time=False)
     try:
         code = asyncio.run(_until_signalled(project, main, serving))
     finally:
@@ -257,7 +269,9 @@ async def _work(daemon: Daemon, *, changes: dict[str, Any], gateway: bool) -> No
     async with daemon.connected() as backend:
         settings = changed(backend.worker, changes)
         daemon.project.flows.alone = True
-        worker = make_worker(daemon.project.flows, backend, settings)
+        if settings.runner == "process":
+            _adopt()
+        worker = make_worker(daemon.project.flows, backend, settings, daemon.log_level)
         daemon.drain = lambda: _drain(worker, settings.grace)
         log.info(
             "worker %s: queues %s, runner %s, schedules %s; %s",
@@ -275,7 +289,14 @@ async def _work(daemon: Daemon, *, changes: dict[str, Any], gateway: bool) -> No
             try:
                 await worker.run()
             finally:
+                process_exit.end_within(settings.grace, lambda: daemon.code)
                 log.info("worker %s has ended", worker.name)
+
+
+def _adopt() -> None:
+    """Get the orphans of jobs' processes, and reap them."""
+    if (orphans := process_tree.adopt()) is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, orphans.look)
 
 
 @asynccontextmanager
@@ -305,12 +326,9 @@ def _drain(worker: Worker, grace: float) -> None:
 
 
 async def _places(daemon: Daemon, backend: Backend) -> str:
-    from fp_async import config
-
     facts = await daemon.patience(backend.store.info)
-    broker = config.read(daemon.project.root, "scheduler.yml").event_broker
-    kind = "memory" if broker is None else broker.type
-    return f"data store {facts['type']} ({facts['place']}), event broker {kind}"
+    broker = backend.broker.type
+    return f"data store {facts['type']} ({facts['place']}), event broker {broker}"
 
 
 # Scheduler ----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fp_async.cli import base_dir
+from fp_async.cli.saying import echo, style
 
 if TYPE_CHECKING:
     from fp_async.ensemble import Ensemble, Network
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 _AGENTS = {"berlin-1": "site=berlin", "oslo-1": "site=oslo"}
 _PATIENCE = 30.0
-_CUT = 4.0
+_CUT = 4  # seconds
+_SILENT = 2.0  # seconds after which it is said that something is waited for
 _CONF = {
     "pipelines.yml": "{}\n",
     "scheduler.yml": "data_store: {type: sqlite, uri: sqlite:///center.db}\n",
@@ -70,25 +72,27 @@ class Theatre:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._began = time.monotonic()
+        self._began = self._said = time.monotonic()
 
     def say(self, text: str, *, bold: bool = False) -> None:
         """A line of the story, with the time since the beginning."""
-        stamp = click.style(f"{time.monotonic() - self._began:5.1f} s ", dim=True)
-        click.echo(stamp + click.style(text, bold=bold))
+        self._said = time.monotonic()
+        stamp = style(f"{time.monotonic() - self._began:5.1f} s ", dim=True)
+        echo(stamp + style(text, bold=bold))
 
     def done(self, text: str) -> None:
         """Something that has come out well."""
-        self.say(f"  {click.style('✓', fg='green')} {text}")
+        self.say(f"  {style('✓', fg='green')} {text}")
 
     async def play(self) -> None:
         """All acts, in their order."""
+        self.say("FlowerPower: a fleet on this machine", bold=True)
         from fp_async.broker import embedded
         from fp_async.ensemble import Ensemble, network
         from fp_async.project import Project
 
-        self.say("FlowerPower: a fleet on this machine", bold=True)
         async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self.telling())
             broker = await stack.enter_async_context(embedded())
             self.done(f"an MQTT broker on {broker.uri}")
             wire = await stack.enter_async_context(network(broker.port))
@@ -128,12 +132,42 @@ class Theatre:
             await ensemble.start(name, "edge_agent", "run", *flags, "--heartbeat", "1", cwd=home)
 
     async def _known(self, project: Project) -> None:
-        async def ready() -> bool:
-            found = {agent.name: agent.state for agent in await project.agents()}
-            return all(found.get(name) == "ready" for name in _AGENTS)
+        self.say("a gateway, a worker, and two agents start", bold=True)
+        told: set[str] = set()
 
-        await _until(ready, "the agents do not come up")
-        self.done(f"a gateway, a worker, and the agents {' and '.join(_AGENTS)}")
+        async def ready() -> bool:
+            found = {agent.name for agent in await project.agents() if agent.state == "ready"}
+            for name in sorted(found - told):
+                self.done(f"agent {name} is there")
+            told.update(found)
+            return told.issuperset(_AGENTS)
+
+        await self.until(ready, "the agents do not come up")
+
+    async def until(self, condition: Callable[[], Any], why: str) -> None:
+        """Wait for a condition. Raises ClickException, with `why`, where it does not come."""
+        deadline = time.monotonic() + _PATIENCE
+        while not await condition():
+            if time.monotonic() > deadline:
+                raise click.ClickException(f"{why}; see the log with --dir")
+            await asyncio.sleep(0.1)
+
+    @contextlib.asynccontextmanager
+    async def telling(self) -> AsyncIterator[None]:
+        """Say, while the block runs, that something is waited for where nothing else is said."""
+
+        async def tell() -> None:
+            while True:
+                await asyncio.sleep(_SILENT / 4)
+                if time.monotonic() - self._said > _SILENT:
+                    self.say(style("    ...", dim=True))
+
+        task = asyncio.create_task(tell(), name="fp-demo")
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
     async def _on_an_agent(self, project: Project) -> None:
         self.say('run_job("greenhouse", on="any:site=berlin")', bold=True)
@@ -172,7 +206,7 @@ class Theatre:
             async def enough() -> bool:
                 return len(await project.list_jobs(schedule_id="watch", limit=1000)) >= count
 
-            await _until(enough, "what the schedule made does not arrive")
+            await self.until(enough, "what the schedule made does not arrive")
             return len(await project.list_jobs(schedule_id="watch", limit=1000))
 
         before = await arrived(2)
@@ -183,25 +217,19 @@ class Theatre:
         async def away() -> bool:
             return any(agent.state == "away" for agent in await project.agents())
 
-        await _until(away, "nobody notices that the agent is away")
+        await self.until(away, "nobody notices that the agent is away")
         kept = len(await project.list_jobs(schedule_id="watch", limit=1000))
         self.done(f"the center knows that it is away; still {kept} results")
-        await asyncio.sleep(_CUT)  # it has to have something to bring
+        for second in range(_CUT):  # it has to have something to bring
+            await asyncio.sleep(1)
+            self.say(f"    oslo-1 works on alone: {second + 1} s more, nothing is heard of it")
         await wire.open()
-        self.say("the network is back", bold=True)
+        self.say("the network is back: oslo-1 brings what it has", bold=True)
         after = await arrived(kept + 5)
         rows = await project.list_jobs(schedule_id="watch", limit=1000)
         times = {row.nominal_at for row in rows}
         self.done(f"{after} results, one for each of {len(times)} seconds: nothing was lost")
         await project.remove_schedule("watch")
-
-
-async def _until(condition: Callable[[], Any], why: str) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while not await condition():
-        if time.monotonic() > deadline:
-            raise click.ClickException(f"{why}; see the log with --dir")
-        await asyncio.sleep(0.1)
 
 
 # The own project ------------------------------------------------------------------------------
@@ -241,9 +269,9 @@ async def _up(project: Project, agents: int) -> None:
 
 def _of_fleet(project: Project) -> Iterator[str]:
     """What agents have to know beside the address, as conf/mqtt.yml has it for the gateway."""
-    from fp_async import config
+    from fp_async import config, config_files
 
-    file = config.read(project.root, "mqtt.yml")
+    file, _ = config_files.mqtt(project.root)
     broker = file.broker or config.MqttBroker()
     said = {"site": file.site, "prefix": file.prefix}
     said |= {name: getattr(broker, name) for name in ("username", "password")}
@@ -258,11 +286,11 @@ def _of_fleet(project: Project) -> Iterator[str]:
 @contextlib.asynccontextmanager
 async def _broker(project: Project) -> AsyncIterator[str]:
     """The URI of the project's broker; where it has none, that of the embedded one."""
-    from fp_async import config
+    from fp_async import config_files
     from fp_async.broker import embedded
     from fp_async.gateway_serving import VARIABLE
 
-    file = config.read(project.root, "mqtt.yml")
+    file, _ = config_files.mqtt(project.root)
     if file.broker is not None and (file.broker.uri or file.broker.host):
         yield file.broker.uri or f"mqtt://{file.broker.host}:{file.broker.port or 1883}"
         return
@@ -273,4 +301,4 @@ async def _broker(project: Project) -> AsyncIterator[str]:
 
 
 def _echo(name: str, line: str) -> None:
-    click.echo(f"{click.style(name.ljust(9), fg='cyan')} {line}", err=True)
+    echo(f"{style(name.ljust(9), fg='cyan')} {line}", err=True)

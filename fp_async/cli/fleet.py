@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,16 @@ from fp_async.cli import base_dir
 from fp_async.cli.daemons import Daemon, Serving, of_gateway, serve, serving_options
 from fp_async.cli.following import output_option
 from fp_async.cli.jobs import with_client
-from fp_async.errors import UnknownNameError
+from fp_async.cli.saying import echo, style
+from fp_async.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
-    from fp_async.client import Client
+    from fp_async.client import JobClient
     from fp_async.fleet import AgentInfo
-    from fp_async.jobs import Letter
+    from fp_async.job_values import DeadLetter
     from fp_async.project import Project
 
-log = logging.getLogger("fp_async.gateway")
+log: logging.Logger = logging.getLogger("fp_async.gateway")
 _COLORS = {"ready": "green", "away": "yellow", "quarantined": "red"}
 
 
@@ -55,18 +57,40 @@ async def _gateway(daemon: Daemon) -> None:
 @base_dir
 def agents(output: str, base_dir: str | None) -> None:
     """List the agents that are known, present or not."""
-    from fp_async.cli.output import echo_json, echo_table
+    from fp_async.cli.columns import Column, echo_columns
+    from fp_async.cli.output import echo_json
 
-    async def main(project: Project, client: Client) -> list[AgentInfo]:  # noqa: ARG001
-        return await project.agents()
+    async def main(
+        project: Project,
+        client: JobClient,  # noqa: ARG001
+    ) -> tuple[list[AgentInfo], str | None]:
+        from fp_async import fleet
+        from fp_async.backend import connected
 
-    def show(found: list[AgentInfo]) -> None:
+        async with connected(project.root) as backend:
+            return await project.agents(), await fleet.gateway_trouble(backend.store)
+
+    def show(told: tuple[list[AgentInfo], str | None]) -> None:
+        found, trouble = told
+        if found and trouble:
+            mark = style("warning:", fg="yellow", bold=True)
+            echo(f"{mark} {trouble}; agents are shown as they were before", err=True)
         if output == "json":
             echo_json([_as_json(each) for each in found])
         elif found:
-            echo_table([_row(each) for each in found])
+            columns = (
+                Column("name"),
+                Column("state"),
+                Column("seen", rank=1),
+                Column("tags", rank=3, cut=16),
+                Column("slots", rank=4),
+                Column("jobs", rank=2),
+                Column("untold", rank=1),
+                Column("pipelines", rank=5, cut=16),
+            )
+            echo_columns([_row(each) for each in found], columns)
         else:
-            click.echo(
+            echo(
                 "no agents are known; start one with: fp-agent run --broker mqtt://HOST, and "
                 "the gateway with: flowerpower start-gateway",
                 err=True,
@@ -80,8 +104,12 @@ def _as_json(info: AgentInfo) -> dict[str, Any]:
 
     from fp_async.cli.shown import stamp
 
-    times = {"seen_at": stamp(info.seen_at), "away_since": stamp(info.away_since)}
+    times = {name: stamp(_epoch(getattr(info, name))) for name in ("seen_at", "away_since")}
     return {**msgspec.structs.asdict(info), **times}
+
+
+def _epoch(at: datetime | None) -> float | None:
+    return None if at is None else at.timestamp()
 
 
 def _row(info: AgentInfo) -> dict[str, Any]:
@@ -90,7 +118,7 @@ def _row(info: AgentInfo) -> dict[str, Any]:
     return {
         "name": info.name,
         "state": info.state,
-        "seen": ago(info.seen_at),
+        "seen": ago(_epoch(info.seen_at)) or "never",
         "tags": _pairs(info.tags),
         "slots": info.slots,
         "jobs": info.jobs,
@@ -106,13 +134,20 @@ def _pairs(values: dict[str, str]) -> str:
 @click.command()
 @click.argument("name")
 @click.option("--readmit", is_flag=True, help="Believe it again after a quarantine.")
+@click.option("--forget", is_flag=True, help="It is gone for good: forget it, give up its jobs.")
 @output_option
 @base_dir
-def agent(name: str, output: str, base_dir: str | None, *, readmit: bool) -> None:
+def agent(name: str, output: str, base_dir: str | None, *, readmit: bool, forget: bool) -> None:
     """Show all about the agent NAME."""
+    if readmit and forget:
+        raise UsageError("--readmit and --forget exclude each other")
+    if forget:
+        gone = f"{name} is forgotten; what it had is given up (flowerpower jobs)"
+        with_client(base_dir, lambda p, _: p.forget_agent(name), lambda _: echo(gone))
+        return
     from fp_async.cli.output import echo_json
 
-    async def main(project: Project, client: Client) -> AgentInfo:  # noqa: ARG001
+    async def main(project: Project, client: JobClient) -> AgentInfo:  # noqa: ARG001
         if readmit:
             await project.readmit_agent(name)
         found = {each.name: each for each in await project.agents()}
@@ -126,15 +161,17 @@ def agent(name: str, output: str, base_dir: str | None, *, readmit: bool) -> Non
 def _show(info: AgentInfo) -> None:
     from fp_async.cli.shown import ago, local
 
-    click.echo(f"agent      {click.style(info.name, bold=True)}")
-    click.echo(f"state      {click.style(info.state, fg=_COLORS.get(info.state))}")
+    echo(f"agent      {style(info.name, bold=True)}")
+    echo(f"state      {style(info.state, fg=_COLORS.get(info.state))}")
+    at = _epoch(info.seen_at)
+    seen = f"{local(at)}  {ago(at, time.time())}" if at else "never"
     free = "" if info.disk_free is None else f"{info.disk_free // 2**20:,} MiB free"
     rows = {
         "problem": info.problem,
-        "seen": f"{local(info.seen_at)}  {ago(info.seen_at, time.time())}",
-        "away since": local(info.away_since),
+        "seen": seen,
+        "away since": local(_epoch(info.away_since)),
         "tags": _pairs(info.tags),
-        "slots": f"{info.slots}, free: {'?' if info.free is None else info.free}",
+        "slots": f"{info.slots}, free: {'not told yet' if info.free is None else info.free}",
         "jobs": f"{info.jobs} bound to it, {info.untold} outcomes waiting there",
         "disk": free,
         "clock": f"{-info.clock_offset:+.3f} s against ours",
@@ -143,9 +180,9 @@ def _show(info: AgentInfo) -> None:
     }
     for label, value in rows.items():
         if value:
-            click.echo(f"{label.ljust(10)} {value}")
+            echo(f"{label.ljust(10)} {value}")
     for pipeline, version in info.pipelines.items():
-        click.echo(f"pipeline   {pipeline}  {version}")
+        echo(f"pipeline   {pipeline}  {version}")
 
 
 @click.command()
@@ -155,11 +192,11 @@ def _show(info: AgentInfo) -> None:
 def drain(name: str, base_dir: str | None, *, off: bool) -> None:
     """Offer the agent NAME no more jobs; what it has it ends."""
 
-    async def main(project: Project, client: Client) -> None:  # noqa: ARG001
+    async def main(project: Project, client: JobClient) -> None:  # noqa: ARG001
         await project.drain_agent(name, drained=not off)
 
     text = f"{name} gets jobs again" if off else f"{name} gets no more jobs"
-    with_client(base_dir, main, lambda _: click.echo(text))
+    with_client(base_dir, main, lambda _: echo(text))
 
 
 @click.command()
@@ -168,28 +205,33 @@ def drain(name: str, base_dir: str | None, *, off: bool) -> None:
 @base_dir
 def letters(limit: int, output: str, base_dir: str | None) -> None:
     """List messages that made no job, and late outcomes: topic, reason, payload."""
-    from fp_async.cli.output import echo_json, echo_table
+    from fp_async.cli.columns import LETTER_COLUMNS, echo_columns
+    from fp_async.cli.output import echo_json
     from fp_async.cli.shown import ago, stamp
 
-    async def main(project: Project, client: Client) -> list[Letter]:  # noqa: ARG001
+    async def main(project: Project, client: JobClient) -> list[DeadLetter]:  # noqa: ARG001
         return await project.list_letters(limit)
 
-    def show(found: list[Letter]) -> None:
-        rows = [(each, each.payload.decode(errors="replace")) for each in found]
+    def show(found: list[DeadLetter]) -> None:
+        rows = [(x, x.at.timestamp(), x.payload.decode(errors="replace")) for x in found]
         if output == "json":
             entries = [
-                {"at": stamp(x.at), "topic": x.topic, "reason": x.reason, "payload": text}
-                for x, text in rows
+                {
+                    "at": stamp(at),
+                    "topic": x.topic,
+                    "reason": x.reason,
+                    "payload": text,
+                }
+                for x, at, text in rows
             ]
             echo_json(entries)
         elif rows:
-            echo_table(
-                [
-                    {"at": ago(x.at), "topic": x.topic, "reason": x.reason, "payload": text[:40]}
-                    for x, text in rows
-                ]
-            )
+            lines = [
+                {"at": ago(at), "topic": x.topic, "reason": x.reason, "payload": text}
+                for x, at, text in rows
+            ]
+            echo_columns(lines, LETTER_COLUMNS)
         else:
-            click.echo("no dead letters", err=True)
+            echo("no dead letters", err=True)
 
     with_client(base_dir, main, show)

@@ -6,11 +6,16 @@ import shlex
 import sys
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from fp_async.cli import base_dir
-from fp_async.errors import AlreadyExistsError, FileAccessError, UsageError
+from fp_async.cli import base_dir, completing
+from fp_async.cli.saying import echo
+from fp_async.errors import AlreadyExistsError, FileAccessError, MisconfiguredError, UsageError
+
+if TYPE_CHECKING:
+    from fp_async.project import Project
 
 _SERVICES = "docker-compose.yml"
 
@@ -35,11 +40,11 @@ def init(name: str, base_dir: str | None, *, overwrite: bool, services: bool) ->
         _write_services(folder, overwrite=False)
         return
     created = api.init(folder, overwrite=overwrite)
-    click.echo(f"created project {created.root}")
+    echo(f"created project {created.root}")
     if services:
         _write_services(created.root, overwrite=overwrite)
     step = "" if created.root == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
-    click.echo(f"next: {step}flowerpower new my_flow && flowerpower run my_flow")
+    echo(f"next: {step}flowerpower new my_flow && flowerpower run my_flow")
 
 
 def _write_services(folder: Path, *, overwrite: bool) -> None:
@@ -52,7 +57,7 @@ def _write_services(folder: Path, *, overwrite: bool) -> None:
         raise AlreadyExistsError(f"{path} exists already; --overwrite replaces it") from error
     except OSError as error:
         raise FileAccessError(f"cannot write {path}: {error.strerror or error}") from error
-    click.echo(f"created {path}; start what you need: docker compose up postgres redis -d")
+    echo(f"created {path}; start what you need: docker compose up postgres redis -d")
 
 
 @click.command()
@@ -67,13 +72,26 @@ def new(name: str, base_dir: str | None, *, overwrite: bool) -> None:
     """
     from fp_async.project import Project
 
-    path = Project(base_dir).new(name, overwrite=overwrite)
-    click.echo(f"created {path}, with its entries in conf/pipelines.yml")
-    click.echo(f"next: flowerpower run {name}")
+    project = Project(base_dir)
+    before = _texts(project, name)
+    path = project.new(name, overwrite=overwrite)
+    entries = "its entries in conf/pipelines.yml"
+    if before == _texts(project, name):
+        echo(f"unchanged: {path} and {entries} are there already")
+    else:
+        echo(f"created {path}, with {entries}")
+    echo(f"next: flowerpower run {name}")
+
+
+def _texts(project: Project, name: str) -> list[bytes | None]:
+    """Return what stands in the files that `new` writes; None for one that is not there."""
+    paths = (f"pipelines/{name}.py", "conf/pipelines.yml")
+    files = [project.root / path for path in paths]
+    return [file.read_bytes() if file.is_file() else None for file in files]
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.pipelines)
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 @base_dir
 def delete(name: str, base_dir: str | None, *, yes: bool) -> None:
@@ -86,7 +104,7 @@ def delete(name: str, base_dir: str | None, *, yes: bool) -> None:
     if not yes:
         click.confirm(f"remove pipeline '{name}' from {project.root}?", abort=True)
     for path in project.delete(name):
-        click.echo(f"{'changed' if path.exists() else 'removed'} {path}")
+        echo(f"{'changed' if path.exists() else 'removed'} {path}")
 
 
 @click.command("list")
@@ -94,16 +112,15 @@ def delete(name: str, base_dir: str | None, *, yes: bool) -> None:
 @base_dir
 def list_pipelines(base_dir: str | None, output: str) -> None:
     """List the pipelines, their environments and files."""
-    from fp_async.cli.output import echo_json, echo_table
-    from fp_async.config import DEFAULT_ENVIRONMENT
+    from fp_async.cli.columns import Column, echo_columns
+    from fp_async.cli.output import echo_json
     from fp_async.project import Project
 
     project = Project(base_dir)
-    entries = project.configuration.run or {}
     rows = [
         {
             "pipeline": name,
-            "environments": list(entries.get(name) or {}) or [DEFAULT_ENVIRONMENT],
+            "environments": _environments(project, name),
             "file": str(_file(project.root, name)),
         }
         for name in project.list()
@@ -111,9 +128,22 @@ def list_pipelines(base_dir: str | None, output: str) -> None:
     if output == "json":
         echo_json(rows)
     elif rows:
-        echo_table(rows)
+        columns = (Column("pipeline"), Column("environments", cut=16), Column("file", rank=1))
+        echo_columns(rows, columns)
     else:
-        click.echo("no pipelines yet; add one with: flowerpower new my_flow", err=True)
+        echo("no pipelines yet; add one with: flowerpower new my_flow", err=True)
+
+
+def _environments(project: Project, name: str) -> list[str]:
+    """Those of a pipeline; a mistake of one hides no other pipeline."""
+    from fp_async.config import DEFAULT_ENVIRONMENT
+
+    pipelines = project.flows.pipelines
+    try:
+        return pipelines.environments(name) or [DEFAULT_ENVIRONMENT]
+    except MisconfiguredError as error:
+        echo(f"warning: {error}", err=True)
+        return []
 
 
 def _file(root: Path, name: str) -> Path:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, Literal
 
+from fp_async import log_levels
 from fp_async.cli import fail, fail_at_once
 
 _GRACE = 3.0  # seconds that what the signal has ended gets to end
@@ -22,6 +23,7 @@ def run_until_signalled(main: Coroutine[Any, Any, Any], finish: Callable[[Any], 
     The first signal cancels `main` or breaks `finish` off, so that both clean up, and ends the
     process with 128 + its number; the second ends it at once.
     """
+    log_levels.show_ours()
     signals = _Signals()
     for number in _WORDS:
         signal.signal(number, signals)

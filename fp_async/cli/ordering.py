@@ -69,6 +69,12 @@ _RULES = (
         help="When that agent stays away. Default: wait; reassign for any:.",
     ),
     click.option(
+        "--lost-after",
+        type=Seconds(),
+        metavar="SECONDS",
+        help="How long it has to be away for that. Default: 300.",
+    ),
+    click.option(
         "--require-version",
         is_flag=True,
         default=None,
@@ -94,7 +100,8 @@ def job_options(*, times: bool = True) -> Decorator:
 
 _NAMES = (
     *("queue", "priority", "delay", "run_at", "key", "expires", "retry", "on_crash"),
-    *("max_crashes", "concurrency", "result_ttl", "on", "on_lost", "require_version"),
+    *("max_crashes", "concurrency", "result_ttl", "on", "on_lost", "lost_after"),
+    "require_version",
 )
 
 

@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-import click
 import msgspec
 
-from fp_async.codec_values import Record
-from fp_async.errors import FileAccessError, UsageError, describe
+from fp_async.cli import tables, text_form
+from fp_async.cli.json_form import Form, encoded
+from fp_async.cli.result_types import never_json, never_table
+from fp_async.cli.saying import echo, style
+from fp_async.errors import FileAccessError, UnknownNameError, UsageError, describe
+from fp_async.values.annotations import type_name
 
 _SHOWN_ROWS = 10
 _PIPE_WIDTH = 10_000
-_WHOLE = ("id", "added", "took", "next", "last")
 
 
 def echo_json(value: Any) -> None:
     """Pretty JSON on stdout."""
-    text = msgspec.json.format(_json(value), indent=2).decode()
+    text = msgspec.json.format(_noted(value), indent=2).decode()
     try:
         text.encode(sys.stdout.encoding)
     except UnicodeEncodeError:  # escaped, so that no character is lost
         text = json.dumps(json.loads(text), indent=2)
-    click.echo(text)
-
-
-def echo_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows with the same keys, as a table; ids, which are copied, and times are never cut."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in rows[0]:
-        table.add_column(column, overflow="fold", no_wrap=column in _WHOLE)
-    for row in rows:
-        table.add_row(*(", ".join(v) if isinstance(v, list) else str(v) for v in row.values()))
-    console().print(table)
+    echo(text)
 
 
 def console() -> Any:
@@ -95,11 +84,35 @@ def _target(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def check_count(output: str, final_vars: Sequence[str]) -> None:
-    """Refuse to write several values into a table, before anything runs."""
-    if Path(output).suffix in (".csv", ".parquet") and len(final_vars) > 1:
-        names = ", ".join(final_vars)
-        raise UsageError(f"--output {output}: a table holds one value; choose one of: {names}")
+def check_results(output: str, kinds: Mapping[str, Any]) -> None:
+    """Refuse, before anything runs, to write what cannot be written: by the types of the values."""
+    table = Path(output).suffix in (".csv", ".parquet")
+    if table and len(kinds) > 1:
+        names = ", ".join(kinds)
+        raise UsageError(
+            f"--output {output}: a table holds one value; choose one with --final-vars: {names}"
+        )
+    for name, kind in kinds.items():
+        if table and never_table(kind):
+            what = "is no table; use json"
+        elif output.endswith("json") and never_json(kind):
+            what = "has no JSON form"
+        else:
+            continue
+        raise UsageError(f"--output {output}: '{name}' is {type_name(kind)}, which {what}")
+
+
+def chosen(result: Any, final_vars: Sequence[str]) -> Any:
+    """Those values of a result that `--final-vars` names. Raises UnknownNameError, UsageError."""
+    names = [name.strip() for text in final_vars for name in text.split(",") if name.strip()]
+    if not names:
+        return result
+    if not isinstance(result, Mapping):
+        raise UsageError(f"--final-vars: the result is one value, of type {type(result).__name__}")
+    for name in names:
+        if name not in result:
+            raise UnknownNameError("final variable", name, result, where=" of the result")
+    return {name: result[name] for name in names}
 
 
 def _echo_values(result: Any) -> None:
@@ -111,22 +124,24 @@ def _echo_values(result: Any) -> None:
         except Exception as error:
             raise UsageError(f"cannot print '{name}': {describe(error)}") from error
         gap = "\n" if "\n" in text else " " * (width - len(name) + 2)
-        click.echo(f"{click.style(name, bold=True)}{gap}{text}")
+        echo(f"{style(name, bold=True)}{gap}{text}")
 
 
 def _text(value: Any) -> str:
     """A value as a person wants to see it; long ones are cut, and say so."""
-    if isinstance(value, Record):  # before its fields can look like methods
-        fields = ", ".join(f"{name}={item!r}" for name, item in value._asdict().items())
-        return f"{value._kind.rpartition('.')[2]}({fields})"
+    value = text_form.stood_in(value)  # before the fields of a record can look like methods
     if hasattr(value, "head") and hasattr(value, "shape"):
         more = "" if len(value) <= _SHOWN_ROWS else f"\n({len(value)} rows)"
-        return f"{value.head(_SHOWN_ROWS)}{more}"
+        return f"{_with_stand_ins(value.head(_SHOWN_ROWS))}{more}"
     if _is_records(value):
         shown = "\n".join(str(row) for row in value[:_SHOWN_ROWS])
         return shown + ("" if len(value) <= _SHOWN_ROWS else f"\n({len(value)} rows)")
     text = str(value)
     return text if len(text) <= 2000 else f"{text[:2000]}... ({len(text)} characters)"
+
+
+def _with_stand_ins(frame: Any) -> Any:
+    return tables.with_cells(frame, text_form.stood_in) if hasattr(frame, "iloc") else frame
 
 
 def _is_records(value: Any) -> bool:
@@ -137,65 +152,25 @@ def _is_records(value: Any) -> bool:
     )
 
 
-def _json(value: Any) -> bytes:
-    try:
-        return msgspec.json.encode(value, enc_hook=_plain)
-    except (TypeError, ValueError, OverflowError, NotImplementedError, RecursionError) as error:
-        raise UsageError(f"--output json: {error}; choose --final-vars or a FILE.csv") from error
-
-
 def plain(value: Any) -> Any:
     """What JSON can hold of a value; its text where that is nothing."""
     try:
-        return msgspec.json.decode(_json(value))
+        return msgspec.json.decode(encoded(value))
     except (UsageError, msgspec.DecodeError):
         return repr(value)
 
 
-def _plain(value: Any) -> Any:
-    """What msgspec cannot write: data frames as records, arrays and their scalars, paths."""
-    if isinstance(value, Record):
-        return value._asdict()
-    if hasattr(value, "to_dict") and hasattr(value, "index"):
-        return _with_labels(value)
-    if type(value).__name__ in ("NaTType", "NAType"):  # pandas' missing values
-        return None
-    if hasattr(value, "tobytes") and getattr(value, "dtype", None) is not None:
-        return _numpy(value)
-    # polars' frames, pyarrow, pandas' timestamps, series of all kinds
-    for method in ("to_dicts", "to_pylist", "isoformat", "to_list", "tolist"):
-        if hasattr(value, method):
-            return getattr(value, method)()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"a value of type {type(value).__name__} has no JSON form")
+def _noted(value: Any) -> bytes:
+    """A value as JSON; what has to be said of it is said on stderr."""
+    form = Form()
+    text = encoded(value, form)
+    _say(form.notes)
+    return text
 
 
-def _with_labels(value: Any) -> Any:
-    """Pandas: a frame as records, a series as values; an index that says something goes along.
-
-    A series with one is an object from label to value, or records where labels repeat.
-    """
-    frame = hasattr(value, "columns")
-    if _has_plain_index(value):
-        return value.to_dict(orient="records") if frame else value.to_list()
-    if frame:
-        return value.reset_index().to_dict(orient="records")
-    if value.index.nlevels == 1 and len({str(label) for label in value.index}) == len(value):
-        return value.to_dict()
-    name = "value" if value.name is None else value.name
-    return value.reset_index(name=name).to_dict(orient="records")
-
-
-def _numpy(value: Any) -> Any:
-    """Arrays and their scalars; a time by itself would give a count of nanoseconds."""
-    if value.dtype.kind not in ("m", "M"):
-        return value.tolist()
-    if value.ndim:
-        return list(value)
-    if str(value) == "NaT":
-        return None
-    return str(value) if value.dtype.kind == "M" else value.astype("timedelta64[us]").item()
+def _say(notes: Iterable[str]) -> None:
+    for note in notes:
+        echo(f"note: {note}", err=True)
 
 
 def _write(result: Any, path: Path) -> None:
@@ -207,52 +182,34 @@ def _write(result: Any, path: Path) -> None:
         part.replace(target)
     except OSError as error:
         raise FileAccessError(f"cannot write {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise UsageError(f"--output {path}: {error}") from error
+    except UsageError:
+        raise
+    except Exception as error:  # of any library that writes such a file
+        text = error if isinstance(error, ValueError) else describe(error)
+        raise UsageError(f"--output {path}: {text}") from error
     finally:
         with suppress(OSError):  # a folder that is gone has been reported by the write
             part.unlink(missing_ok=True)
-    click.echo(f"wrote {path}", err=True)
+    echo(f"wrote {path}", err=True)
 
 
 def _write_json(result: Any, part: Path) -> None:
-    part.write_bytes(msgspec.json.format(_json(result), indent=2) + b"\n")
+    part.write_bytes(msgspec.json.format(_noted(result), indent=2) + b"\n")
 
 
 def _write_csv(result: Any, part: Path) -> None:
-    value = _only(result)
-    if hasattr(value, "to_csv"):  # pandas; its default index says nothing
-        value.to_csv(part, index=not _has_plain_index(value))
-    elif hasattr(value, "write_csv"):  # polars
-        value.write_csv(part)
-    elif _is_records(value):
-        with part.open("w", newline="", encoding="utf-8") as file:
-            columns = dict.fromkeys(name for row in value for name in row)
-            writer = csv.DictWriter(file, fieldnames=list(columns))
-            writer.writeheader()
-            writer.writerows(value)
-    else:
-        raise _not_tabular(value)
+    notes: dict[str, None] = {}
+    tables.write_csv(_only(result), part, notes)
+    _say(notes)
 
 
 def _write_parquet(result: Any, part: Path) -> None:
-    value = _only(result)
-    if hasattr(value, "to_frame") and not hasattr(value, "columns"):
-        value = value.to_frame()  # a series
+    notes: dict[str, None] = {}
     try:
-        if hasattr(value, "write_parquet"):
-            value.write_parquet(part)
-        elif hasattr(value, "to_parquet"):
-            value.to_parquet(part)
-        else:
-            raise _not_tabular(value)
+        tables.write_parquet(_only(result), part, notes)
     except ImportError as error:
         raise UsageError("--output: parquet needs pyarrow: pip install pyarrow") from error
-
-
-def _has_plain_index(frame: Any) -> bool:
-    index = frame.index
-    return type(index).__name__ == "RangeIndex" and index.name is None
+    _say(notes)
 
 
 def _only(result: Any) -> Any:
@@ -260,13 +217,9 @@ def _only(result: Any) -> Any:
         return result
     if len(result) != 1:
         raise ValueError(
-            f"a table holds one value; choose one --final-vars of: {', '.join(result)}"
+            f"a table holds one value; choose one with --final-vars: {', '.join(result)}"
         )
     return next(iter(result.values()))
-
-
-def _not_tabular(value: Any) -> ValueError:
-    return ValueError(f"a value of type {type(value).__name__} is no table; use json")
 
 
 _WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".json": _write_json}
@@ -287,3 +240,24 @@ def prints_aside() -> Iterator[None]:
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+
+
+@contextmanager
+def streams_kept() -> Iterator[None]:
+    """Have stdout and stderr afterwards as they were, whatever a node has done to them.
+
+    A node that closes one only flushes it: what is logged and told meanwhile needs them.
+    """
+    streams = {n: s for n in ("stdout", "stderr") if (s := getattr(sys, n)) is not None}
+    kept = {stream.fileno(): os.dup(stream.fileno()) for stream in streams.values()}
+    for stream in streams.values():
+        stream.close = stream.flush
+    try:
+        yield
+    finally:
+        for name, stream in streams.items():
+            del stream.close
+            setattr(sys, name, stream)
+        for number, copy in kept.items():
+            os.dup2(copy, number)
+            os.close(copy)

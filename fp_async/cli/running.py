@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from fp_async.cli import base_dir
+from fp_async.cli import base_dir, completing, enter, of_shell
+from fp_async.cli.levels import level, level_options
 from fp_async.cli.loop import run_until_signalled
+from fp_async.cli.saying import echo
 from fp_async.config import DEFAULT_ENVIRONMENT, FOREVER
-from fp_async.errors import FlowerPowerError, NodeError, UsageError
-from fp_async.typed import coerce, parse_assignments
+from fp_async.errors import FlowerPowerError, InputError, NodeError, UsageError
+from fp_async.values.text import parse_assignments
 
 if TYPE_CHECKING:
+    from fp_async.flow import Flow
     from fp_async.project import Project
 
 
@@ -36,6 +40,35 @@ class Seconds(click.FloatRange):
         return seconds
 
 
+def _with_files(_: object, __: object, texts: tuple[str, ...]) -> tuple[str, ...]:
+    """`@file` means the shell's folder; the command goes to the project's."""
+    return tuple(f"@{of_shell(t[1:])}" if t[:1] == "@" and t != "@-" else t for t in texts)
+
+
+def _with_file(_: object, __: object, output: str) -> str:
+    return output if output in ("table", "json") else of_shell(output)
+
+
+class _Misspelt(click.Option):
+    """An option that is also known as --enviroment, as the user's document writes it."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Add both names; help and completion have the right one."""
+        super().add_to_parser(parser, ctx)
+        parser.add_option(obj=self, opts=["--enviroment"], dest=self.name, nargs=1)
+
+
+environment_option = click.option(
+    "--environment",
+    "-e",
+    cls=_Misspelt,
+    shell_complete=completing.environments,
+    default=DEFAULT_ENVIRONMENT,
+    show_default=True,
+    help="Which settings of conf/pipelines.yml to use.",
+)
+
+
 def run_options(function: Callable[..., Any]) -> Any:
     """The options of every command that runs a pipeline."""
     options = (
@@ -43,21 +76,22 @@ def run_options(function: Callable[..., Any]) -> Any:
             "--inputs",
             multiple=True,
             metavar="K=V,K=V",
+            callback=_with_files,
+            shell_complete=completing.inputs,
             help="Inputs, typed by the functions' annotations; or a JSON object, or @file.json.",
         ),
-        click.option("--final-vars", multiple=True, metavar="A,B", help="What to compute."),
+        click.option(
+            "--final-vars",
+            multiple=True,
+            metavar="A,B",
+            shell_complete=completing.final_vars,
+            help="What to compute.",
+        ),
         click.option("--config", "config_", multiple=True, metavar="K=V", help="For @config.when."),
         click.option(
             "--param", multiple=True, metavar="F.P=V", help="Parameter P of function F; repeat."
         ),
-        click.option(
-            "--environment",
-            "--enviroment",
-            "-e",
-            default=DEFAULT_ENVIRONMENT,
-            show_default=True,
-            help="Which settings of conf/pipelines.yml to use.",
-        ),
+        environment_option,
         click.option(
             "--executor",
             metavar="NAME[:ADDRESS]",
@@ -73,6 +107,13 @@ def run_options(function: Callable[..., Any]) -> Any:
             "--with-tracker/--no-tracker", default=None, help="Report to the Hamilton UI."
         ),
         click.option("--timeout", type=Seconds(), metavar="SECONDS"),
+        click.option(
+            "--no-cache",
+            "cache",
+            flag_value=False,
+            default=None,
+            help="Compute all values, and keep none.",
+        ),
     )
     decorated: Any = base_dir(function)
     for option in reversed(options):
@@ -87,6 +128,7 @@ def result_options(function: Callable[..., Any]) -> Any:
             "--output",
             default="table",
             metavar="table|json|FILE",
+            callback=_with_file,
             help="How to show the result; FILE.csv, FILE.parquet or FILE.json to write it.",
         ),
         click.option("--traceback", "with_traceback", is_flag=True, help="Your code's traceback."),
@@ -96,13 +138,31 @@ def result_options(function: Callable[..., Any]) -> Any:
     return function
 
 
+def _leveled(function: Callable[..., Any]) -> Any:
+    for option in reversed(level_options):
+        function = option(function)
+    return function
+
+
+def _show_logs(name: str) -> None:
+    """Show what pipelines log; of our own, warnings: the progress has the rest."""
+    import logging
+
+    from fp_async import log_levels
+
+    log_levels.show(getattr(logging, name.upper()))
+    if name != "debug":
+        logging.getLogger("fp_async").setLevel(logging.WARNING)
+
+
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="No progress on stderr.")
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.pipelines)
 @run_options
 @quiet_option
+@_leveled
 @result_options
 def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options: Any) -> None:
     """Run pipeline NAME in this process and print its final variables.
@@ -114,9 +174,10 @@ def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options:
       flowerpower run my_flow --inputs @inputs.json --param scaled.factor=5
       flowerpower run my_flow --final-vars table --output table.csv
 
-    The result goes to stdout, progress to stderr. What nodes print is printed, with
-    --output json to stderr.
+    The result goes to stdout, progress to stderr, and so does what is logged: from INFO on, with
+    --quiet warnings. What nodes print is printed, with --output json to stderr.
     """  # noqa: D301
+    _show_logs(level(options, "warning" if quiet else "info"))
     from fp_async.cli.output import check_output, show_result
     from fp_async.cli.tracking import show_tracked
 
@@ -133,24 +194,25 @@ def run(name: str, output: str, *, quiet: bool, with_traceback: bool, **options:
         if not isinstance(error, NodeError):
             raise
         if with_traceback and error.__cause__ is not None:
-            click.echo("".join(traceback.format_exception(error.__cause__)), err=True)
+            echo("".join(traceback.format_exception(error.__cause__)), err=True)
         raise
 
 
 async def _run(name: str, *, output: str, quiet: bool, base_dir: str | None, **given: Any) -> Any:
     from fp_async import tracing
     from fp_async.cli.live import Progress
-    from fp_async.cli.output import check_count, prints_aside
+    from fp_async.cli.output import check_results, prints_aside, streams_kept
     from fp_async.project import Project
 
     traced = tracing.set_up("flowerpower")
     async with Project(base_dir) as project:
         asked = ask(project, name, **given)
-        check_count(output, asked.final_vars)
+        check_results(output, asked.kinds)
         title = f"{name} [{given['environment']}]"
         try:
             with (
                 nullcontext() if quiet else Progress(title, asked.nodes) as progress,
+                streams_kept(),
                 prints_aside() if output == "json" else nullcontext(),
             ):
                 return await project.run(name, progress=progress, **asked.options)
@@ -159,12 +221,44 @@ async def _run(name: str, *, output: str, quiet: bool, base_dir: str | None, **g
                 await asyncio.to_thread(tracing.flush)
 
 
+def _check_paths(values: Iterator[tuple[str, Any]], root: Path, shell: Path) -> None:
+    """Refuse a relative path that means nothing in the project, but a file of the shell's folder.
+
+    Raises InputError.
+    """
+    from fp_async.values import paths
+
+    for name, value in values:
+        for path in paths.relative(value):
+            if (shell / path).exists() and not (root / path).exists():
+                raise InputError(
+                    f"{name}: a relative path means the project, where there is no {root / path}; "
+                    f"for the one of this folder write its whole path: {shell / path}"
+                )
+
+
+def _as_nodes_get(
+    flow: Flow, inputs: Mapping[str, Any], params: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, Any]]:
+    """The inputs, parameters and configuration that were given, typed, and how they are called."""
+    from fp_async.params import given
+
+    yield from ((f"input '{name}'", value) for name, value in flow.converted(inputs).items())
+    typed = given(flow.namespace.params)
+    for function, values in params.items():
+        for name in values:
+            yield f"param {function}.{name}", typed.get(function, {}).get(name)
+    yield from ((f"config '{name}'", value) for name, value in flow.graph.config.items())
+
+
 class Asked(NamedTuple):
-    """What the options ask for: those of `Project.run`, and the nodes that it would compute."""
+    """What the options ask for: those of `Project.run`, the nodes that it would compute, and the
+    types of the final variables among them.
+    """
 
     options: dict[str, Any]
     nodes: list[str]
-    final_vars: list[str]
+    kinds: dict[str, Any]
 
 
 def ask(
@@ -180,29 +274,37 @@ def ask(
     executor_option: tuple[str, ...],
     with_tracker: bool | None,
     timeout: float | None,
+    cache: bool | None,
+    on: str | None = None,
 ) -> Asked:
-    """The options of `run_options`, with the types of the pipeline's annotations.
+    """The options of `run_options`, which fit the pipeline, on the agents of `on` or here.
 
     Raises before anything has started, or was stored, what a run would raise.
     """
     from fp_async import tracked_places
 
-    use_packages(project)
-    params = _params(param, project.parameters(name, environment))
-    config = {key: coerce(value, Any) for key, value in assigned(config_, "--config").items()}
+    shell = Path.cwd()
+    enter(project)
+    params = _params(param)
+    config = assigned(config_, "--config")
     given = assigned(inputs, "--inputs")
     flow = project.flow(name, environment=environment, config=config, params=params)
     wanted: dict[str, Any] = {
-        "inputs": flow.coerced(given),
+        "inputs": given,
         "final_vars": [v.strip() for text in final_vars for v in text.split(",") if v.strip()],
         "executor": _executor(executor, executor_option, flow.settings.executor),
         "timeout": timeout,
+        "cache": cache,
     }
     nodes, finals = project.planned(flow, **wanted)
+    if on is None and shell != project.root:
+        _check_paths(_as_nodes_get(flow, given, params), project.root, shell)
     if flow.settings.with_tracker if with_tracker is None else with_tracker:
         tracked_places.place(project.root, name)  # before anything is shown
     settings = {"environment": environment, "config": config, "params": params}
-    return Asked({**wanted, **settings, "with_tracker": with_tracker}, nodes, finals)
+    kinds = {name: flow.graph.kind(name) for name in finals}
+    options = {**wanted, **settings, "with_tracker": with_tracker}
+    return Asked(options, nodes, kinds)
 
 
 def _executor(name: str | None, texts: tuple[str, ...], configured: Any) -> Any:
@@ -211,43 +313,47 @@ def _executor(name: str | None, texts: tuple[str, ...], configured: Any) -> Any:
         return name
     import msgspec
 
-    from fp_async import documents, executors
+    from fp_async import executors
     from fp_async.config import ExecutorSettings
+    from fp_async.values.coerce import converted
+    from fp_async.values.misfit import MisfitError
 
     values: dict[str, Any] = msgspec.to_builtins(executors.described(name, configured))
     for path, value in assigned(texts, "--executor-option").items():
         option, dot, key = path.partition(".")
-        typed = coerce(value, Any)
-        values[option] = {**(values.get(option) or {}), key: typed} if dot else typed
+        values[option] = {**(values.get(option) or {}), key: value} if dot else value
     try:
-        return msgspec.convert(values, ExecutorSettings)
-    except msgspec.ValidationError as error:
-        text = documents.explained(error, values, ExecutorSettings)
-        raise UsageError(f"--executor-option {text}") from error
-
-
-def use_packages(project: Project) -> None:
-    """Let pipelines import the project's own packages, as under `python -m`."""
-    if str(project.root) not in sys.path:
-        sys.path.insert(0, str(project.root))
+        return converted(values, ExecutorSettings)
+    except MisfitError as error:
+        text = error.told("", brief=True).lstrip(".")
+        raise UsageError(f"--executor-option: {text}") from error
 
 
 def assigned(texts: tuple[str, ...], option: str) -> dict[str, Any]:
     """All values of a repeatable `k=v` option; later ones win."""
     result: dict[str, Any] = {}
     for text in texts:
+        if not text.startswith("@"):
+            _check_encoding(text, option)
         result.update(parse_assignments(text, option))
     return result
 
 
-def _params(texts: tuple[str, ...], known: Any) -> dict[str, dict[str, Any]]:
-    """`f.p=v` as nested mappings, each value of the type that the configuration has for it."""
+def _check_encoding(text: str, option: str) -> None:
+    """Raises UsageError for bytes on the command line that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        given = os.fsencode(text)
+        raise UsageError(f"{option}: {given!r} is no UTF-8, at byte {error.start}") from None
+
+
+def _params(texts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """`f.p=v` as nested mappings; the function's annotation says what the text means."""
     result: dict[str, dict[str, Any]] = {}
     for path, value in assigned(texts, "--param").items():
         function, dot, argument = path.partition(".")
         if not dot or not argument:
             raise UsageError(f"--param {path}: write FUNCTION.PARAMETER=value")
-        present = (known.get(function) or {}).get(argument)
-        kind = Any if present is None or isinstance(value, dict) else type(present)
-        result.setdefault(function, {})[argument] = coerce(value, kind)
+        result.setdefault(function, {})[argument] = value
     return result

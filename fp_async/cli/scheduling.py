@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from fp_async.cli import completing
 from fp_async.cli.following import output_option
 from fp_async.cli.jobs import with_client
 from fp_async.cli.ordering import job_options, taken
 from fp_async.cli.running import Seconds, ask, assigned, run_options
+from fp_async.cli.saying import echo, style
 from fp_async.errors import UsageError
-from fp_async.typed import Text
+from fp_async.values.text import Text
 
 if TYPE_CHECKING:
-    from fp_async.client import Client
+    from fp_async.client import JobClient
     from fp_async.jobs import Schedule
     from fp_async.project import Project
 
+_SHORTEST = 28  # days of every month
 _KINDS = ("interval", "cron", "date", "calendarinterval")
 _OWN = (
     *("id", "timezone", "overlap", "misfire_grace_time", "coalesce", "max_catch_up"),
@@ -52,7 +55,12 @@ def _schedule_options(function: Callable[..., Any]) -> Any:
             is_flag=True,
             help="With --on: the agents keep it, and fire it without a network, too.",
         ),
-        click.option("--timezone", metavar="NAME", help="Europe/Berlin. Default: the machine's."),
+        click.option(
+            "--timezone",
+            metavar="NAME",
+            shell_complete=completing.zones,
+            help="Europe/Berlin. Default: the machine's.",
+        ),
         click.option(
             "--overlap",
             type=click.Choice(["allow", "skip", "queue"]),
@@ -83,7 +91,7 @@ def _schedule_options(function: Callable[..., Any]) -> Any:
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=completing.pipelines)
 @_schedule_options
 @run_options
 @job_options(times=False)
@@ -133,18 +141,20 @@ def _refuse_others() -> None:
             )
 
 
-async def _apply(project: Project, client: Client) -> list[Row]:  # noqa: ARG001
+async def _apply(project: Project, client: JobClient) -> list[Row]:  # noqa: ARG001
     return [(row, None) for row in await client.apply_schedules()]
 
 
-async def _put(project: Project, client: Client, name: str, options: dict[str, Any]) -> list[Row]:
+async def _put(
+    project: Project, client: JobClient, name: str, options: dict[str, Any]
+) -> list[Row]:
     now = options.pop("now")
     kind, arguments = _trigger(options)
     own = {option: options.pop(option) for option in _OWN}
     if own["timezone"] is not None and "timezone" in arguments:
         raise UsageError(f"--timezone and timezone in --{kind}-params are the same; give one")
     order = taken(options)
-    job = {**ask(project, name, **options).options, **order}
+    job = {**ask(project, name, on=order.get("on"), **options).options, **order}
     given = {option: value for option, value in own.items() if value is not None}
     row = await client.schedule(name, kind, (), {**job, **given, **arguments})
     return [(row, await client.add(name, job) if now else None)]
@@ -192,31 +202,45 @@ def _show(rows: list[Row], output: str) -> None:
         ]
         echo_json(entries)
     elif not rows:
-        click.echo("conf/pipelines.yml has no schedule: entries", err=True)
+        echo("conf/pipelines.yml has no schedule: entries", err=True)
     else:
         for row, job in rows:
             _echo(row, job)
 
 
 def _is_offline(row: Schedule) -> bool:
-    from fp_async.orders import template_of
+    from fp_async.job_values import template_of
 
     return template_of(row).offline
 
 
-def _echo(row: Schedule, job: str | None) -> None:
-    from fp_async.cli.shown import ago, local, next_times, words
+def _skipped(row: Schedule) -> str:
+    """Return a hint at months that have no such day; empty where each has it."""
+    from fp_async import triggers
 
-    click.echo(f"{click.style(row.id, bold=True)}  {row.pipeline}  {words(row)}")
+    spec = triggers.decode(row.trigger)
+    if not isinstance(spec, triggers.CalendarInterval) or not (spec.months or spec.years):
+        return ""
+    return (
+        f"months without a day {spec.start.day} are left out" if spec.start.day > _SHORTEST else ""
+    )
+
+
+def _echo(row: Schedule, job: str | None) -> None:
+    from fp_async.cli.shown import ago, in_zone, next_times, words
+
+    echo(f"{style(row.id, bold=True)}  {row.pipeline}  {words(row)}")
     if row.paused:
-        click.echo(f"  paused; to start it: flowerpower schedules resume {row.id}")
+        echo(f"  paused; to start it: flowerpower schedules resume {row.id}")
     elif _is_offline(row):
-        click.echo("  agents keep it and fire it; what came of it: flowerpower jobs")
+        echo("  agents keep it and fire it; its jobs: flowerpower jobs")
     elif row.next_fire_time is None:
         way = "" if job else " (--now runs it once)"
         color = {"fg": "yellow"}
-        click.echo(click.style(f"  it will not fire: its time has passed{way}", **color))  # type: ignore[arg-type]
+        echo(style(f"  it will not fire: its time has passed{way}", **color))
+    if note := _skipped(row):
+        echo(f"  {note}")
     for moment in next_times(row):
-        click.echo(f"  next  {local(moment)}  {ago(moment)}")
+        echo(f"  next  {in_zone(moment, row)}  {ago(moment)}")
     if job is not None:
-        click.echo(f"  job   {job}")
+        echo(f"  job   {job}")

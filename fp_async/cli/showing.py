@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
-from fp_async.cli import base_dir
-from fp_async.config import DEFAULT_ENVIRONMENT
+from fp_async.cli import base_dir, completing, entered, of_shell
+from fp_async.cli.running import environment_option
+from fp_async.cli.saying import echo
 from fp_async.errors import FileAccessError, UsageError, suggestion
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing.pipelines)
 @click.option(
     "--format",
     "form",
@@ -22,7 +23,7 @@ from fp_async.errors import FileAccessError, UsageError, suggestion
     help="tree (default), mermaid, dot, svg or png; a FILE's ending decides otherwise.",
 )
 @click.option("--file", "-o", type=click.Path(path_type=Path), help="Write to this file.")
-@click.option("--environment", "--enviroment", "-e", default=DEFAULT_ENVIRONMENT)
+@environment_option
 @base_dir
 def show(
     name: str, form: str | None, file: Path | None, environment: str, base_dir: str | None
@@ -34,22 +35,21 @@ def show(
       flowerpower show my_flow --format mermaid
       flowerpower show my_flow -o my_flow.svg
     """  # noqa: D301
-    from fp_async.project import Project
-
     ending = file.suffix if file else ""
     if form is None and ending and ending not in _ENDINGS:
         raise UsageError(f"-o {file}: unknown ending{suggestion(ending, _ENDINGS)}")
+    target = Path(of_shell(str(file)))
     form = form or _ENDINGS.get(ending, "tree")
-    picture = Project(base_dir).show(name, form, environment)
+    picture = entered(base_dir).show(name, form, environment)
     if file is None and isinstance(picture, bytes):
         if sys.stdout.isatty():
             raise UsageError(f"{form} is not for a terminal; write it to a file: -o {name}.{form}")
         sys.stdout.buffer.write(picture)
     elif file is None:
-        click.echo(_fitted(str(picture)) if form == "tree" else picture)
+        echo(_fitted(str(picture)) if form == "tree" else picture)
     else:
-        _write(file, picture if isinstance(picture, bytes) else f"{picture}\n".encode())
-        click.echo(f"wrote {file}", err=True)
+        _write(target, picture if isinstance(picture, bytes) else f"{picture}\n".encode())
+        echo(f"wrote {file}", err=True)
 
 
 def _fitted(text: str) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from fp_async import orders, triggers
-from fp_async.errors import FlowerPowerError
+from fp_async import crontab, job_values, triggers
+from fp_async.cli.columns import Column
+from fp_async.errors import FlowerPowerError, headline
 from fp_async.jobs import Job, Schedule
 
 _SPANS = ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s"))
 
+_OF_NODE = re.compile(r"^node '([^']+)' of pipeline '[^']+' raised ")
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+_BRIEF = 60  # characters of a value in a line
 _NO_DATE = (OverflowError, ValueError, OSError)  # before the year 1, or after 9999: epoch seconds
 
 
@@ -60,8 +66,20 @@ def ago(moment: float | None, now: float | None = None) -> str:
     return f"{text} ago" if seconds > 0 else f"in {text}"
 
 
+def roughly(moment: float | None) -> str:
+    """Return how long ago that was, in one unit: 5 s ago, 3 min ago; in 2 h. Empty for no time."""
+    if moment is None:
+        return ""
+    seconds = time.time() - moment
+    if abs(seconds) < 1:
+        return "now"
+    size, unit = next((size, unit) for size, unit in _UNITS if abs(seconds) >= size)
+    text = f"{int(abs(seconds) // size)} {unit}"
+    return f"{text} ago" if seconds > 0 else f"in {text}"
+
+
 def took(job: Job) -> str:
-    """How long the latest attempt took, or has been running."""
+    """Return a job's time since its first start as text; empty where it has not started."""
     if job.started_at is None or job.state == "queued":
         return ""
     return span((job.ended_at or time.time()) - job.started_at)
@@ -70,18 +88,54 @@ def took(job: Job) -> str:
 # Jobs ---------------------------------------------------------------------------------------
 
 
-def job_row(job: Job) -> dict[str, Any]:
-    """A job's line in a table."""
+def waits_for(job: Job) -> str:
+    """What a queued job waits for, if that is its configuration, as what follows its state."""
+    return f": {job.reason}" if job.misconfigured else ""
+
+
+JOB_COLUMNS = (
+    Column("id"),
+    Column("pipeline", cut=16),
+    Column("state"),
+    Column("queue", rank=4),
+    Column("added"),
+    Column("took"),
+    Column("attempt", rank=5),
+    Column("env", rank=3),
+    Column("trigger", rank=2, cut=16),
+    Column("error", rank=1, cut=16),
+)
+
+
+def job_row(job: Job, length: int | None = None) -> dict[str, Any]:
+    """A job's line in a table, with so many characters of its id; None for all."""
     waits = job.state == "queued" and job.run_at > time.time() + 1
     return {
-        "id": job.id,
+        "id": job.id[:length],
         "pipeline": job.pipeline,
         "state": job.state,
         "queue": job.queue if job.target is None else job.agent or job.target,
-        "added": ago(job.created_at),
-        "took": f"due {ago(job.run_at)}" if waits else took(job),
+        "added": roughly(job.created_at),
+        "took": f"due {roughly(job.run_at)}" if waits else took(job),
         "attempt": job.attempt or "",
+        "env": job.rules.environment,
+        "trigger": _trigger(job, length),
+        "error": _problem(job),
     }
+
+
+def _trigger(job: Job, length: int | None) -> str:
+    """Return the schedule, trigger or job that has added a job; empty for a caller."""
+    again = "" if job.retried_from is None else f"retry of {job.retried_from[:length]}"
+    return job.schedule_id or job.trigger or again
+
+
+def _problem(job: Job) -> str:
+    """Why a job waits, was ended, or failed or is tried again, in a line."""
+    if job.misconfigured or job.failure is None:
+        return job.reason or ""
+    line = headline(job.failure.message)
+    return _OF_NODE.sub(r"\1: ", line, count=1)
 
 
 _TIMES = ("created_at", "run_at", "expires_at", "started_at", "ended_at", "nominal_at", "cancel_at")
@@ -104,24 +158,37 @@ def job_details(job: Job) -> dict[str, Any]:
     return {
         **job_json(job),
         "options": msgspec.to_builtins(job.rules),
-        "inputs": _inputs(job),
+        "inputs": _plain(_values(job.inputs)),
         "worker": trace.worker or None,
+        "version": trace.version or None,
+        "warnings": trace.warnings,
         "nodes": msgspec.to_builtins(trace.nodes),
         "log": trace.log,
         "error": None if failure is None else msgspec.to_builtins(failure),
     }
 
 
-def _inputs(job: Job) -> dict[str, Any] | None:
-    """As JSON, or as Python writes them; None where they cannot be read here."""
+def _values(inputs: bytes) -> dict[str, Any] | None:
+    """Stored inputs; None where they cannot be read here."""
     from fp_async import codec
-    from fp_async.cli.output import plain
 
     try:
-        values = codec.decode(job.inputs) if job.inputs else {}
+        return codec.decode(inputs) if inputs else {}
     except FlowerPowerError:
         return None
-    return {name: plain(value) for name, value in values.items()}
+
+
+def _plain(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Values as JSON, or as Python writes them."""
+    from fp_async.cli.output import plain
+
+    return None if values is None else {name: plain(value) for name, value in values.items()}
+
+
+def inputs_in(stored: bytes) -> str:
+    """Stored inputs in a line."""
+    values = _values(stored)
+    return "cannot be read by this release" if values is None else pairs(values)
 
 
 # Schedules ----------------------------------------------------------------------------------
@@ -136,29 +203,84 @@ def state(row: Schedule) -> str:
     """Whether a schedule fires: active, paused, over, or on agents, which fire it themselves."""
     if row.paused:
         return "paused"
-    if orders.template_of(row).offline:
+    if job_values.template_of(row).offline:
         return "on agents"
     return "over" if row.next_fire_time is None else "active"
 
 
+def zone(row: Schedule) -> str:
+    """The name of the zone in which a schedule counts; of several parts that of the first."""
+    spec: Any = triggers.decode(row.trigger)
+    while not hasattr(spec, "timezone"):
+        spec = spec.triggers[0]
+    return str(spec.timezone)
+
+
+def in_zone(moment: float | None, row: Schedule) -> str:
+    """A time as the clocks of a schedule's zone show it: 2027-01-31T08:00:00+01:00."""
+    if moment is None:
+        return ""
+    try:
+        at = datetime.fromtimestamp(moment, crontab.zone(zone(row)))
+    except _NO_DATE:
+        return f"{moment:.12g}"
+    return at.isoformat(timespec="seconds")
+
+
+SCHEDULE_COLUMNS = (
+    Column("id", cut=24),
+    Column("pipeline", rank=2, cut=16),
+    Column("trigger", cut=20),
+    Column("next"),
+    Column("last", rank=7),
+    Column("fired", rank=8),
+    Column("zone", rank=4),
+    Column("env", rank=3),
+    Column("target", rank=5, cut=20),
+    Column("inputs", rank=6, cut=20),
+)
+
+
 def schedule_row(row: Schedule) -> dict[str, Any]:
     """A schedule's line in a table."""
+    template = job_values.template_of(row)
     return {
         "id": row.id,
         "pipeline": row.pipeline,
         "trigger": words(row),
-        "next": local(row.next_fire_time) if state(row) == "active" else state(row),
-        "last": local(row.last_fire_time),
+        "next": in_zone(row.next_fire_time, row) if state(row) == "active" else state(row),
+        "last": in_zone(row.last_fire_time, row),
         "fired": f"{row.fired}, {row.skipped} skipped" if row.skipped else row.fired,
+        "zone": zone(row),
+        "env": template.spec.environment,
+        "target": template.target or "",
+        "inputs": pairs(_values(template.inputs) or {}),
     }
+
+
+def pairs(values: Mapping[str, Any]) -> str:
+    """Values by name as a person would give them: count=3, name=text."""
+    return ", ".join(f"{name}={_brief(value)}" for name, value in values.items())
+
+
+def _brief(value: Any) -> str:
+    """A value in a line, as JSON where it has parts; long ones are cut."""
+    from fp_async.cli.output import plain
+
+    made = plain(value)
+    text = made if isinstance(made, str) else msgspec.json.encode(made).decode()
+    line = " ".join(text.split())
+    return line if len(line) <= _BRIEF else f"{line[:_BRIEF]}…"
 
 
 def schedule_json(row: Schedule) -> dict[str, Any]:
     """A schedule's entry in a list."""
+    template = job_values.template_of(row)
     return {
         "id": row.id,
         "pipeline": row.pipeline,
         "trigger": words(row),
+        "timezone": zone(row),
         "trigger_data": msgspec.json.decode(row.trigger),
         "state": state(row),
         "next_fire_time": stamp(row.next_fire_time),
@@ -167,6 +289,14 @@ def schedule_json(row: Schedule) -> dict[str, Any]:
         "skipped": row.skipped,
         "created_at": stamp(row.created_at),
         "origin": row.origin,
+        "environment": template.spec.environment,
+        "inputs": _plain(_values(template.inputs)),
+        "target": template.target,
+        "queue": template.queue,
+        "options": msgspec.to_builtins(template.spec),
+        "policy": msgspec.json.decode(row.policy),
+        "overlap": template.overlap,
+        "offline": template.offline,
     }
 
 

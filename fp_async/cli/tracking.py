@@ -12,8 +12,9 @@ import click
 
 from fp_async.cli import base_dir
 from fp_async.cli.loop import run_until_signalled
+from fp_async.cli.saying import echo
 
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 
 
 @click.command("hamilton-ui")
@@ -114,8 +115,8 @@ def setup(name: str, base_dir: str | None, **given: Any) -> None:
 
     def show(done: Any) -> None:
         verb = "made" if done.made else "found"
-        click.echo(f"{verb} project {done.project_id}: {done.address}")
-        click.echo(f"next: flowerpower run {name} --with-tracker", err=True)
+        echo(f"{verb} project {done.project_id}: {done.address}")
+        echo(f"next: flowerpower run {name} --with-tracker", err=True)
 
     run_until_signalled(main(), finish=show)
 
@@ -130,4 +131,4 @@ def show_tracked(*, quiet: bool) -> None:
     told.flush()
     if not quiet:
         for _, address in told.addresses:
-            click.echo(f"tracked: {address}", err=True)
+            echo(f"tracked: {address}", err=True)

@@ -24,7 +24,7 @@ from fp_async.parcels import Parcel
 SMALL = 65_536  # bytes that travel with a task instead of on their own
 _ENDING = 10.0  # seconds that a cluster gets to end with the process
 
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 
 
 class Task(Protocol):

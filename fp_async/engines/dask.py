@@ -23,7 +23,7 @@ import distributed
 from dask.sizeof import sizeof
 from distributed.scheduler import KilledWorker
 
-from fp_async import onsite, onsite_threads, parcels
+from fp_async import copies, onsite, onsite_threads, parcels
 from fp_async.config import ExecutorSettings
 from fp_async.engines import SMALL, dask_host
 from fp_async.errors import ClusterError, UsageError, describe
@@ -40,7 +40,7 @@ _DROPPING = 0.01  # seconds between looks whether the scheduler has dropped a ta
 
 _threads = Threads()  # what waits for a cluster keeps no node from running here
 
-parcels.use(cloudpickle.dumps)
+parcels.use(copies.dumping(cloudpickle.CloudPickler))
 
 
 def _size(parcel: Parcel) -> int:
@@ -123,7 +123,7 @@ class DaskTask:
         key = f"report-{token}"  # Dask expects of a name's tasks that they take equally long
         self._report = engine.client.submit(_report, future, key=key, pure=False)
         count = engine.counts.pop(future.key)
-        self.outputs = [_Output(future, index) for index in range(1, count + 1)]
+        self.outputs: list[_Output] = [_Output(future, index) for index in range(1, count + 1)]
 
     async def report(self) -> Report:
         self._waiting = asyncio.ensure_future(self._engine.gathered(self._report))
@@ -151,7 +151,7 @@ class DaskEngine:
     def __init__(self, client: Any, host: dask_host.Host | None, *, private: bool) -> None:
         self.client = client
         self.private = private
-        self.has = None if host is None else host.resources
+        self.has: dict[str, float] | None = None if host is None else host.resources
         self._host = host
         self.counts: dict[str, int] = {}
 

@@ -14,7 +14,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 from ray import cloudpickle, exceptions
 
-from fp_async import parcels
+from fp_async import copies, parcels
 from fp_async.config import ExecutorSettings
 from fp_async.engines import SMALL
 from fp_async.errors import ClusterError, describe
@@ -39,7 +39,7 @@ _LOCAL = {
     "logging_level": logging.ERROR,
 }
 
-parcels.use(cloudpickle.dumps)
+parcels.use(copies.dumping(cloudpickle.CloudPickler))
 
 
 def start(settings: ExecutorSettings) -> RayEngine:

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import anyio
 
+from fp_async import addresses
 from fp_async.config import EventBroker
 from fp_async.errors import BrokerError, ConfigError, UsageError, describe
 from fp_async.events.outbox import EVERYTHING, WAITING_LIMIT, Outbox, unpacked
@@ -32,7 +33,7 @@ REMOTE_PATIENCE = 60.0
 STEADY = 5.0  # seconds of connection after which a loss is a first failure again
 
 Part = Callable[[], Coroutine[Any, Any, object]]
-log = logging.getLogger("fp_async")
+log: logging.Logger = logging.getLogger("fp_async")
 
 
 class Transport(Protocol):
@@ -114,7 +115,7 @@ class Hub:
     """The wake-ups of one process for one data store. All of it belongs to one event loop."""
 
     def __init__(self, transport: Transport | None = None) -> None:
-        self.problem = ""
+        self.problem: str = ""
         self._transport = transport
         self._outbox = Outbox()
         self._exact: dict[str, set[Listener]] = {}
@@ -218,7 +219,7 @@ class Hub:
     def _connect(self) -> None:
         self._stop_if_cancelled()
         if self.problem:
-            log.info("event broker: connected again")
+            log.warning("event broker: connected again")
         self.problem = ""
         self._up.set()
         self._wake_all()
@@ -294,7 +295,10 @@ def address(settings: EventBroker, fallback: str | None, *schemes: str) -> str |
 
     Raises ConfigError for a URI of another scheme; `postgresql+asyncpg` counts as `postgresql`.
     """
-    uri = settings.uri
+    try:
+        uri = settings.uri and addresses.normal(settings.uri)
+    except ValueError as error:
+        raise ConfigError(f"event_broker.uri: {error}") from None
     if uri is None:
         return fallback if fallback and not settings.host and _has(fallback, schemes) else None
     if not _has(uri, schemes):

@@ -35,7 +35,7 @@ class MqttTransport:
     def __init__(self, link: Link, namespace: str) -> None:
         self._link = link
         self._topic = f"fp/v1/{quote(namespace, safe=' ')}/wake"
-        self.patience = patience_for(link.host)
+        self.patience: float = patience_for(link.host)
 
     async def serve(
         self, hear: Callable[[bytes | str], None], outbox: Outbox, up: Callable[[], None]

@@ -21,7 +21,7 @@ class Outbox:
     """
 
     def __init__(self, sender: str = "") -> None:
-        self.sender = sender or secrets.token_hex(8)
+        self.sender: str = sender or secrets.token_hex(8)
         self._waiting: dict[str, None] = {}
         self._taken: list[str] = []
         self._filled = asyncio.Event()

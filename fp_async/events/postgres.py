@@ -77,7 +77,7 @@ class PostgresTransport:
         host = self._where.get("host") or parts.hostname
         port = self._where.get("port") or parts.port or 5432
         self._told = f"PostgreSQL at {host or 'localhost'}:{port}"
-        self.patience = patience_for(host)
+        self.patience: float = patience_for(host)
 
     async def serve(
         self, hear: Callable[[bytes | str], None], outbox: Outbox, up: Callable[[], None]

@@ -46,7 +46,7 @@ class RedisTransport:
         self._login = {name: value for name, value in login.items() if value is not None}
         parts = urlsplit(uri)
         self._told = f"Redis at {parts.hostname or 'localhost'}:{parts.port or 6379}"
-        self.patience = patience_for(parts.hostname)
+        self.patience: float = patience_for(parts.hostname)
 
     async def serve(
         self, hear: Callable[[bytes | str], None], outbox: Outbox, up: Callable[[], None]

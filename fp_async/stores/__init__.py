@@ -8,16 +8,22 @@ between. What a row changes by is decided in `jobs`. The same tests run against 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from fp_async import addresses
 from fp_async.config import DataStore
 from fp_async.errors import ConfigError
 from fp_async.jobs import Find, Fire, Job, Member, Report, Schedule
 from fp_async.stores.fleet import Fleet
 
+if TYPE_CHECKING:
+    from fp_async.stores.transfer import Transfer
+
 SCHEMA_VERSION = 2
+IdColumn = Literal["id", "group_id"]
+AFTER_HEX = "g"  # sorts after all that a UUID is made of, in every collation
 LOST, HELD, CANCEL = "lost", "held", "cancel"
 
 
@@ -36,6 +42,10 @@ class Store(Protocol):
     def fleet(self) -> Fleet:
         """The part of the contract that is about jobs on agents."""
 
+    @property
+    def transfer(self) -> Transfer:
+        """The part of the contract that copies whole rows."""
+
     async def open(self) -> None:
         """Connect; make or migrate the tables. Raises StoreError where they are newer."""
 
@@ -53,11 +63,19 @@ class Store(Protocol):
         A job whose id exists (pruned ones included) is left as it is. `run_at` 0 means now.
         """
 
-    async def claim(self, owner: str, queues: Sequence[str], limit: int, lease: float) -> list[Job]:
+    async def claim(
+        self,
+        owner: str,
+        queues: Sequence[str],
+        limit: int,
+        lease: float,
+        without: Sequence[str] = (),
+    ) -> list[Job]:
         """Take up to `limit` due jobs, by priority (high first), `run_at`, order of insertion.
 
         They are running afterwards, with the next attempt number and a lease of `lease`
-        seconds. Jobs for agents, and jobs whose pipeline or schedule has no free place, stay.
+        seconds. Jobs for agents, and jobs whose pipeline or schedule has no free place, stay, and
+        so do those with the ids `without`.
         """
 
     async def renew(self, owner: str, held: Sequence[tuple[str, int]], lease: float) -> list[str]:
@@ -86,11 +104,24 @@ class Store(Protocol):
     async def find(self, query: Find) -> list[Job]:
         """Rows without their blobs, the newest first."""
 
+    async def ids(
+        self, beginnings: Sequence[str], limit: int = 2, *, of: IdColumn = "id"
+    ) -> list[list[str]]:
+        """For each beginning of an id up to `limit` ids that begin so, in order.
+
+        A beginning is made of the characters of a UUID, in lower case.
+        """
+
     async def counts(self) -> dict[tuple[str, str], int]:
         """How many jobs there are by (queue, state)."""
 
-    async def next_run_at(self, queues: Sequence[str]) -> float | None:
-        """When the next job that waits for its time becomes due."""
+    async def next_run_at(self, queues: Sequence[str], without: Sequence[str] = ()) -> float | None:
+        """When the next job that waits for its time becomes due, but for those ids."""
+
+    async def misconfigured(self) -> dict[tuple[str, str, str], int]:
+        """Return how many jobs workers have released, or wait on agents for their configuration, by
+        (queue, pipeline, reason).
+        """
 
     async def prune(self, limit: int = 1000) -> int:
         """Remove up to `limit` ended jobs whose time is over; ids with an identity stay.
@@ -127,8 +158,8 @@ class Store(Protocol):
     async def fire(self, fires: Sequence[Fire]) -> list[list[str] | None]:
         """Add the jobs and move the schedules on, together; the ids of the jobs added.
 
-        None where the schedule has moved since, or was changed. A job whose key an active job
-        bears is counted as skipped.
+        None where the schedule has moved since, was changed, or has fired at that moment already.
+        A job whose key an active job bears is counted as skipped.
         """
 
     # Members --------------------------------------------------------------------------------
@@ -165,8 +196,11 @@ _DEFAULT_URIS = {
 }
 
 
-def connect(settings: DataStore, folder: Path) -> Store:
-    """The store of a configuration, not opened yet; paths are relative to `folder`.
+def connect(
+    settings: DataStore, folder: Path, replaced: Callable[[], object] = lambda: None
+) -> Store:
+    """The store of a configuration, not opened yet; paths are relative to `folder`. `replaced` is
+    called where another file has taken the place of a store that is a file.
 
     Raises ConfigError for a URI that does not fit its type, MissingExtraError.
     """
@@ -174,7 +208,7 @@ def connect(settings: DataStore, folder: Path) -> Store:
     if kind in ("memory", "sqlite"):
         from fp_async.stores.sqlite import SqliteStore
 
-        return SqliteStore(None if kind == "memory" else sqlite_path(uri, folder))
+        return SqliteStore(None if kind == "memory" else sqlite_path(uri, folder), replaced)
     if kind == "mongodb":
         from fp_async.stores.mongo import MongoStore
 
@@ -184,23 +218,41 @@ def connect(settings: DataStore, folder: Path) -> Store:
     return SqlStore(kind, uri)
 
 
+def module(settings: DataStore) -> str:
+    """Return the name of the module that `connect` needs. Raises ConfigError."""
+    kind = backend(settings)[0]
+    names = {"memory": "sqlite", "sqlite": "sqlite", "mongodb": "mongo"}
+    return f"fp_async.stores.{names.get(kind, 'sql')}"
+
+
 def backend(settings: DataStore) -> tuple[str, str]:
     """(memory | sqlite | postgres | mysql | mongodb, URI) of a configuration."""
     if settings.type == "memory":
         return "memory", ""
-    uri = settings.uri or _DEFAULT_URIS.get(settings.type, "")
-    scheme, colon, _ = uri.partition("://")
-    found = _SCHEMES.get(scheme.partition("+")[0] if scheme not in _SCHEMES else scheme)
-    if not colon or found is None:
-        schemes = ", ".join(dict.fromkeys(_SCHEMES))
-        raise ConfigError(
-            f"conf/scheduler.yml: data_store.uri: {uri!r} is no URI of a data store; "
-            f"begin it with one of: {schemes}"
-        )
+    try:
+        found, uri = kind_of(settings.uri or _DEFAULT_URIS.get(settings.type, ""))
+    except ValueError as error:
+        raise ConfigError(f"conf/scheduler.yml: data_store.uri: {error}") from None
     if settings.type not in ("sqlalchemy", found):
         raise ConfigError(
             f"conf/scheduler.yml: data_store: type '{settings.type}' does not fit the URI, "
             f"which is of type '{found}'"
+        )
+    return found, uri
+
+
+def kind_of(uri: str) -> tuple[str, str]:
+    """Return (sqlite | postgres | mysql | mongodb, the URI as every parser reads it).
+
+    Raises ValueError for a URI of something else.
+    """
+    uri = addresses.normal(uri)
+    scheme, colon, _ = uri.partition("://")
+    found = _SCHEMES.get(scheme.partition("+")[0] if scheme not in _SCHEMES else scheme)
+    if not colon or found is None:
+        schemes = ", ".join(dict.fromkeys(_SCHEMES))
+        raise ValueError(
+            f"{addresses.place(uri)!r} is no URI of a data store; begin it with one of: {schemes}"
         )
     return found, uri
 

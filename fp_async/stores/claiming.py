@@ -17,14 +17,20 @@ from fp_async.stores.tables import ALL, QUEUED
 
 
 def claim(
-    db: sqlite3.Connection, *, owner: str, queues: Sequence[str], limit: int, lease: float
+    db: sqlite3.Connection,
+    *,
+    owner: str,
+    queues: Sequence[str],
+    limit: int,
+    lease: float,
+    without: Sequence[str] = (),
 ) -> list[Job]:
-    """Take due jobs, in order, as far as they have a place."""
+    """Take due jobs, in order, as far as they have a place, but for those `without`."""
     now = time.time()
     until = processes.lease_clock() + lease
     places = rules.Places(lambda: _taken(db))
     claimed: list[Job] = []
-    for _, job in _merged(db, queues, now, limit, places):
+    for _, job in _merged(db, queues, now, limit, places, json.dumps(without)):
         held = places.take(job)
         if held is None:
             continue
@@ -56,10 +62,15 @@ def _taken(db: sqlite3.Connection) -> set[str]:
 
 
 def _merged(
-    db: sqlite3.Connection, queues: Sequence[str], now: float, limit: int, places: rules.Places
+    db: sqlite3.Connection,
+    queues: Sequence[str],
+    now: float,
+    limit: int,
+    places: rules.Places,
+    without: str,
 ) -> Iterator[tuple[int, Job]]:
     """(seq, job) of the due jobs of all the queues in the order in which they are claimed."""
-    each = [_due(db, queue, now, limit, places) for queue in queues]
+    each = [_due(db, queue, now, limit, places, without) for queue in queues]
     if len(each) == 1:
         return each[0]
     return heapq.merge(*each, key=lambda pair: (-pair[1].priority, pair[1].run_at, pair[0]))
@@ -71,19 +82,20 @@ _DUE = (
     "AND (expires_at IS NULL OR expires_at > ? OR started_at IS NOT NULL) "
     "AND (concurrency IS NULL OR pipeline NOT IN (SELECT value FROM json_each(?))) "
     "AND (lane IS NULL OR lane NOT IN (SELECT value FROM json_each(?))) "
+    "AND id NOT IN (SELECT value FROM json_each(?)) "
     "ORDER BY run_at, seq LIMIT ?"
 )
 
 
 def _due(
-    db: sqlite3.Connection, queue: str, now: float, limit: int, places: rules.Places
+    db: sqlite3.Connection, queue: str, now: float, limit: int, places: rules.Places, without: str
 ) -> Iterator[tuple[int, Job]]:
     """Due jobs of a queue, a page at a time; a page leaves out what is known to have no place."""
     for priority in _priorities(db, queue):
         last: tuple[float, int] = (float("-inf"), 0)
         while True:
             full = (json.dumps(sorted(names)) for names in (places.pipelines, places.lanes))
-            values = (queue, priority, now, *last, now, *full, limit)
+            values = (queue, priority, now, *last, now, *full, without, limit)
             rows = db.execute(_DUE, values).fetchall()
             for row in rows:
                 job = tables.job(row[:-1])
@@ -102,12 +114,17 @@ def _priorities(db: sqlite3.Connection, queue: str) -> Iterator[int]:
         (priority,) = db.execute(f"{sql} AND priority < ?", (queue, priority)).fetchone()
 
 
-def next_run_at(db: sqlite3.Connection, *, queues: Sequence[str]) -> float | None:
+def next_run_at(
+    db: sqlite3.Connection, *, queues: Sequence[str], without: Sequence[str] = ()
+) -> float | None:
     """The smallest `run_at` of the queued jobs."""
     sql = f"SELECT min(run_at) FROM jobs WHERE {QUEUED} AND priority = ?"
+    values = (json.dumps(without),) if without else ()
+    if without:
+        sql += " AND id NOT IN (SELECT value FROM json_each(?))"
     times = (
-        db.execute(sql, (queue, priority)).fetchone()[0]
+        db.execute(sql, (queue, priority, *values)).fetchone()[0]
         for queue in queues
         for priority in _priorities(db, queue)
     )
-    return min(times, default=None)
+    return min((time for time in times if time is not None), default=None)

@@ -43,6 +43,7 @@ class Fleet(Protocol):
         """Insert jobs that have ended elsewhere; False where the id exists: that row stays.
 
         They are pruned `result_ttl` seconds after now, and their bare ids stay known after that.
+        Schedules of which they are have fired so much more often.
         Raises TransitionError for a job that has not ended.
         """
 

@@ -8,13 +8,23 @@ first, under ids that are the same at every try. Times are by the server's clock
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import asdict, replace
 
 from fp_async import rules
-from fp_async.jobs import Changes, Find, Fire, Job, Member, Report, Schedule
-from fp_async.stores import CANCEL, HELD, LOST, SCHEMA_VERSION, mongo_claiming, mongo_pruning
+from fp_async.addresses import place
+from fp_async.jobs import MISCONFIGURED, Changes, Find, Fire, Job, Member, Report, Schedule
+from fp_async.stores import (
+    AFTER_HEX,
+    CANCEL,
+    HELD,
+    LOST,
+    SCHEMA_VERSION,
+    IdColumn,
+    mongo_claiming,
+    mongo_pruning,
+)
 from fp_async.stores.mongo_claiming import each_of, in_turn
 from fp_async.stores.mongo_connection import Connection
 from fp_async.stores.mongo_documents import (
@@ -28,13 +38,15 @@ from fp_async.stores.mongo_documents import (
     firsts,
     job,
     member,
-    safe,
     schedule,
     sought,
     translated,
     troubled,
 )
 from fp_async.stores.mongo_fleet import MongoFleet
+
+if TYPE_CHECKING:
+    from fp_async.stores.mongo_transfer import MongoTransfer
 
 _INSERTED_AT_ONCE = 1000
 
@@ -51,7 +63,13 @@ class MongoStore:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._connection = Connection(uri)
-        self.fleet = MongoFleet(self._connection)
+        self.fleet: MongoFleet = MongoFleet(self._connection)
+
+    @property
+    def transfer(self) -> MongoTransfer:
+        from fp_async.stores.mongo_transfer import MongoTransfer
+
+        return MongoTransfer(self._connection)
 
     async def open(self) -> None:
         await self._connection.open()
@@ -104,12 +122,20 @@ class MongoStore:
             if not await documents.insert(documents.jobs, [given]):  # its holder has ended
                 return None
 
-    async def claim(self, owner: str, queues: Sequence[str], limit: int, lease: float) -> list[Job]:
+    async def claim(
+        self,
+        owner: str,
+        queues: Sequence[str],
+        limit: int,
+        lease: float,
+        without: Sequence[str] = (),
+    ) -> list[Job]:
         """Cancelled, it may have claimed some: their leases run out."""
         documents = self._require()
         with translated(self.uri):
             now = await self._now()
-            return await mongo_claiming.claim(documents, owner, queues, limit, (now, now + lease))
+            until = (now, now + lease)
+            return await mongo_claiming.claim(documents, owner, queues, limit, until, without)
 
     async def renew(self, owner: str, held: Sequence[tuple[str, int]], lease: float) -> list[str]:
         documents = self._require()
@@ -194,6 +220,25 @@ class MongoStore:
             found = self._require().jobs.find(sought(query), WITHOUT_BLOBS).sort("seq", -1)
             return [job(each) async for each in found.limit(query.limit)]
 
+    async def ids(
+        self, beginnings: Sequence[str], limit: int = 2, *, of: IdColumn = "id"
+    ) -> list[list[str]]:
+        documents, field = self._require(), "_id" if of == "id" else of
+
+        async def one(text: str) -> list[str]:
+            within = {"$gte": text, "$lt": text + AFTER_HEX}
+            stages: list[dict[str, Any]] = [
+                {"$match": {field: within, "pruned": False}},
+                {"$group": {"_id": f"${field}"}},
+                {"$sort": {"_id": 1}},
+                {"$limit": limit},
+            ]
+            found = await (await documents.jobs.aggregate(stages)).to_list()
+            return [each["_id"] for each in found]
+
+        with translated(self.uri):
+            return await each_of(one, beginnings)
+
     async def counts(self) -> dict[tuple[str, str], int]:
         stages: list[dict[str, Any]] = [
             {"$match": {"pruned": False}},
@@ -203,8 +248,24 @@ class MongoStore:
             found = await (await self._require().jobs.aggregate(stages)).to_list()
         return {(each["_id"]["queue"], each["_id"]["state"]): each["n"] for each in found}
 
-    async def next_run_at(self, queues: Sequence[str]) -> float | None:
-        which = {"state": "queued", "target": None, "queue": {"$in": list(queues)}}
+    async def misconfigured(self) -> dict[tuple[str, str, str], int]:
+        names, why = ("queue", "pipeline", "reason"), {"$regex": f"^{MISCONFIGURED}"}
+        stages: list[dict[str, Any]] = [
+            {"$match": {"state": {"$in": ["queued", "accepted"]}, "reason": why}},
+            {"$group": {"_id": {name: f"${name}" for name in names}, "n": {"$sum": 1}}},
+        ]
+        with translated(self.uri):
+            found = await (await self._require().jobs.aggregate(stages)).to_list()
+        return {tuple(each["_id"][name] for name in names): each["n"] for each in found}
+
+    async def next_run_at(self, queues: Sequence[str], without: Sequence[str] = ()) -> float | None:
+        which: dict[str, Any] = {
+            "state": "queued",
+            "target": None,
+            "queue": {"$in": list(queues)},
+        }
+        if without:
+            which["_id"] = {"$nin": list(without)}
         with translated(self.uri):
             found = await self._require().jobs.find_one(which, {"run_at": 1}, sort=[("run_at", 1)])
         return None if found is None else float(found["run_at"])
@@ -278,20 +339,18 @@ class MongoStore:
             return [await self._fire(documents, fire) for fire in fires]
 
     async def _fire(self, documents: Documents, fire: Fire) -> list[str] | None:
-        which = {
-            "_id": fire.id,
-            "revision": fire.revision,
-            "next_fire_time": fire.expected,
-            "paused": False,
-        }
-        if await documents.schedules.find_one(which, ID) is None:
+        found = await documents.schedules.find_one({"_id": fire.id})
+        if found is None or not rules.may_fire(before := schedule(found), fire):
             return None  # before the jobs: they must not come from what was changed long ago
+        names = ("revision", "next_fire_time", "last_fire_time", "paused")
+        which = {"_id": fire.id, **{name: found[name] for name in names}}
         added = [id for id, own in await self._add(documents, fire.jobs) if own]
         skipped = fire.skipped + len(fire.jobs) - len(added)
+        after = rules.fired(before, fire)
         change = {
             "$set": {
-                "next_fire_time": fire.next_fire_time,
-                "last_fire_time": fire.last_fire_time,
+                "next_fire_time": after.next_fire_time,
+                "last_fire_time": after.last_fire_time,
             },
             "$inc": {"fired": len(added), "skipped": skipped},
         }
@@ -325,7 +384,7 @@ class MongoStore:
             sizes = await documents.database.command("dbStats")
             return {
                 "type": "mongodb",
-                "place": safe(self.uri),
+                "place": place(self.uri),
                 "schema": SCHEMA_VERSION,
                 "server": f"MongoDB {(await documents.client.server_info())['version']}",
                 "bytes": int(sizes["storageSize"]) + int(sizes["indexSize"]),

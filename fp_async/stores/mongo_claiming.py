@@ -21,7 +21,12 @@ ORDER = [("priority", -1), ("run_at", 1), ("seq", 1)]
 
 
 async def claim(
-    documents: Documents, owner: str, queues: Sequence[str], limit: int, lease: tuple[float, float]
+    documents: Documents,
+    owner: str,
+    queues: Sequence[str],
+    limit: int,
+    lease: tuple[float, float],
+    without: Sequence[str] = (),
 ) -> list[Job]:
     """Take due jobs, in order, as far as they have a place; `lease` is from now until then."""
     now, until = lease
@@ -29,7 +34,7 @@ async def claim(
     places, lost = rules.Places(set), 0
     while len(claimed) < limit and lost < _LOST_IN_A_ROW:
         size = min(limit - len(claimed), _LARGEST_PAGE)
-        found = await _page(documents, _due(queues, now, places), size)
+        found = await _page(documents, _due(queues, now, places, without), size)
         if not found:
             break
         if any(each["concurrency"] is not None or each["lane"] is not None for each in found):
@@ -68,9 +73,13 @@ def _known_full(places: rules.Places, taken: set[str]) -> rules.Places:
     return fresh
 
 
-def _due(queues: Sequence[str], now: float, places: rules.Places) -> Document:
+def _due(
+    queues: Sequence[str], now: float, places: rules.Places, without: Sequence[str]
+) -> Document:
     """The jobs that may be claimed, without those that are known to have no place."""
     terms = [in_time(now)]
+    if without:
+        terms.append({"_id": {"$nin": list(without)}})
     if places.pipelines:
         full = {"pipeline": {"$nin": sorted(places.pipelines)}}
         terms.append({"$or": [{"concurrency": None}, full]})

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from fp_async.addresses import place, scrubbed
 from fp_async.errors import MissingExtraError, StoreError, StoreUnavailableError
 from fp_async.jobs import CANCEL_DEADLINE, COLUMNS, LIGHT, Changes, Find, Job, Member, Schedule
 from fp_async.stores import SCHEMA_VERSION
@@ -196,6 +197,8 @@ def sought(query: Find) -> Document:
             which[name] = {"$eq": getattr(query, name), **TEXT}
     if query.bound and query.agent is None:
         which["agent"] = TEXT
+    if query.since is not None:
+        which["created_at"] = {"$gte": query.since}
     return which
 
 
@@ -239,11 +242,6 @@ _UNAVAILABLE = (
 )
 
 
-def safe(uri: str) -> str:
-    """A URI without the name and the password in it."""
-    return re.sub(r"//.*@", "//", uri.partition("?")[0])
-
-
 @contextmanager
 def translated(uri: str) -> Iterator[None]:
     """The driver's errors as ours: what may pass is StoreUnavailableError."""
@@ -264,12 +262,9 @@ def translated(uri: str) -> Iterator[None]:
 
 
 def _text(uri: str, error: Exception) -> str:
-    secret = re.search(r"//[^/]*?:(.*)@", uri)
     reason = re.split(r", full error:|, Timeout:| \(configured timeouts", str(error))[0]
-    if secret and secret[1]:
-        reason = reason.replace(secret[1], "***")
-    return f"data store {safe(uri)}: {reason}"
+    return f"data store {place(uri)}: {scrubbed(reason, uri)}"
 
 
 def _too_large(uri: str) -> str:
-    return f"data store {safe(uri)}: a job with inputs and result must be smaller than 16 MB there"
+    return f"data store {place(uri)}: a job with inputs and result must be smaller than 16 MB there"

@@ -98,7 +98,11 @@ class MongoFleet:
             new = [document(rules.adopted(job, now), self._connection.seq(now)) for job in jobs]
             first = firsts(new)
             refused = await documents.insert(documents.jobs, [new[i] for i in first])
-        done = {i for position, i in enumerate(first) if position not in refused}
+            done = {i for position, i in enumerate(first) if position not in refused}
+            fired = rules.fired_elsewhere(jobs[i] for i in sorted(done))
+            for id, (count, last) in fired.items():
+                change = {"$inc": {"fired": count}, "$max": {"last_fire_time": last}}
+                await documents.schedules.update_one({"_id": id}, change)
         return [i in done for i in range(len(jobs))]
 
     async def unreplied(self, limit: int) -> list[Job]:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fp_async import processes
 from fp_async.errors import MissingExtraError, StoreError, StoreUnavailableError
-from fp_async.jobs import Find, Fire, Job, Member, Report, Schedule
-from fp_async.stores import SCHEMA_VERSION
+from fp_async.jobs import MISCONFIGURED, Find, Fire, Job, Member, Report, Schedule
+from fp_async.stores import AFTER_HEX, SCHEMA_VERSION, IdColumn
 
 try:
     from fp_async.stores import sql_claiming, sql_quick, sql_tables
@@ -27,6 +27,9 @@ except ImportError as error:
         raise
     raise MissingExtraError("a data store in PostgreSQL or MySQL", "postgres,mysql") from error
 
+
+if TYPE_CHECKING:
+    from fp_async.stores.sql_transfer import SqlTransfer
 
 _CLOCK_SECONDS = 10.0  # how long a look at the server's clock is counted on from
 
@@ -42,7 +45,7 @@ class SqlStore:
         quick = (sql_quick.add, sql_quick.finish) if self._quick else (None, None)
         self._adding = Merged(self._server, sql_claiming.add, quick[0])
         self._finishing = Merged(self._server, sql_claiming.finish, quick[1])
-        self.fleet = SqlFleet(self._server)
+        self.fleet: SqlFleet = SqlFleet(self._server)
         self._looking = asyncio.Lock()
         self._looked_at = float("-inf")
         self._ahead = 0.0
@@ -53,6 +56,12 @@ class SqlStore:
     @property
     def shared(self) -> bool:
         return True
+
+    @property
+    def transfer(self) -> SqlTransfer:
+        from fp_async.stores.sql_transfer import SqlTransfer
+
+        return SqlTransfer(self._server)
 
     async def open(self) -> None:
         self._server.connect()
@@ -88,17 +97,31 @@ class SqlStore:
     async def add(self, jobs: Sequence[Job]) -> list[str]:
         return await self._adding(jobs)
 
-    async def claim(self, owner: str, queues: Sequence[str], limit: int, lease: float) -> list[Job]:
+    async def claim(
+        self,
+        owner: str,
+        queues: Sequence[str],
+        limit: int,
+        lease: float,
+        without: Sequence[str] = (),
+    ) -> list[Job]:
         """Cancelled, it may have claimed some: their leases run out."""
         claimed: list[Job] = []
-        if self._quick and len(queues) == 1 and limit > 0:
+        if self._quick and len(queues) == 1 and limit > 0 and not without:
             claimed, more = await self._server.single(
                 lambda: sql_quick.claim(owner, queues[0], limit, lease)
             )
             if not more:
                 return claimed
         left = limit - len(claimed)
-        unit = partial(sql_claiming.claim, owner=owner, queues=queues, limit=left, lease=lease)
+        unit = partial(
+            sql_claiming.claim,
+            owner=owner,
+            queues=queues,
+            limit=left,
+            lease=lease,
+            without=without,
+        )
         try:
             return claimed + await self._server.write(unit)
         except StoreUnavailableError:
@@ -135,13 +158,23 @@ class SqlStore:
     async def find(self, query: Find) -> list[Job]:
         return await self._server.read(partial(_find, query=query))
 
+    async def ids(
+        self, beginnings: Sequence[str], limit: int = 2, *, of: IdColumn = "id"
+    ) -> list[list[str]]:
+        unit = partial(_ids, beginnings=beginnings, limit=limit, of=of)
+        return await self._server.read(unit)
+
     async def counts(self) -> dict[tuple[str, str], int]:
         return await self._server.read(_counts)
 
-    async def next_run_at(self, queues: Sequence[str]) -> float | None:
-        if self._quick:
+    async def next_run_at(self, queues: Sequence[str], without: Sequence[str] = ()) -> float | None:
+        if self._quick and not without:
             return await self._server.single(lambda: sql_quick.next_run_at(queues))
-        return await self._server.read(partial(sql_claiming.next_run_at, queues=queues))
+        unit = partial(sql_claiming.next_run_at, queues=queues, without=without)
+        return await self._server.read(unit)
+
+    async def misconfigured(self) -> dict[tuple[str, str, str], int]:
+        return await self._server.read(_misconfigured)
 
     async def prune(self, limit: int = 1000) -> int:
         return await self._server.write(partial(sql_claiming.prune, limit=limit))
@@ -270,14 +303,36 @@ def _find(db: Db, *, query: Find) -> list[Job]:
             values[name] = getattr(query, name)
     if query.bound:
         terms.append("agent IS NOT NULL")
+    if query.since is not None:
+        terms.append("created_at >= :since")
+        values["since"] = query.since
     where = " AND ".join(terms)
     sql = f"SELECT {WITHOUT_BLOBS} FROM fp_jobs WHERE {where} ORDER BY seq DESC LIMIT :limit"
     return [sql_tables.job(row) for row in db.rows(sql, limit=query.limit, **values)]
 
 
+def _ids(db: Db, *, beginnings: Sequence[str], limit: int, of: IdColumn) -> list[list[str]]:
+    sql = (
+        f"SELECT DISTINCT {of} FROM fp_jobs WHERE {of} >= :first AND {of} < :after "
+        f"AND pruned = FALSE ORDER BY {of} LIMIT :limit"
+    )
+    found = (db.rows(sql, first=text, after=text + AFTER_HEX, limit=limit) for text in beginnings)
+    return [[id for (id,) in rows] for rows in found]
+
+
 def _counts(db: Db) -> dict[tuple[str, str], int]:
     sql = "SELECT queue, state, count(*) FROM fp_jobs WHERE pruned = FALSE GROUP BY queue, state"
     return {(queue, state): count for queue, state, count in db.rows(sql)}
+
+
+def _misconfigured(db: Db) -> dict[tuple[str, str, str], int]:
+    sql = (
+        "SELECT queue, pipeline, reason, count(*) FROM fp_jobs "
+        "WHERE state IN ('queued', 'accepted') AND reason LIKE :begins "
+        "GROUP BY queue, pipeline, reason"
+    )
+    rows = db.rows(sql, begins=f"{MISCONFIGURED}%")
+    return {(queue, pipeline, reason): count for queue, pipeline, reason, count in rows}
 
 
 def _saw(db: Db, *, member: Member, seconds: float) -> None:

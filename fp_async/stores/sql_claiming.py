@@ -34,13 +34,21 @@ _TRIES = 5
 # Claiming -----------------------------------------------------------------------------------
 
 
-def claim(db: Db, *, owner: str, queues: Sequence[str], limit: int, lease: float) -> list[Job]:
-    """Take due jobs, in order, as far as they have a place."""
+def claim(
+    db: Db,
+    *,
+    owner: str,
+    queues: Sequence[str],
+    limit: int,
+    lease: float,
+    without: Sequence[str] = (),
+) -> list[Job]:
+    """Take due jobs, in order, as far as they have a place, but for those `without`."""
     now = db.now()
     places = rules.Places(lambda: _taken(db))
     claimed: list[Job] = []
     changed: list[tuple[int, Changes]] = []
-    for seq, job in _merged(db, queues, now, limit, places) if limit > 0 else ():
+    for seq, job in _merged(db, queues, now, limit, places, without) if limit > 0 else ():
         held = places.take(job)
         if held is None:
             continue
@@ -64,10 +72,15 @@ def _taken(db: Db) -> set[str]:
 
 
 def _merged(
-    db: Db, queues: Sequence[str], now: float, limit: int, places: rules.Places
+    db: Db,
+    queues: Sequence[str],
+    now: float,
+    limit: int,
+    places: rules.Places,
+    without: Sequence[str],
 ) -> Iterator[_Found]:
     """The due jobs of all the queues in the order in which they are claimed."""
-    each = [_due(db, queue, now, limit, places) for queue in dict.fromkeys(queues)]
+    each = [_due(db, queue, now, limit, places, without) for queue in dict.fromkeys(queues)]
     if len(each) == 1:
         return each[0]
     return heapq.merge(*each, key=lambda pair: (-pair[1].priority, pair[1].run_at, pair[0]))
@@ -78,16 +91,20 @@ _DUE = (
     "AND run_at <= :now AND run_at >= :last_at AND (run_at > :last_at OR seq > :last) "
     "AND (expires_at IS NULL OR expires_at > :now OR started_at IS NOT NULL) "
     "AND (concurrency IS NULL OR NOT ({pipelines})) AND (lane IS NULL OR NOT ({lanes})) "
+    "AND NOT ({without}) "
     "ORDER BY run_at, seq LIMIT :limit FOR UPDATE SKIP LOCKED"
 )
 
 
-def _due(db: Db, queue: str, now: float, limit: int, places: rules.Places) -> Iterator[_Found]:
+def _due(
+    db: Db, queue: str, now: float, limit: int, places: rules.Places, without: Sequence[str]
+) -> Iterator[_Found]:
     """Due jobs of a queue, a page at a time; a page leaves out what is known to have no place."""
     sql = _DUE.format(
         queued=db.server.queued,
         pipelines=db.server.one_of("pipeline", "each_pipeline"),
         lanes=db.server.one_of("lane", "each_lane"),
+        without=db.server.one_of("id", "each_without"),
     )
     for priority in _priorities(db, queue):
         last_at, last = -1e300, 0
@@ -102,6 +119,7 @@ def _due(db: Db, queue: str, now: float, limit: int, places: rules.Places) -> It
                 last=last,
                 each_pipeline=sorted(places.pipelines),
                 each_lane=sorted(places.lanes),
+                each_without=list(without),
             )
             found = [(row[-1], sql_tables.job(row[:-1])) for row in rows]
             yield from found
@@ -119,11 +137,12 @@ def _priorities(db: Db, queue: str) -> Iterator[int]:
         ((priority,),) = db.rows(f"{sql} AND priority < :last", queue=queue, last=priority)
 
 
-def next_run_at(db: Db, *, queues: Sequence[str]) -> float | None:
-    """The smallest `run_at` of the queued jobs."""
+def next_run_at(db: Db, *, queues: Sequence[str], without: Sequence[str] = ()) -> float | None:
+    """The smallest `run_at` of the queued jobs, but for those `without`."""
     sql = f"SELECT min(run_at) FROM fp_jobs WHERE {QUEUED} AND priority = :priority"
+    sql += f" AND NOT ({db.server.one_of('id', 'each_without')})"
     times = (
-        db.rows(sql, queue=queue, priority=priority)[0][0]
+        db.rows(sql, queue=queue, priority=priority, each_without=list(without))[0][0]
         for queue in queues
         for priority in _priorities(db, queue)
     )
@@ -322,18 +341,18 @@ def pause(db: Db, *, id: str, paused: bool, next_fire_time: float | None) -> Sch
 def fire(db: Db, fires: Sequence[Fire]) -> list[list[str] | None]:
     """Add the jobs of those firings that are still right, and move their schedules on."""
     right = _right(db, fires)
-    jobs = [job for fire, good in zip(fires, right, strict=True) if good for job in fire.jobs]
+    jobs = [job for fire, after in zip(fires, right, strict=True) if after for job in fire.jobs]
     ids = iter(add(db, jobs) if jobs else ())
     answers: list[list[str] | None] = []
     moves: list[dict[str, Any]] = []
-    for fire, good in zip(fires, right, strict=True):
-        if not good:
+    for fire, after in zip(fires, right, strict=True):
+        if after is None:
             answers.append(None)
             continue
         added = [job.id for job in fire.jobs if next(ids) == job.id]
         answers.append(added)
         skipped = fire.skipped + len(fire.jobs) - len(added)
-        moves.append(_move(fire, len(added), skipped))
+        moves.append(_move(after, len(added), skipped))
     if moves:
         db.many(_MOVE, moves)
     return answers
@@ -345,22 +364,25 @@ _MOVE = (
 )
 
 
-def _move(fire: Fire, fired: int, skipped: int) -> dict[str, Any]:
-    times = {"next": fire.next_fire_time, "last": fire.last_fire_time}
-    return {**times, "fired": fired, "skipped": skipped, "id": fire.id}
+def _move(after: Schedule, fired: int, skipped: int) -> dict[str, Any]:
+    times = {"next": after.next_fire_time, "last": after.last_fire_time}
+    return {**times, "fired": fired, "skipped": skipped, "id": after.id}
 
 
-def _right(db: Db, fires: Sequence[Fire]) -> list[bool]:
-    """Whether each schedule is as the firing expects it, with those before it done."""
+def _right(db: Db, fires: Sequence[Fire]) -> list[Schedule | None]:
+    """Return each schedule as it will be after its firing, with those before it done; None where
+    it is not as the firing expects it.
+    """
     sql = (
-        "SELECT id, revision, next_fire_time FROM fp_schedules "
-        f"WHERE {db.server.one_of('id', 'each_id')} AND paused = FALSE ORDER BY id FOR UPDATE"
+        f"SELECT {SCHEDULE} FROM fp_schedules "
+        f"WHERE {db.server.one_of('id', 'each_id')} ORDER BY id FOR UPDATE"
     )
     rows = db.rows(sql, each_id=sorted({fire.id for fire in fires}))
-    known: dict[str, tuple[int, float | None]] = {id: (rev, time) for id, rev, time in rows}
-    right: list[bool] = []
+    known = {row.id: row for row in map(sql_tables.schedule, rows)}
+    right: list[Schedule | None] = []
     for fire in fires:
-        right.append(known.get(fire.id) == (fire.revision, fire.expected))
-        if right[-1]:
-            known[fire.id] = fire.revision, fire.next_fire_time
+        row = known.get(fire.id)
+        right.append(rules.fired(row, fire) if row and rules.may_fire(row, fire) else None)
+        if right[-1] is not None:
+            known[fire.id] = right[-1]
     return right

@@ -136,7 +136,16 @@ def _adopt(db: Db, jobs: Sequence[Job]) -> list[bool]:
             new[job.id] = rules.adopted(job, now)
     if new:
         sql_tables.insert_whole(db, [new[id] for id in sorted(new)])
+    fired = rules.fired_elsewhere(new.values())
+    for id, (count, last) in fired.items():  # by id: others wait for these rows, too
+        db.run(_FIRED, id=id, count=count, last=last)
     return answers
+
+
+_FIRED = (
+    "UPDATE fp_schedules SET fired = fired + :count, last_fire_time = CASE "
+    "WHEN last_fire_time > :last THEN last_fire_time ELSE :last END WHERE id = :id"
+)
 
 
 def _unreplied(db: Db, *, limit: int) -> list[Job]:

@@ -6,6 +6,7 @@ names on both, because every MySQL connection is in ANSI_QUOTES mode.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -81,8 +82,11 @@ def _text(sql: str, kind: str) -> sa.TextClause:
     clause = sa.text(sql)
     if kind == "postgres":
         return clause
-    lists = [name for name in clause._bindparams if name.startswith("each_")]
+    lists = dict.fromkeys(_LISTS.findall(sql))
     return clause.bindparams(*(sa.bindparam(name, expanding=True) for name in lists))
+
+
+_LISTS = re.compile(r":(each_\w+)")
 
 
 class Postgres:
@@ -201,8 +205,8 @@ class MySql:
     reply_order = "unreplied"
 
     def __init__(self) -> None:
-        self.collation = "utf8mb4_bin"
-        self.packet = 2**24
+        self.collation: str = "utf8mb4_bin"
+        self.packet: int = 2**24
 
     def learn(self, db: Db) -> None:
         """Ask for what depends on the server."""

@@ -15,6 +15,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from fp_async.addresses import scrubbed
 from fp_async.errors import (
     FlowerPowerError,
     StoreError,
@@ -173,8 +174,7 @@ class Transactions:
         if not _foreign(error):
             raise error
         text = _said(error)
-        if self._url.password:
-            text = text.replace(str(self._url.password), "***")
+        text = scrubbed(text, self._url.render_as_string(hide_password=False))
         kind = StoreUnavailableError if _passes(error) else StoreError
         raise kind(f"data store {self.place}: {text}") from error
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -20,6 +20,7 @@ from fp_async import rules
 from fp_async.jobs import (
     CHUNK_TTL,
     LETTER_TTL,
+    MISCONFIGURED,
     REPLY_TTL,
     Find,
     Fire,
@@ -28,10 +29,13 @@ from fp_async.jobs import (
     Report,
     Schedule,
 )
-from fp_async.stores import SCHEMA_VERSION, claiming, reporting, tables
+from fp_async.stores import AFTER_HEX, SCHEMA_VERSION, IdColumn, claiming, reporting, tables
 from fp_async.stores.sqlite_fleet import SqliteFleet
 from fp_async.stores.tables import ALL, HELD_STATES, SCHEDULE, WITHOUT_BLOBS
 from fp_async.stores.units import Units
+
+if TYPE_CHECKING:
+    from fp_async.stores.sqlite_transfer import SqliteTransfer
 
 _Db = sqlite3.Connection
 
@@ -41,21 +45,23 @@ class SqliteStore:
 
     joins = True
 
-    def __init__(self, path: Path | None) -> None:
-        self.units = self._units = Units(path, tables.check)
-        self.fleet = SqliteFleet(self._units)
+    def __init__(self, path: Path | None, replaced: Callable[[], object] = lambda: None) -> None:
+        self._units = Units(path, tables.check, tables.migrate, replaced)
+        self.units: Units = self._units
+        self.fleet: SqliteFleet = SqliteFleet(self._units)
 
     @property
     def shared(self) -> bool:
         return self._units.path is not None
 
+    @property
+    def transfer(self) -> SqliteTransfer:
+        from fp_async.stores.sqlite_transfer import SqliteTransfer
+
+        return SqliteTransfer(self._units)
+
     async def open(self) -> None:
         await self._units.open()
-        try:
-            await self._units.write(tables.migrate)
-        except BaseException:
-            await self._units.close()
-            raise
 
     async def close(self) -> None:
         await self._units.close()
@@ -68,8 +74,17 @@ class SqliteStore:
     async def add(self, jobs: Sequence[Job]) -> list[str]:
         return await self._units.together(_add, jobs)
 
-    async def claim(self, owner: str, queues: Sequence[str], limit: int, lease: float) -> list[Job]:
-        unit = partial(claiming.claim, owner=owner, queues=queues, limit=limit, lease=lease)
+    async def claim(
+        self,
+        owner: str,
+        queues: Sequence[str],
+        limit: int,
+        lease: float,
+        without: Sequence[str] = (),
+    ) -> list[Job]:
+        unit = partial(
+            claiming.claim, owner=owner, queues=queues, limit=limit, lease=lease, without=without
+        )
         return await self._units.write(unit)
 
     async def renew(self, owner: str, held: Sequence[tuple[str, int]], lease: float) -> list[str]:
@@ -104,13 +119,29 @@ class SqliteStore:
     async def find(self, query: Find) -> list[Job]:
         return await self._units.read(partial(_find, query=query))
 
+    async def ids(
+        self, beginnings: Sequence[str], limit: int = 2, *, of: IdColumn = "id"
+    ) -> list[list[str]]:
+        unit = partial(_ids, beginnings=beginnings, limit=limit, of=of)
+        return await self._units.read(unit)
+
     async def counts(self) -> dict[tuple[str, str], int]:
         sql = "SELECT queue, state, count(*) FROM jobs WHERE pruned = 0 GROUP BY queue, state"
         rows = await self._units.read(partial(_rows, sql=sql))
         return {(queue, state): count for queue, state, count in rows}
 
-    async def next_run_at(self, queues: Sequence[str]) -> float | None:
-        return await self._units.read(partial(claiming.next_run_at, queues=queues))
+    async def next_run_at(self, queues: Sequence[str], without: Sequence[str] = ()) -> float | None:
+        unit = partial(claiming.next_run_at, queues=queues, without=without)
+        return await self._units.read(unit)
+
+    async def misconfigured(self) -> dict[tuple[str, str, str], int]:
+        sql = (
+            "SELECT queue, pipeline, reason, count(*) FROM jobs "
+            f"WHERE state IN ('queued', 'accepted') AND reason LIKE '{MISCONFIGURED}%' "
+            "GROUP BY queue, pipeline, reason"
+        )
+        rows = await self._units.read(partial(_rows, sql=sql))
+        return {(queue, pipeline, reason): count for queue, pipeline, reason, count in rows}
 
     async def prune(self, limit: int = 1000) -> int:
         return await self._units.write(partial(_prune, limit=limit))
@@ -255,9 +286,21 @@ def _query(query: Find) -> tuple[str, tuple[object, ...]]:
             values.append(getattr(query, name))
     if query.bound:
         terms.append("agent IS NOT NULL")
+    if query.since is not None:
+        terms.append("created_at >= ?")
+        values.append(query.since)
     where = " AND ".join(terms)
     sql = f"SELECT {WITHOUT_BLOBS} FROM jobs WHERE {where} ORDER BY seq DESC LIMIT ?"
     return sql, (*values, query.limit)
+
+
+def _ids(db: _Db, *, beginnings: Sequence[str], limit: int, of: IdColumn) -> list[list[str]]:
+    sql = (
+        f"SELECT DISTINCT {of} FROM jobs WHERE {of} >= ? AND {of} < ? AND pruned = 0 "
+        f"ORDER BY {of} LIMIT ?"
+    )
+    ranges = [(text, text + AFTER_HEX, limit) for text in beginnings]
+    return [[id for (id,) in db.execute(sql, values)] for values in ranges]
 
 
 def _prune(db: _Db, *, limit: int) -> int:
@@ -283,22 +326,19 @@ def _fire(db: _Db, *, fires: Sequence[Fire]) -> list[list[str] | None]:
 
 
 def _fire_one(db: _Db, fire: Fire, now: float) -> list[str] | None:
-    sql = (
-        "UPDATE schedules SET next_fire_time = ?, last_fire_time = ?, fired = fired + ?, "
-        "skipped = skipped + ? WHERE id = ? AND revision = ? AND next_fire_time = ? AND paused = 0"
-    )
-    known = (
-        "SELECT 1 FROM schedules WHERE id = ? AND revision = ? AND next_fire_time = ? "
-        "AND paused = 0"
-    )
-    which = (fire.id, fire.revision, fire.expected)
-    if db.execute(known, which).fetchone() is None:
+    sql = f"SELECT {SCHEDULE} FROM schedules WHERE id = ?"
+    found = db.execute(sql, (fire.id,)).fetchone()
+    if found is None or not rules.may_fire(before := tables.schedule(found), fire):
         return None
     ids = _add(db, fire.jobs, now)
     added = [id for id, job in zip(ids, fire.jobs, strict=True) if id == job.id]
     skipped = fire.skipped + len(fire.jobs) - len(added)
-    moved = (fire.next_fire_time, fire.last_fire_time, len(added), skipped)
-    db.execute(sql, (*moved, *which))
+    after = rules.fired(before, fire)
+    db.execute(
+        "UPDATE schedules SET next_fire_time = ?, last_fire_time = ?, fired = fired + ?, "
+        "skipped = skipped + ? WHERE id = ?",
+        (after.next_fire_time, after.last_fire_time, len(added), skipped, fire.id),
+    )
     return added
 
 

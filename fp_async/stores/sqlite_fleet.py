@@ -51,7 +51,7 @@ class SqliteFleet:
         await self._units.together(_replied, ids)
 
     async def bury(self, letters: Sequence[Letter]) -> None:
-        await self._units.together(_bury, letters)
+        await self._units.together(bury, letters)
 
     async def letters(self, limit: int = 50) -> list[Letter]:
         return await self._units.read(partial(_letters, limit=max(limit, 0)))
@@ -146,7 +146,16 @@ _BIND = "UPDATE jobs SET state = ?, agent = ?, attempt = ?, reason = NULL WHERE 
 def _adopt(db: _Db, jobs: Sequence[Job]) -> list[bool]:
     now = time.time()
     rows = (tables.whole(rules.adopted(job, now)) for job in jobs)
-    return [db.execute(tables.INSERT_WHOLE, row).rowcount == 1 for row in rows]
+    new = [db.execute(tables.INSERT_WHOLE, row).rowcount == 1 for row in rows]
+    fired = rules.fired_elsewhere(job for job, own in zip(jobs, new, strict=True) if own)
+    db.executemany(_FIRED, [(count, last, id) for id, (count, last) in fired.items()])
+    return new
+
+
+_FIRED = (
+    "UPDATE schedules SET fired = fired + ?, last_fire_time = max(ifnull(last_fire_time, 0), ?) "
+    "WHERE id = ?"
+)
 
 
 def _unreplied(db: _Db, *, limit: int) -> list[Job]:
@@ -167,7 +176,8 @@ _LETTER = ", ".join(Letter.__struct_fields__)
 _CHUNK = '"id", "attempt", "index", "data"'
 
 
-def _bury(db: _Db, letters: Sequence[Letter]) -> list[None]:
+def bury(db: _Db, letters: Sequence[Letter]) -> list[None]:
+    """Store them, in a unit of work."""
     now = time.time()
     sql = f"INSERT INTO letters ({_LETTER}) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
     rows = [(x.id, x.topic, x.reason, x.payload, x.at or now) for x in letters]

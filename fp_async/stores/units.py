@@ -13,7 +13,10 @@ all who call it at the same time.
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import sqlite3
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -25,6 +28,7 @@ import aiosqlite
 
 from fp_async.errors import StoreError, StoreUnavailableError
 
+log: logging.Logger = logging.getLogger("fp_async")
 T = TypeVar("T")
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -42,6 +46,13 @@ class _Work:
     write: bool
 
 
+_Files = list[tuple[int, int] | None]  # device and inode of the database, its log, and the index
+
+
+class _FileMovedError(Exception):
+    """The file of the connection is no longer the one at its path; nothing was done."""
+
+
 _LARGEST_GROUP = 500
 _BUSY_SECONDS = 10.0
 _PRAGMAS = (
@@ -54,12 +65,27 @@ _PRAGMAS = (
 class Units:
     """One connection to a SQLite file, or to a database in memory. Belongs to one event loop.
 
-    `check` looks at the file before anything is done to it.
+    `check` looks at the file before anything is done to it, `migrate` makes or changes its tables.
+    A file that was removed or replaced meanwhile is noticed before the next group: the connection
+    would work on in the deleted one. Then the file that is there now is opened and `replaced` is
+    called; where the units do not `reopen`, all that is submitted fails with StoreError.
     """
 
-    def __init__(self, path: Path | None, check: Callable[[sqlite3.Connection], None]) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        check: Callable[[sqlite3.Connection], None],
+        migrate: Callable[[sqlite3.Connection], None],
+        replaced: Callable[[], object] = lambda: None,
+    ) -> None:
         self.path = path
+        self.reopen = True
         self._check = check
+        self._migrate = migrate
+        self._replaced = replaced
+        self._files: _Files = []
+        self._wanted = False  # from `open` to `close`
+        self._reopening = asyncio.Lock()
         self._pending: deque[_Work] = deque()
         self._waking = False  # whether the thread has been told that something is pending
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -68,6 +94,14 @@ class Units:
     async def open(self) -> None:
         """Connect. Raises StoreError where the file is none of ours, or cannot be opened."""
         self._loop = asyncio.get_running_loop()
+        self._wanted = True
+        try:
+            await self._connect()
+        except BaseException:
+            self._wanted = False
+            raise
+
+    async def _connect(self) -> None:
         connection = aiosqlite.connect(
             self.path or ":memory:",
             isolation_level=None,
@@ -76,18 +110,69 @@ class Units:
         )
         connection._thread.daemon = True  # a store that nobody closed must not keep us alive
         try:
-            self._connection = await _whole(_prepared(connection, self._check))
-        except BaseException as error:
-            await self.close()
-            if isinstance(error, sqlite3.Error):
-                raise translated(error, self.path) from error
-            raise
+            prepared = _prepared(connection, self._check, self._migrate)
+            self._connection = await _whole(prepared)
+        except sqlite3.Error as error:
+            raise translated(error, self.path) from error
+        self._files = _files(self.path)
 
     async def close(self) -> None:
         """Finish what is pending and close."""
+        self._wanted = False
         connection, self._connection = self._connection, None
         if connection is not None:
+            await self._let_go(connection)
+
+    async def _let_go(self, connection: aiosqlite.Connection) -> None:
+        """Close a connection, unless that would do harm: SQLite writes the log of a database back
+        into it and removes it by its name, where another one may be by now. Then it is left to its
+        thread, which waits for ever.
+        """
+        if _is_another_log(self._files, self.path):
+            connection._tx.put_nowait((None, lambda: _keep_for_ever(connection)))
+        else:
             await _whole(connection.close())
+
+    async def _open_again(self, stale: aiosqlite.Connection | None) -> None:
+        """Open the file that is there now, unless another call has. Raises StoreError where this
+        process must not go on with it.
+        """
+        async with self._reopening:
+            if self._connection is not stale or not self._wanted:
+                return
+            if stale is not None:
+                await self._leave(stale)
+            await self._connect()
+        self._replaced()
+
+    async def _leave(self, stale: aiosqlite.Connection) -> None:
+        if _is_another_log(self._files, self.path):
+            raise StoreError(
+                f"data store {self.path}: its log (-wal, -shm) was replaced under this process, "
+                "and what was written since is lost; end this process, and start it again"
+            )
+        if not self.reopen:
+            raise StoreError(f"data store {self.path}: its file was removed or replaced")
+        self._say_so()
+        if _files(self.path)[:1] == self._files[:1]:  # only the log has gone: all is at hand still
+            await stale.execute_fetchall("PRAGMA wal_checkpoint(RESTART)")
+        self._connection = None
+        await self._let_go(stale)
+
+    def _say_so(self) -> None:
+        assert self.path is not None
+        same = _files(self.path)[:1] == self._files[:1]
+        what = "replaced" if self.path.exists() else "removed"
+        if same:
+            log.warning("data store %s: its log was removed under this process", self.path)
+            return
+        log.warning(
+            "data store %s was %s under this process, which goes on with %s; jobs of the old one "
+            "that run are ended",
+            self.path,
+            what,
+            "the file that is there now" if what == "replaced" else "a new one",
+        )
 
     async def write(self, unit: Callable[[sqlite3.Connection], T]) -> T:
         """Run the unit in a transaction; returns when that is on disk.
@@ -112,14 +197,16 @@ class Units:
 
     async def alone(self, unit: Callable[[sqlite3.Connection], T]) -> T:
         """Run a unit outside of any transaction: VACUUM, say."""
-        connection = self._require()
+        connection = await self._require()
         try:
             result: T = await connection._execute(unit, connection._conn)  # type: ignore[no-untyped-call]
         except sqlite3.Error as error:
             raise translated(error, self.path) from error
         return result
 
-    def _require(self) -> aiosqlite.Connection:
+    async def _require(self) -> aiosqlite.Connection:
+        if self._wanted and self._connection is None:
+            await self._open_again(None)  # the first try of that has failed
         if self._connection is None:
             raise StoreError("the data store is not open")
         return self._connection
@@ -127,7 +214,21 @@ class Units:
     async def _submit(
         self, run: Callable[..., Any], items: Sequence[Any] | None, *, write: bool
     ) -> Any:
-        connection = self._require()
+        while True:
+            connection = self._connection or await self._require()
+            try:
+                return await self._queue(connection, run, items, write=write)
+            except _FileMovedError:
+                await self._open_again(connection)
+
+    def _queue(
+        self,
+        connection: aiosqlite.Connection,
+        run: Callable[..., Any],
+        items: Sequence[Any] | None,
+        *,
+        write: bool,
+    ) -> asyncio.Future[Any]:
         assert self._loop is not None
         future: asyncio.Future[Any] = self._loop.create_future()
         self._pending.append(_Work(future, run, items, write))
@@ -135,7 +236,7 @@ class Units:
             self._waking = True
             # Not at once: what is about to be submitted in this turn of the loop comes along.
             self._loop.call_soon(self._wake, connection)
-        return await future
+        return future
 
     def _wake(self, connection: aiosqlite.Connection) -> None:
         raw = connection._connection
@@ -148,12 +249,18 @@ class Units:
         self._waking = False  # before looking: what comes now may be looked at twice
         while self._pending:
             group: list[_Work] = []
-            done = self._run_group(db, group)
+            done = self._refused() if _have_moved(self._files, self.path) else None
+            if done is None:
+                done = self._run_group(db, group)
             if done is None:
                 done = [self._run_alone(db, work) for work in group]
             assert self._loop is not None
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(_deliver, done)
+
+    def _refused(self) -> list[_Done]:
+        works = [self._pending.popleft() for _ in range(len(self._pending))]
+        return [(work.future, None, _FileMovedError()) for work in works]
 
     def _run_group(self, db: sqlite3.Connection, group: list[_Work]) -> list[_Done] | None:
         """Run what waits, also what comes meanwhile, in one transaction; None if one failed."""
@@ -187,7 +294,9 @@ class Units:
 
 
 async def _prepared(
-    connecting: aiosqlite.Connection, check: Callable[[sqlite3.Connection], None]
+    connecting: aiosqlite.Connection,
+    check: Callable[[sqlite3.Connection], None],
+    migrate: Callable[[sqlite3.Connection], None],
 ) -> aiosqlite.Connection:
     try:
         connection = await connecting
@@ -199,10 +308,21 @@ async def _prepared(
         await connection._execute(_log_ahead, connection._conn)  # type: ignore[no-untyped-call]
         for pragma in _PRAGMAS:
             await connection.execute_fetchall(pragma)
+        await connection._execute(_migrated, connection._conn, migrate)  # type: ignore[no-untyped-call]
     except BaseException:
         await connection.close()
         raise
     return connection
+
+
+def _migrated(db: sqlite3.Connection, migrate: Callable[[sqlite3.Connection], None]) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        migrate(db)
+        db.execute("COMMIT")
+    except BaseException:
+        _roll_back(db)
+        raise
 
 
 def _log_ahead(db: sqlite3.Connection) -> None:
@@ -280,12 +400,68 @@ def _deliver(done: list[_Done]) -> None:
             future.set_exception(error)
 
 
-_TRANSIENT = ("locked", "busy", "full", "disk I/O", "unable to open")
+def _keep_for_ever(connection: aiosqlite.Connection) -> None:
+    """Hold a connection that must not be closed, on its own thread: not even the end of the
+    interpreter takes it from there.
+    """
+    threading.Event().wait()
+    del connection
+
+
+def _files(path: Path | None) -> _Files:
+    return [] if path is None else [_identity(f"{path}{tail}") for tail in ("", "-wal", "-shm")]
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - at each commit: a Path costs as much as the call
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _have_moved(files: _Files, path: Path | None) -> bool:
+    return any(
+        old is not None and old != new for old, new in zip(files, _files(path), strict=False)
+    )
+
+
+def _is_another_log(files: _Files, path: Path | None) -> bool:
+    """Return whether the database is the same, and its log is another one by now."""
+    if path is None or not files:
+        return False
+    now = _files(path)
+    return now[0] == files[0] and any(
+        old is not None and new is not None and old != new
+        for old, new in zip(files[1:], now[1:], strict=True)
+    )
+
+
+_TRANSIENT = (
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL),
+    *(sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN),
+)
+_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def translated(error: BaseException, path: Path | None) -> StoreError:
     """SQLite's error as one of ours: what may pass is StoreUnavailableError."""
     text = f"data store {path or 'in memory'}: {error}"
-    if isinstance(error, sqlite3.OperationalError) and any(w in str(error) for w in _TRANSIENT):
-        return StoreUnavailableError(text)
-    return StoreError(text)
+    if path is not None and not path.parent.is_dir():
+        text += f" (there is no folder {path.parent})"
+    elif _code(error) == sqlite3.SQLITE_READONLY:
+        text += " (the file or its folder may only be read)"
+    kind = StoreUnavailableError if _code(error) in _TRANSIENT else StoreError
+    ours = kind(text)
+    ours.__cause__ = error
+    return ours
+
+
+def corrupt(error: StoreError) -> bool:
+    """Return whether SQLite cannot read the file any more."""
+    return _code(error.__cause__) in _CORRUPT
+
+
+def _code(error: BaseException | None) -> int:
+    """SQLite's primary result code: its words differ from release to release."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF

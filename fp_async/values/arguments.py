@@ -50,6 +50,8 @@ def several(what: str, value: Any) -> tuple[Any, ...]:
     """A list; None is an empty one. Raises UsageError."""
     if value is None:
         return ()
+    if type(value) is tuple:  # before the checks, which take longer
+        return value
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise UsageError(f"{what} is a list, not {value!r}")
     return tuple(value)

@@ -1,0 +1,1 @@
+"""Processes and threads: what Python code runs in. Knows nothing of pipelines."""

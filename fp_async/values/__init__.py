@@ -1,0 +1,1 @@
+"""Values that users give, and the types that annotations want; no pipeline is known here."""
