@@ -10,6 +10,8 @@ from fp_async import scaffold, tracked_places
 from fp_async.config import TrackerFile
 from fp_async.errors import UnknownNameError, UsageError
 
+_PATIENCE = 30.0  # seconds for an answer, as a person waits for this one
+
 
 class SetUp(NamedTuple):
     """What `setup` came to: `made` says whether the project is new."""
@@ -50,7 +52,7 @@ def setup(
         )
     given = {"username": username, "api_url": api_url, "ui_url": ui_url}
     url = (api_url or file.api_url or tracked_places.API_URL).rstrip("/")
-    server = Server(url, user, file.api_key or "")
+    server = Server(url, user, file.api_key or "", patience=_PATIENCE)
     known = ((file.pipeline or {}).get(pipeline) or configs.TrackedPipeline()).project_id
     found, made = _project(server, pipeline, known, user)
     _write(root, pipeline, found, given)

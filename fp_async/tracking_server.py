@@ -29,8 +29,12 @@ _SHOWN = 300
 class Server:
     """The API at `api_url`, as `username`. Everything raises TrackerError."""
 
-    def __init__(self, api_url: str, username: str, api_key: str = "") -> None:
+    def __init__(
+        self, api_url: str, username: str, api_key: str = "", *, patience: float = _ANSWER
+    ) -> None:
+        """A server that is given `patience` seconds for each answer once it is connected."""
         self.api_url = api_url
+        self._patience = patience
         self.answers: int = 0  # how many there were
         self._url = urlsplit(api_url)
         self._headers = {"Content-Type": "application/json", "x-api-user": username}
@@ -139,7 +143,7 @@ class Server:
         except (OSError, http.client.HTTPException) as error:
             raise TrackerError(f"{self.api_url} does not answer: {_why(error)}") from error
         sock: socket.socket = connection.sock
-        sock.settimeout(_ANSWER)
+        sock.settimeout(self._patience)
         return connection
 
     def _meaning(self, status: int, content: bytes, asked: str) -> Any:

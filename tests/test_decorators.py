@@ -1215,8 +1215,9 @@ async def test_gives_the_same_in_child_processes(make_project: MakeProject) -> N
                 result = plain(await outcome(project, case, executor, pipeline))
             except FlowerPowerError as error:
                 result = error
-            if result != plain(oracle(case, project.root)):
-                wrong[case.name, mode] = result
+            expected = plain(oracle(case, project.root))
+            if result != expected:
+                wrong[case.name, mode] = (result, expected)
     assert wrong == {}
 
 
