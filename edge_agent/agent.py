@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fp_async.agent")
 QUEUE = "default"
+_PAGE = 1024  # bytes: a commit writes whole pages, mostly for a few hundred bytes each
 _POLL = 60.0  # everything that happens is heard of in this process
 
 
@@ -64,6 +65,7 @@ class Agent:
         self.worker = self._worker()
         assert isinstance(self.backend.store, SqliteStore)
         self.store = self.backend.store
+        self.store.units.page_size = _PAGE
         self.store.units.reopen = False  # what the agent has in mind is of the file that it opened
         self.rows = AgentStore(self.store)
         self.house = Housekeeping(settings, self.rows)

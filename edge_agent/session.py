@@ -174,7 +174,7 @@ class Session:
             self._agent.problems.note("protocol", "")
         await self._run([each for each in asked if isinstance(each, RunJob)])
         await self._cancel([each for each in asked if isinstance(each, CancelJob)])
-        await self._acknowledged([each for each in asked if isinstance(each, Acknowledge)])
+        self._acknowledged([each for each in asked if isinstance(each, Acknowledge)])
         for each in asked:
             await self._do_rest(each)
 
@@ -272,10 +272,15 @@ class Session:
         agent.outbox.ended([c.id for c in cancels])
         agent.noticed.set()
 
-    async def _acknowledged(self, said: Sequence[Acknowledge]) -> None:
+    def _tell_again(self) -> None:
+        """What the center has was not written down: it is told as all that waits."""
+        self._agent.outbox.backlog = True
+        self._agent.noticed.set()
+
+    def _acknowledged(self, said: Sequence[Acknowledge]) -> None:
         ids = [id for each in said for id in each.ids]
         if ids:
-            await self._agent.rows.acknowledged(ids)
+            self._agent.rows.acknowledged(ids, self._tell_again)
             self._agent.outbox.acknowledged(ids)
             self._agent.noticed.set()
 

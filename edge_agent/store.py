@@ -10,7 +10,7 @@ import secrets
 import sqlite3
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -96,9 +96,11 @@ class AgentStore:
         """Those of these jobs that have ended and are not acknowledged."""
         return await self._units.read(partial(_ended, ids=ids))
 
-    async def acknowledged(self, ids: Sequence[str]) -> None:
-        """The center has the outcomes of these: they may be pruned."""
-        await self._units.together(_acknowledged, ids)
+    def acknowledged(self, ids: Sequence[str], failed: Callable[[], object]) -> None:
+        """The center has the outcomes of these: they may be pruned. Written with what comes next;
+        what is forgotten in a crash, or has `failed`, is told and acknowledged once more.
+        """
+        self._units.later(_acknowledged, ids, failed)
 
     async def holdings(self) -> list[Holding]:
         """All that the center has not heard the end of, the oldest first."""

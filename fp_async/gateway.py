@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from fp_async import link, presence, processes, watching, wire
+from fp_async import leading, link, presence, processes, watching, wire
 from fp_async.backend import Backend
 from fp_async.board import BOUND, Board, lost
 from fp_async.budgets import Budgets, Parts
@@ -49,8 +49,8 @@ _REMEMBERED = 400 * 86_400.0  # seconds that an agent stays known after it was l
 _POLL = 5.0
 _RELOAD = 30.0
 _REREAD = 1.0
-_FLUSH = 10.0
 _PRESENCE = 10.0
+_SELDOM = 60.0  # where the store is a file of this machine: each time costs its disk 8 KiB
 _PRUNE = 60.0
 _PRUNED = 1_000  # rows in one transaction
 _PRUNES = 20  # pages at once: what one minute brought may be more than one page
@@ -80,6 +80,8 @@ class Gateway:
         self.settings: GatewaySettings = file.gateway or GatewaySettings()
         self.topics: Topics = Topics(file.prefix or "fp/v1", file.site or "main")
         self.owner: str = processes.owner("gateway")
+        self._leading = leading.lead(self.store, self.role, self.owner)
+        self._rhythm = _PRESENCE if self.store.path is None else _SELDOM
         self.board: Board = Board()
         self.kept: Kept = Kept(self.store)
         self.log: GatewayLog = GatewayLog()
@@ -124,7 +126,7 @@ class Gateway:
             showing.cancel()
             with contextlib.suppress(StoreError, TimeoutError):
                 async with asyncio.timeout(1.0):
-                    await self.store.fleet.lead(self.role, self.owner, 0)
+                    await self._leading.give_back()
                     await self.store.saw(Member(kind="gateway", name=self.owner), 0)
 
     async def _until_leading(self) -> None:
@@ -136,7 +138,7 @@ class Gateway:
 
     async def _renew(self) -> bool:
         began = time.monotonic()
-        held = await self.store.fleet.lead(self.role, self.owner, LEASE)
+        held = await self._leading.take()
         if held:
             self._renewed = began
         return held
@@ -164,7 +166,7 @@ class Gateway:
     async def _kicked(self, error: SessionTakenError) -> None:
         """Somebody else connects under the gateway's id: to fight for it would help nobody."""
         log.error("%s: another gateway of site '%s'? waiting", error, self.topics.site)
-        await self.store.fleet.lead(self.role, self.owner, 0)
+        await self._leading.give_back()
         await asyncio.sleep(LEASE)
 
     async def _keep_lease(self) -> None:
@@ -190,11 +192,16 @@ class Gateway:
                 "counts": self.counts,
             }
             member = Member(kind="gateway", name=self.owner, info=msgspec.json.encode(info))
-            await self.patience(lambda: self.store.saw(member, 3 * _PRESENCE))  # noqa: B023
+            await self.patience(lambda: self._written(member))  # noqa: B023
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_PRESENCE):
+                async with asyncio.timeout(self._rhythm):
                     await self._standing.wait()
             self._standing.clear()
+
+    async def _written(self, member: Member) -> None:
+        """Write that this gateway is there, in one transaction with what agents said of late."""
+        flushing = [self._flush()] if self.active else []
+        await asyncio.gather(self.store.saw(member, 3 * self._rhythm), *flushing)
 
     # Connected --------------------------------------------------------------------------------
 
@@ -378,13 +385,13 @@ class Gateway:
 
     async def _look_after(self) -> None:
         """Agents that are silent, or stay away; what nobody else notices in the store."""
-        reloaded = flushed = pruned = time.monotonic()
+        reloaded = pruned = time.monotonic()
         while True:
             await asyncio.sleep(1.0)
             now, wall = time.monotonic(), time.time()
             await self.patience(lambda: self._look_at_agents(wall))  # noqa: B023
-            if self._urgent or now - flushed >= _FLUSH:
-                flushed, self._urgent = now, False
+            if self._urgent:
+                self._urgent = False
                 await self.patience(self._flush)
             if now - pruned >= _PRUNE:
                 pruned = now

@@ -50,6 +50,16 @@ class Both:
     async def accept(self, *ids, offer=1, **options):
         return await self.rows.accept([offered(id, offer, **options) for id in ids])
 
+    async def acknowledged(self, ids):
+        """Acknowledge outcomes, and see it written: what is read is read after it."""
+        self.rows.acknowledged(ids, lambda: pytest.fail("not written"))
+        await self.rows.holdings()
+
+    def unreported(self, id):
+        """What another process sees."""
+        with sqlite3.connect(self.path) as db:
+            return db.execute("SELECT unreported FROM jobs WHERE id = ?", (id,)).fetchone()[0]
+
     async def end(self, *ids, event="succeed", result=b"r"):
         """Run them to their end."""
         await self.jobs.claim(ME, ["default"], 1000, 60)
@@ -123,7 +133,7 @@ async def test_a_newer_offer_of_a_running_job_does_not_start_it_again(both):
 async def test_an_offer_of_a_job_that_has_ended_has_its_outcome_told_again(both, offer):
     await both.accept("a")
     await both.end("a")
-    await both.rows.acknowledged(["a"])
+    await both.acknowledged(["a"])
     assert await both.rows.untold(9) == []
     (row,) = await both.accept("a", offer=offer)
     assert (row.state, row.offer, row.unreported) == ("succeeded", offer, True)
@@ -134,7 +144,7 @@ async def test_an_offer_of_a_job_that_has_ended_has_its_outcome_told_again(both,
 async def test_an_offer_of_a_pruned_job_is_known_and_not_run(both):
     await both.accept("a")
     await both.end("a")
-    await both.rows.acknowledged(["a"])
+    await both.acknowledged(["a"])
     both.change("UPDATE jobs SET prune_at = 1")
     assert await both.jobs.prune() == 1
     (row,) = await both.accept("a", offer=2)
@@ -178,7 +188,7 @@ async def test_what_is_acknowledged_may_be_pruned_and_nothing_else_is(both):
     await both.end("a", "b")
     both.change("UPDATE jobs SET prune_at = 1 WHERE ended_at IS NOT NULL")
     assert await both.jobs.prune() == 0, "the center has not heard of them"
-    await both.rows.acknowledged(["a", "c", "unknown"])
+    await both.acknowledged(["a", "c", "unknown"])
     assert (await both.row("c"))[2] == 1, "it has not ended: its acknowledgement is of another try"
     assert await both.jobs.prune() == 0, "its time counts from the acknowledgement"
     ((prune_at,),) = both.change("SELECT prune_at FROM jobs WHERE id = 'a'")
@@ -200,7 +210,7 @@ async def test_the_oldest_are_told_first_without_those_under_way(both):
     assert ids(await both.rows.untold(2, frozenset("db"))) == list("ec")
     assert ids(await both.rows.untold(9, frozenset("dca"))) == list("be")
     assert await both.rows.untold(0) == []
-    await both.rows.acknowledged(["b"])
+    await both.acknowledged(["b"])
     assert ids(await both.rows.untold(9)) == list("deca")
     assert sorted(ids(await both.rows.ended([*"abf", "unknown"]))) == ["a"]
     (told,) = await both.rows.ended(["a"])
@@ -222,7 +232,7 @@ async def test_what_the_center_has_not_heard_the_end_of(both):
     await both.accept("a", "b", "c", "d", offer=2)
     await both.rows.born([Job(id="e", pipeline="flow", identity=True)])
     await both.end("a", "b")
-    await both.rows.acknowledged(["b"])
+    await both.acknowledged(["b"])
     await both.jobs.cancel("c")
     assert await both.rows.holdings() == [
         Holding("a", 2, "succeeded"),
@@ -238,7 +248,7 @@ async def test_how_much_waits_to_be_told(both):
     await both.accept("a", "b", inputs=b"12345")
     await both.end("a", result=b"x" * 1000)
     assert await both.rows.waiting() == (1, 1005)
-    await both.rows.acknowledged(["a"])
+    await both.acknowledged(["a"])
     assert await both.rows.waiting() == (0, 0)
 
 
@@ -321,7 +331,7 @@ async def test_what_waits_goes_on_waiting_when_the_clock_is_set(both, step):
     await both.accept("a", expires_at=now + 300)
     await both.accept("b")
     await both.end("b")
-    await both.rows.acknowledged(["b"])
+    await both.acknowledged(["b"])
     before = {id: await times(both, id) for id in "ab"}
     assert await both.rows.set_clock(reading(now), 0) == 0
     for expected in (step, 0):  # said twice it is done once
@@ -459,7 +469,7 @@ VERBS = [
     kit.Verb("accept-newer", _accepted, lambda both, name: both.accept(name, offer=7), _row),
     kit.Verb("refuse", _nothing, lambda both, name: both.rows.refuse([offered(name)]), _row),
     kit.Verb("born", _nothing, lambda both, name: both.rows.born([offered(name, None)]), _row),
-    kit.Verb("acknowledged", _ended, lambda both, name: both.rows.acknowledged([name]), _row),
+    kit.Verb("acknowledged", _ended, lambda both, name: both.acknowledged([name]), _row),
     kit.Verb("note", _nothing, lambda both, name: both.rows.note(name, "x"), _fact),
     kit.Verb("forget", _old, lambda both, name: both.rows.forget(), _known),
 ]
@@ -488,6 +498,49 @@ async def test_verbs_of_many_callers_are_one_transaction_and_each_gets_its_own(b
     for n, rows in enumerate(await asyncio.gather(*calls), 1):
         assert [(row.id, row.offer) for row in rows] == [(f"{n}-a", n), (f"{n}-b", n)]
     assert isinstance(both.jobs.units, Units)
+
+
+# An acknowledgement ------------------------------------------------------------------------------
+
+
+async def test_an_acknowledgement_is_written_with_what_comes_next(both):
+    await both.accept("a")
+    await both.end("a")
+    both.rows.acknowledged(["a"], lambda: pytest.fail("not written"))
+    assert both.unreported("a") == 1
+    await both.accept("b")
+    assert both.unreported("a") == 0
+
+
+async def test_an_acknowledgement_is_written_soon_where_nothing_comes(both):
+    await both.accept("a")
+    await both.end("a")
+    both.rows.acknowledged(["a"], lambda: pytest.fail("not written"))
+
+    async def written():
+        return both.unreported("a") == 0
+
+    await kit.eventually(written)
+
+
+async def test_an_acknowledgement_is_written_when_the_store_is_closed(both):
+    await both.accept("a")
+    await both.end("a")
+    both.rows.acknowledged(["a"], lambda: pytest.fail("not written"))
+    await both.jobs.close()
+    assert both.unreported("a") == 0
+    await both.jobs.open()
+
+
+async def test_an_acknowledgement_that_cannot_be_written_is_told(both):
+    await both.accept("a")
+    await both.end("a")
+    failed = asyncio.Event()
+    both.change("ALTER TABLE jobs RENAME TO gone")
+    both.rows.acknowledged(["a"], failed.set)
+    async with asyncio.timeout(10):
+        await failed.wait()
+    both.change("ALTER TABLE gone RENAME TO jobs")
 
 
 # Schedules --------------------------------------------------------------------------------------

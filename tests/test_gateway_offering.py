@@ -93,7 +93,7 @@ async def test_a_store_that_hiccups_costs_no_message_its_place_in_the_rate(offer
     project = make(tmp_path, "")
     gateway.flows, gateway.wake = project.flows, lambda: None
     gateway.hub = SimpleNamespace(publish=lambda *_: None)
-    gateway.file = MqttFile(run={"work": Runnable(rate=1.0, overrides=["inputs"])})
+    gateway.file = MqttFile(run={"work": Runnable(rate=0.001, overrides=["inputs"])})
     connection = SimpleNamespace(publish_soon=lambda *args, **_: said.append(args))
     triggers = Triggers(gateway, connection, offering)
     real, failures = gateway.store.add, [StoreUnavailableError("away")]

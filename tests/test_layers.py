@@ -63,7 +63,7 @@ LAYERS = [
     {"rules", "triggers", "trigger_times", "clock_steps", "moved_schedules", "events"},
     {"job_values"},
     {"stores", "patience"},
-    {"gateway_schedules", "gateway_log"},
+    {"gateway_schedules", "gateway_log", "leading"},
     {"dag"},
     {"engines"},
     {"drivers", "clustered", "flow"},

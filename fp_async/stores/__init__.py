@@ -35,6 +35,10 @@ class Store(Protocol):
         """Whether other processes can see it."""
 
     @property
+    def path(self) -> Path | None:
+        """The file of this machine that it is; None where it is none."""
+
+    @property
     def joins(self) -> bool:
         """Whether calls that come at the same time share a transaction, in their order."""
 

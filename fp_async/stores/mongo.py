@@ -58,6 +58,7 @@ class MongoStore:
     """
 
     shared = True
+    path = None
     joins = False
 
     def __init__(self, uri: str) -> None:

@@ -38,6 +38,7 @@ class SqlStore:
     """The store contract (`stores`) on a server: `kind` is postgres or mysql."""
 
     joins = False
+    path = None
 
     def __init__(self, kind: str, uri: str) -> None:
         self._server = Transactions(kind, uri)

@@ -55,6 +55,10 @@ class SqliteStore:
         return self._units.path is not None
 
     @property
+    def path(self) -> Path | None:
+        return self._units.path
+
+    @property
     def transfer(self) -> SqliteTransfer:
         from fp_async.stores.sqlite_transfer import SqliteTransfer
 

@@ -54,6 +54,8 @@ class _FileMovedError(Exception):
 
 
 _LARGEST_GROUP = 500
+_LOG = 2**22  # bytes of the log that are carried over into the database at once
+_LATER = 2.0  # seconds that what may come later waits for others to share a commit with
 _BUSY_SECONDS = 10.0
 _PRAGMAS = (
     "PRAGMA synchronous = FULL",
@@ -80,6 +82,7 @@ class Units:
     ) -> None:
         self.path = path
         self.reopen = True
+        self.page_size = 4096  # bytes, of a new file: one that is there keeps its own
         self._check = check
         self._migrate = migrate
         self._replaced = replaced
@@ -88,6 +91,7 @@ class Units:
         self._reopening = asyncio.Lock()
         self._pending: deque[_Work] = deque()
         self._waking = False  # whether the thread has been told that something is pending
+        self._later: asyncio.TimerHandle | None = None  # when it is told at the latest
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: aiosqlite.Connection | None = None
 
@@ -110,7 +114,7 @@ class Units:
         )
         connection._thread.daemon = True  # a store that nobody closed must not keep us alive
         try:
-            prepared = _prepared(connection, self._check, self._migrate)
+            prepared = _prepared(connection, self._check, self._migrate, self.page_size)
             self._connection = await _whole(prepared)
         except sqlite3.Error as error:
             raise translated(error, self.path) from error
@@ -119,6 +123,7 @@ class Units:
     async def close(self) -> None:
         """Finish what is pending and close."""
         self._wanted = False
+        self._wake_for_later()
         connection, self._connection = self._connection, None
         if connection is not None:
             await self._let_go(connection)
@@ -189,6 +194,33 @@ class Units:
             return []
         answers: list[Answer] = await self._submit(verb, items, write=True)
         return answers
+
+    def later(
+        self, verb: Verb[Item, Answer], items: Sequence[Item], failed: Callable[[], object]
+    ) -> None:
+        """As `together`, without a commit of its own: with the next group that comes, within two
+        seconds. Until then a crash undoes it. What is read afterwards is read after it.
+
+        `failed` is called on the loop where it could not be done. Raises StoreError where the
+        store is not open.
+        """
+        if self._loop is None or self._connection is None:
+            raise StoreError("the data store is not open")
+        future: asyncio.Future[Any] = self._loop.create_future()
+        future.add_done_callback(
+            lambda done: failed() if done.cancelled() or done.exception() else None
+        )
+        self._pending.append(_Work(future, verb, items, write=True))
+        if self._later is None:
+            self._later = self._loop.call_later(_LATER, self._wake_for_later)
+
+    def _wake_for_later(self) -> None:
+        if self._later is not None:
+            self._later.cancel()
+        self._later = None
+        if self._pending and not self._waking and self._connection is not None:
+            self._waking = True
+            self._wake(self._connection)
 
     async def read(self, unit: Callable[[sqlite3.Connection], T]) -> T:
         """Run a unit that changes nothing."""
@@ -297,6 +329,7 @@ async def _prepared(
     connecting: aiosqlite.Connection,
     check: Callable[[sqlite3.Connection], None],
     migrate: Callable[[sqlite3.Connection], None],
+    page_size: int,
 ) -> aiosqlite.Connection:
     try:
         connection = await connecting
@@ -305,8 +338,9 @@ async def _prepared(
         raise
     try:
         await connection._execute(check, connection._conn)  # type: ignore[no-untyped-call]
+        await connection.execute_fetchall(f"PRAGMA page_size = {page_size}")
         await connection._execute(_log_ahead, connection._conn)  # type: ignore[no-untyped-call]
-        for pragma in _PRAGMAS:
+        for pragma in (*_PRAGMAS, f"PRAGMA wal_autocheckpoint = {_LOG // page_size}"):
             await connection.execute_fetchall(pragma)
         await connection._execute(_migrated, connection._conn, migrate)  # type: ignore[no-untyped-call]
     except BaseException:
