@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+_MOST_HELD = 2_000  # more of them are told again sooner
 WINDOW = 400  # outcomes that are under way and not acknowledged
 _FIRST_PATIENCE, _LONGEST_PATIENCE = 5.0, 60.0
 
@@ -23,14 +24,20 @@ class Outbox:
         self._under_way: dict[str, float] = {}
         self._old: set[str] = set()  # of those under way: from the backlog
         self._tried: dict[str, int] = {}
+        self._held: dict[str, float] = {}  # the center has no room for these, until then
 
     def __repr__(self) -> str:
         return f"<Outbox live={len(self._live)} under_way={len(self._under_way)}>"
 
     @property
     def under_way(self) -> frozenset[str]:
-        """Told, and not acknowledged yet."""
-        return frozenset(self._under_way)
+        """Told and not acknowledged yet, or not to be told now."""
+        return frozenset(self._under_way) | self._held.keys()
+
+    @property
+    def held(self) -> int:
+        """How many the center has no room for."""
+        return len(self._held)
 
     @property
     def waits(self) -> bool:
@@ -40,7 +47,7 @@ class Outbox:
 
     def reset(self) -> None:
         """A new connection: what was under way may be lost."""
-        for each in (self._under_way, self._tried, self._old, self._taken):
+        for each in (self._under_way, self._tried, self._old, self._taken, self._held):
             each.clear()
         self.backlog = True
 
@@ -86,6 +93,23 @@ class Outbox:
             self._old.discard(id)
             self._tried.pop(id, None)
             self._live.pop(id, None)
+            self._held.pop(id, None)
+
+    def again(self) -> None:
+        """What is under way was not heard: tell it again."""
+        self._under_way.clear()
+        self._old.clear()
+        self.backlog = True
+
+    def hold(self, ids: Iterable[str], until: float) -> None:
+        """Tell these no more until then."""
+        for id in ids:
+            self._under_way.pop(id, None)
+            self._old.discard(id)
+            self._live.pop(id, None)
+            if len(self._held) < _MOST_HELD:
+                self._held[id] = until
+        self.backlog = True  # what stood behind them
 
     def overdue(self, now: float) -> bool:
         """Take back what was not acknowledged in time; whether there was something."""
@@ -93,9 +117,13 @@ class Outbox:
         for id in late:
             del self._under_way[id]
             self._old.discard(id)
-        self.backlog = self.backlog or bool(late)
-        return bool(late)
+        freed = [id for id, until in self._held.items() if until <= now]
+        for id in freed:
+            del self._held[id]
+        self.backlog = self.backlog or bool(late or freed)
+        return bool(late or freed)
 
     def next_due(self) -> float | None:
         """When something has to be told again, unless it is acknowledged before."""
-        return min(self._under_way.values(), default=None)
+        soonest = (min(each.values()) for each in (self._under_way, self._held) if each)
+        return min(soonest, default=None)

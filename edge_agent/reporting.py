@@ -17,7 +17,7 @@ from fp_async import messages, versions, wire
 from fp_async.errors import PublishRefusedError, TooLargeError
 from fp_async.events import Listener
 from fp_async.jobs import Job, NodeTiming
-from fp_async.messages import Finished, Message, Missing, Progress, ResultChunk, Sync
+from fp_async.messages import Finished, Message, Missing, Progress, ResultChunk, Slow, Sync
 from fp_async.patience import Patience
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ TOGETHER = 0.01  # seconds that small news wait for more of it
 _DENIED = 60.0
 _SYNC_EVERY = 900.0
 _BATCH = 200
+_SLOWEST = 3_600.0
 _TOO_LARGE = 0x95  # reason code "packet too large" of MQTT 5
 
 
@@ -42,11 +43,24 @@ class Reporter:
         self._topic = agent.settings.topics.agent(agent.settings.name, "report")
         self._patience = Patience()
         self._chunks = True  # until the broker refuses one as too large
+        self._slow_until = 0.0
         self._seen: dict[str, tuple[int, int]] = {}  # nodes and characters of log told of a job
 
     def sync_within(self, seconds: float) -> None:
         """Say all that is held, so much later at most."""
         self._sync_at = min(self._sync_at or float("inf"), time.monotonic() + seconds)
+        self._agent.noticed.set()
+
+    def slow_down(self, asked: Slow) -> None:
+        """Wait with all, or keep some outcomes here, as the gateway asks."""
+        outbox, until = self._agent.outbox, time.monotonic() + min(asked.seconds, _SLOWEST)
+        if asked.ids:
+            outbox.hold(asked.ids, until)
+            text = f"{outbox.held} outcomes stay here: {asked.reason}"
+            self._agent.problems.note("outcomes", text)
+        else:
+            outbox.again()
+            self._slow_until = until
         self._agent.noticed.set()
 
     async def send_chunks(self, asked: Missing) -> None:
@@ -68,6 +82,9 @@ class Reporter:
                     agent.noticed.clear()
                     outbox.overdue(time.monotonic())
                     if not self._gateway.is_set():
+                        continue
+                    if (left := self._slow_until - time.monotonic()) > 0:
+                        await asyncio.sleep(left)
                         continue
                     await self._tell_once()
             finally:

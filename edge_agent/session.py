@@ -37,6 +37,7 @@ from fp_async.messages import (
     PutSchedule,
     Rejected,
     RunJob,
+    Slow,
 )
 from fp_async.patience import Patience
 
@@ -90,6 +91,7 @@ class Session:
         await self.show()
         agent.connected, agent.session = True, self
         agent.problems.note("reports", "")
+        agent.problems.note("outcomes", "")
         try:
             async with asyncio.TaskGroup() as group:
                 for part in (self._receive, self._reporter.tell, self._beat):
@@ -282,6 +284,8 @@ class Session:
         if ids:
             self._agent.rows.acknowledged(ids, self._tell_again)
             self._agent.outbox.acknowledged(ids)
+            if not self._agent.outbox.held:
+                self._agent.problems.note("outcomes", "")
             self._agent.noticed.set()
 
     async def _do_rest(self, asked: messages.Do) -> None:
@@ -300,6 +304,8 @@ class Session:
             self._reporter.sync_within(0.0)
         elif isinstance(asked, Missing):
             await self._reporter.send_chunks(asked)
+        elif isinstance(asked, Slow):
+            self._reporter.slow_down(asked)
         elif isinstance(asked, PutSchedule | DeleteSchedule):
             from edge_agent import scheduling  # with the triggers: only where there are schedules
 

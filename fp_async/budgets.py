@@ -11,7 +11,17 @@ from collections import OrderedDict
 from typing import Literal, NamedTuple
 
 What = Literal[
-    "messages", "bytes", "outcomes", "letters", "progress", "states", "schedules", "pings"
+    "messages",
+    "signs",
+    "bytes",
+    "outcomes",
+    "strays",
+    "letters",
+    "letter bytes",
+    "progress",
+    "states",
+    "schedules",
+    "pings",
 ]
 
 
@@ -24,19 +34,23 @@ class Rate(NamedTuple):
 
 # An outbox of a device (64 MiB, and of small outcomes as many as fit into it) may come at once.
 RATES: dict[What, Rate] = {
-    "messages": Rate(20_000, 1_000.0),
+    "messages": Rate(2_000, 1_000.0),  # each has many outcomes where many wait
+    "signs": Rate(2_000, 2_000.0),  # of life and of progress, at QoS 0: they may be lost
     "bytes": Rate(80 * 2**20, 4.0 * 2**20),
     "outcomes": Rate(200_000, 500.0),  # of jobs that began on the device: each makes a row
-    "letters": Rate(100, 20 / 3600.0),
+    "strays": Rate(2_000, 20.0),  # of jobs that it neither has nor began
+    "letters": Rate(1_000, 100 / 3_600.0),  # what a backup of the center does not know, say
+    "letter bytes": Rate(8 * 2**20, 8 * 2**20 / 86_400.0),
     "progress": Rate(500, 50.0),
     "states": Rate(50, 2.0),  # who it is
-    "schedules": Rate(2_000, 10.0),  # states of them, and comparisons of all
+    "schedules": Rate(2_000, 10.0),  # states of them, pages of what it holds
     "pings": Rate(20, 2.0),
 }
 PENDING_BYTES = 12 * 2**20  # parts of results whose outcome has not come
 _PARTS = 64  # results of which there are some
 _AGENTS = 20_000  # of which something is remembered
 _TOLD_AGAIN = 3_600.0
+COMPARISON = 50  # states of schedules that a comparison of all of them counts as
 
 
 class Bucket:

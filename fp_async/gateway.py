@@ -23,7 +23,7 @@ import msgspec
 from fp_async import leading, link, presence, processes, watching, wire
 from fp_async.backend import Backend
 from fp_async.board import BOUND, Board, lost
-from fp_async.budgets import Budgets, Parts
+from fp_async.budgets import Budgets, Parts, What
 from fp_async.config import GatewaySettings, MqttFile
 from fp_async.errors import BrokerError, SessionTakenError, StoreError
 from fp_async.flows import Flows
@@ -35,7 +35,7 @@ from fp_async.gateway_triggers import Triggers
 from fp_async.job_tracking import AgentTracking
 from fp_async.jobs import LEASE, Find, Member, Report
 from fp_async.link import Connection, Link, Will
-from fp_async.messages import GatewayState
+from fp_async.messages import PACKET_BYTES, GatewayState
 from fp_async.patience import Patience
 from fp_async.presence import Known
 from fp_async.topics import Topics
@@ -57,6 +57,9 @@ _PRUNES = 20  # pages at once: what one minute brought may be more than one page
 _SEND_QUEUE = 100_000  # some messages for each of a large fleet
 _AT_ONCE = 200  # agents or jobs that are written or looked at before others get their turn
 _BATCH = 500
+_AGENTS = 20_000  # of which it is remembered what was dropped
+_HEARD_AT_QOS_0 = 5_000  # messages that wait: those may be lost
+_PACKET_BYTES = 2 * PACKET_BYTES  # with topic and properties; a little too much is told why
 _LONGEST_PAUSE = 5.0  # it is the only one of its kind: no broker is rushed by it
 
 
@@ -89,6 +92,7 @@ class Gateway:
         self.tracking: AgentTracking = AgentTracking(flows.root, backend.store)
         self.budgets: Budgets = Budgets()
         self.parts: dict[str, Parts] = {}  # by agent: of results that are not whole
+        self.dropped: dict[str, dict[str, int]] = {}  # by agent and budget
         self.active: bool = False
         self.connected: bool = False
         self.counts: dict[str, int] = {}
@@ -109,6 +113,27 @@ class Gateway:
     def count(self, what: str, number: int = 1) -> None:
         """For `statistics`: how often something has happened."""
         self.counts[what] = self.counts.get(what, 0) + number
+
+    def may(self, agent: str, what: What, now: float, number: float = 1) -> bool:
+        """Return whether an agent has so much of a budget left, which it then uses; what is not so
+        is counted as dropped, and told once.
+        """
+        if self.budgets.take(agent, what, now, number):
+            return True
+        self.drop(agent, what, now)
+        return False
+
+    def drop(self, agent: str, what: str, now: float) -> None:
+        """Note that something of an agent was dropped, for that reason."""
+        self.count(f"dropped {what}")
+        if agent not in self.dropped and len(self.dropped) >= _AGENTS:
+            return
+        own = self.dropped.setdefault(agent, {})
+        own[what] = own.get(what, 0) + 1
+        if agent in self.board.agents:
+            self._changed.add(agent)
+        if self.budgets.is_news(agent, what, now):
+            log.warning("agent '%s' is above its budget (%s): what is, is dropped", agent, what)
 
     # Leading ----------------------------------------------------------------------------------
 
@@ -214,6 +239,8 @@ class Gateway:
             session_expiry=_SESSION_SECONDS,
             manual_ack=True,
             send_queue=_SEND_QUEUE,
+            receive_queue=_HEARD_AT_QOS_0,
+            packet_bytes=_PACKET_BYTES,
             will=Will(topic=self.topics.gateway, payload=gone, qos=1, retain=True),
         )
 
@@ -251,6 +278,7 @@ class Gateway:
         await hearing.ask_who_is_there()
         self.board.hurry([id for id, e in self.board.open.items() if not e.answered], 0.0)
         parts = (
+            hearing.gate.read,
             hearing.run,
             hearing.ask,
             triggers.run,
@@ -300,6 +328,7 @@ class Gateway:
             known = msgspec.json.decode(member.info, type=Known)
             if member.name not in board.agents:
                 board.believe(member.name, known)
+                self.dropped.setdefault(member.name, dict(known.dropped))
                 self.log.knew(member.name, self._described(member.name))
                 if known.anyone:
                     self.readmitted.add(member.name)
@@ -341,6 +370,8 @@ class Gateway:
         """Somebody wants nothing to be known of an agent: neither here nor at the broker."""
         self.board.drop(name)
         self.log.forgets(name)
+        self.dropped.pop(name, None)
+        self.parts.pop(name, None)
         self._changed.discard(name)
         self.forgotten.add(name)
 
@@ -378,7 +409,8 @@ class Gateway:
 
     async def _write(self, name: str) -> None:
         if (known := self.board.agents.get(name)) is not None:
-            info = msgspec.json.encode(known)
+            dropped = self.dropped.get(name) or {}
+            info = msgspec.json.encode(msgspec.structs.replace(known, dropped=dropped))
             await self.store.saw(Member(kind="agent", name=name, info=info), _REMEMBERED)
 
     # Looking after ----------------------------------------------------------------------------

@@ -19,10 +19,12 @@ from msgspec.structs import replace
 from fp_async import gateway_schedules, hearing, messages, presence, wire
 from fp_async.attempt import Trail
 from fp_async.board import Open
-from fp_async.budgets import Parts
+from fp_async.budgets import COMPARISON, Parts
 from fp_async.errors import MessageError, StoreError, StoreUnavailableError, TooLargeError
+from fp_async.gateway_gate import Gate
+from fp_async.gateway_pipelines import Pipelines
 from fp_async.job_lines import log_adopted, log_end, log_start
-from fp_async.jobs import Chunk, Job, Letter, Report
+from fp_async.jobs import RESULT_TTL, Chunk, Job, Letter, Report
 from fp_async.lifecycle import State
 from fp_async.link import Message as Heard
 from fp_async.messages import (
@@ -46,18 +48,19 @@ from fp_async.messages import (
 from fp_async.topics import NAME
 
 if TYPE_CHECKING:
+    from fp_async.budgets import What
     from fp_async.gateway import Gateway
     from fp_async.gateway_triggers import Triggers
     from fp_async.link import Connection
     from fp_async.presence import Known
 
 log: logging.Logger = logging.getLogger("fp_async.gateway")
-_BATCH = 500
-_BATCH_BYTES = 262_144
 _PACE = 0.0005  # seconds for each of many pings
 _TOGETHER = 100
 _MEET = 10.0  # seconds between two questions to a stranger
 _STRANGERS = 1_000
+_SOME = 200  # outcomes that an agent tells together
+_NO_ROOM = "the center has no such job, and no room for more letters of this agent"
 _BEGINNINGS = ("accept", "start", "wait")  # reports of jobs that go on
 
 
@@ -73,6 +76,23 @@ class Batch:
         self.whole: list[tuple[str, Finished]] = []  # whose result came in parts
         self.later: list[tuple[str, Message]] = []
         self.acknowledged: defaultdict[str, list[str]] = defaultdict(list)
+        self.homeless: defaultdict[str, list[str]] = defaultdict(list)  # no room for a letter
+
+
+class Held:
+    """What an agent has of the jobs that it should have, by the pages of a `Sync` that came so far:
+    no more is kept than these, whatever is said.
+    """
+
+    def __init__(self, pages: int) -> None:
+        self.jobs: set[tuple[str, int]] = set()
+        self._missing = set(range(pages))
+
+    def add(self, page: Sync, own: set[tuple[str, int]]) -> bool:
+        """Note a page; return whether all have come."""
+        self._missing.discard(page.page)
+        self.jobs.update(own.intersection((id, attempt) for id, attempt, _ in page.jobs))
+        return not self._missing
 
 
 class Hearing:
@@ -85,7 +105,9 @@ class Hearing:
         self._topics = gateway.topics
         self._board = gateway.board
         self._trails: dict[str, Trail] = {}
-        self._syncs: dict[str, dict[int, Sync]] = {}
+        self.gate: Gate = Gate(gateway, connection)
+        self._syncs: dict[str, Held] = {}
+        self._pipelines = Pipelines(gateway)
         self._nonce = secrets.token_hex(8)  # an answer to an earlier ping may come from a queue
         self._to_ask: list[str] = []
         self._met: dict[str, float] = {}  # strangers, and when each was asked for its state
@@ -93,11 +115,9 @@ class Hearing:
     async def run(self) -> None:
         """Until the connection is lost."""
         while True:
-            heard = await self._connection.receive(_BATCH)
-            for part in hearing.in_parts(heard, _BATCH_BYTES):
-                await self._gateway.patience(lambda: self.handle(part))  # noqa: B023
-                for message in part:
-                    self._connection.acknowledge(message)
+            part = await self.gate.batch()
+            await self._gateway.patience(lambda: self.handle(part))  # noqa: B023
+            self.gate.handled(part)
 
     async def handle(self, heard: Sequence[Heard]) -> None:
         """Store what a batch says, then answer. Doing it twice does no harm."""
@@ -116,10 +136,17 @@ class Hearing:
         await asyncio.gather(self._store(batch), self.triggers.handle(triggering))
         await self._answer(batch)
 
-    def bury(self, batch: Batch, message: Heard, why: str) -> None:
+    def bury(self, batch: Batch, name: str, message: Heard, why: str) -> None:
         """A message that cannot be understood is kept, and no more is made of it."""
         self._gateway.count("malformed")
-        batch.letters.append(hearing.letter(message.topic, why, message.payload))
+        kept = hearing.letter(message.topic, why, message.payload)
+        if self._has_room(name, kept):
+            batch.letters.append(kept)
+
+    def _has_room(self, name: str, kept: Letter) -> bool:
+        """Return whether an agent may leave one more letter."""
+        now, may = time.monotonic(), self._gateway.may
+        return may(name, "letters", now) and may(name, "letter bytes", now, len(kept.payload))
 
     # Agents -----------------------------------------------------------------------------------
 
@@ -129,7 +156,7 @@ class Hearing:
         try:
             said = wire.agent_state(message.payload)
         except MessageError as error:
-            self.bury(batch, message, str(error))
+            self.bury(batch, name, message, str(error))
             return
         known = self._board.agents.get(name)
         new = presence.heard(known, said, time.time(), retained=message.retained)
@@ -198,10 +225,11 @@ class Hearing:
 
     def _hear_report(self, batch: Batch, name: str, message: Heard) -> None:
         self._meet(name)
+        explain = not self._gateway.budgets.wait(name, "letters", time.monotonic())
         try:
-            told = wire.reports(message.payload)
+            told = wire.reports(message.payload, explain=explain)
         except MessageError as error:
-            self.bury(batch, message, str(error))
+            self.bury(batch, name, message, str(error))
             return
         for each in told:
             if isinstance(each, wire.Unreadable):
@@ -217,6 +245,8 @@ class Hearing:
         broker sends no retained ones to who subscribes by a wildcard.
         """
         now = time.monotonic()
+        if self.gate.is_unseen(name):
+            self._ask_state(name)
         if name in self._board.agents or not NAME.fullmatch(name):
             return
         if now - self._met.get(name, float("-inf")) < _MEET:
@@ -228,22 +258,20 @@ class Hearing:
 
     def _give_up(self, batch: Batch, name: str, message: Heard, told: wire.Unreadable) -> None:
         """A report that makes no sense; an outcome has to be one nevertheless."""
-        self.bury(batch, message, told.why)
+        self.bury(batch, name, message, told.why)
         if told.type == Finished.__name__ and told.id is not None:
             report = hearing.unreadable(told.id, told.attempt, told.why)
-            batch.reports.append((name, report))
+            if self._may_end(name, told.id):
+                batch.reports.append((name, report))
 
     def _sort(self, batch: Batch, name: str, told: messages.Report) -> None:
         now = time.time()
         match told:
             case Finished():
                 self._sort_outcome(batch, name, told, now)
-            case Accepted():
-                batch.reports.append((name, hearing.accepted(told)))
-            case Started():
-                batch.reports.append((name, hearing.started(told, now)))
-            case Rejected():
-                batch.reports.append((name, self._rejection(name, told)))
+            case Accepted() | Started() | Rejected():
+                if self._has(name, told.id) or self._may(name, "strays"):
+                    batch.reports.append((name, self._news(name, told, now)))
             case ResultChunk():
                 self._sort_part(batch, name, told)
             case Heartbeat():
@@ -255,7 +283,49 @@ class Hearing:
                 if known is not None and told.nonce == self._nonce:
                     self._gateway.believe(name, presence.answered(known, told.clock, now))
             case _:
-                batch.later.append((name, told))
+                if self._may_ask(name, told):
+                    batch.later.append((name, told))
+
+    def _may(self, name: str, what: What, number: float = 1) -> bool:
+        return self._gateway.may(name, what, time.monotonic(), number)
+
+    def _may_ask(self, name: str, told: Message) -> bool:
+        """Return whether an agent may say that once more: it makes no row of its own."""
+        match told:
+            case Progress():
+                return self._has(name, told.id) and self._may(name, "progress")
+            case ScheduleState():
+                return self._may(name, "schedules")
+            case Sync():
+                return self._may(name, "schedules", COMPARISON if told.schedules else 1)
+            case _:
+                return self._may(name, "pings")
+
+    def _has(self, name: str, id: str) -> bool:
+        """Return whether the job was offered to the agent."""
+        each = self._board.open.get(id)
+        return each is not None and each.agent == name
+
+    def _may_end(self, name: str, id: str, *, adopted: bool = False) -> bool:
+        """Return whether an outcome can be heard now. Of jobs that the agent was offered it always
+        can; others wait on the device.
+        """
+        if self._has(name, id):
+            return True
+        what: What = "outcomes" if adopted else "strays"
+        if self._may(name, what):
+            return True
+        wait = self._gateway.budgets.wait(name, what, time.monotonic(), _SOME)
+        self.gate.slow(name, wait, "it tells more outcomes than the center takes of one agent")
+        return False
+
+    def _news(self, name: str, told: Accepted | Started | Rejected, now: float) -> Report:
+        match told:
+            case Accepted():
+                return hearing.accepted(told)
+            case Started():
+                return hearing.started(told, now)
+        return self._rejection(name, told)
 
     def _sort_part(self, batch: Batch, name: str, told: ResultChunk) -> None:
         """Keep a part of a result, in the place of older ones where an agent sends too many."""
@@ -270,12 +340,20 @@ class Hearing:
             batch.given_up += parts.add(part.id, len(part.data))
 
     def _sort_outcome(self, batch: Batch, name: str, told: Finished, now: float) -> None:
+        if not self._may_end(name, told.id, adopted=told.origin is not None):
+            return
         if told.chunks and hearing.may_send(self._board.open.get(told.id), told, name):
             batch.whole.append((name, told))
         elif told.origin is not None:
-            batch.adopted.append((name, hearing.adopted(told, name, now)))
+            batch.adopted.append((name, self._adopted(name, told, now)))
         else:
             batch.reports.append((name, hearing.finished(told, name, now, None)))
+
+    def _adopted(self, name: str, told: Finished, now: float) -> Job:
+        job = hearing.adopted(told, name, now)
+        if job.result_ttl <= RESULT_TTL:
+            return job
+        return replace(job, result_ttl=min(job.result_ttl, self._pipelines.longest(job)))
 
     def _rejection(self, name: str, told: Rejected) -> Report:
         """Not now, or never: the next agent may take it, where there is one."""
@@ -296,6 +374,8 @@ class Hearing:
     async def _store(self, batch: Batch) -> None:
         """All in one transaction, where the store joins what comes at the same time."""
         gateway, fleet = self._gateway, self._gateway.store.fleet
+        if batch.adopted or batch.whole:
+            await gateway.kept.look()  # how long the center keeps outcomes of its schedules
         await self._keep_parts(batch)
         own = [(name, replace(report, agent=name)) for name, report in batch.reports]
         try:
@@ -310,7 +390,20 @@ class Hearing:
         except StoreError as error:
             done = await self._store_singly(batch, own, error)
         for (name, report), stored in zip(own, done, strict=True):
-            await self._apply(name, report, stored=stored)
+            if stored:
+                self._apply(name, report)
+        late = [pair for pair, stored in zip(own, done, strict=True) if not stored]
+        await self._keep_late(batch, [pair for pair in late if not self._is_stale(*pair)])
+        self._take_in(batch)
+        for name, report in batch.reports:
+            if report.event in (*_BEGINNINGS, "give_back"):
+                continue
+            if report.id not in batch.homeless.get(name, ()):
+                batch.acknowledged[name].append(report.id)
+
+    def _take_in(self, batch: Batch) -> None:
+        """Tell of the jobs that agents began by themselves, which are stored now."""
+        gateway = self._gateway
         for name, job in batch.adopted:
             _log_warnings(name, job.id, job.record)
             batch.acknowledged[name].append(job.id)
@@ -318,10 +411,7 @@ class Hearing:
             gateway.tracking.ended(job.id, job)
             log_adopted(log, job, name)
             for each in gateway.backend.observers:
-                each.adopted(job)
-        for name, report in batch.reports:
-            if report.event not in (*_BEGINNINGS, "give_back"):
-                batch.acknowledged[name].append(report.id)
+                each.adopted(replace(job, pipeline=self._pipelines.shown(job.pipeline)))
 
     async def _keep_parts(self, batch: Batch) -> None:
         """Keep parts of results, and make the results of them that are whole."""
@@ -371,23 +461,25 @@ class Hearing:
         if told.origin is None:
             batch.reports.append((name, hearing.finished(told, name, now, whole)))
         else:
-            job = replace(hearing.adopted(told, name, now), result=whole)
+            job = replace(self._adopted(name, told, now), result=whole)
             batch.adopted.append((name, job))
         await fleet.forget(id)
         if name in self._gateway.parts:
             self._gateway.parts[name].forget(id)
 
-    async def _apply(self, name: str, report: Report, *, stored: bool) -> None:
+    def _is_stale(self, name: str, report: Report) -> bool:
+        """Note that a report changes nothing; return whether it was of a beginning."""
+        each = self._board.open.get(report.id)
+        self._gateway.count("stale reports")
+        if report.event not in _BEGINNINGS:
+            return False
+        if each is not None and each.agent == name and each.job.attempt == report.attempt:
+            each.answered = True
+        return True
+
+    def _apply(self, name: str, report: Report) -> None:
         """Have in mind what the store has now, and tell whoever waits for it."""
         gateway, each = self._gateway, self._board.open.get(report.id)
-        if not stored:
-            gateway.count("stale reports")
-            if report.event in _BEGINNINGS and each is not None:
-                if each.job.attempt == report.attempt:
-                    each.answered = True
-                return
-            await self._keep_late(name, report)
-            return
         gateway.hub.publish(f"job:{report.id}")
         _log_warnings(name, report.id, report.record)
         _log_report(name, each, report)
@@ -417,15 +509,22 @@ class Hearing:
         state: State = "running" if report.event == "start" else "accepted"
         self._board.answered(job.id, replace(job, state=state, reason=report.reason))
 
-    async def _keep_late(self, name: str, report: Report) -> None:
-        """Keep an outcome that changes nothing: of an attempt that was given up, of a job that this
+    async def _keep_late(self, batch: Batch, late: Sequence[tuple[str, Report]]) -> None:
+        """Keep outcomes that change nothing: of an attempt that was given up, of a job that this
         store does not know, or that another agent has.
         """
-        job = await self._gateway.store.get(report.id)
-        kept = hearing.unplaced(report, job, name, self._topics.agent(name, "report"))
-        if kept is not None:
-            self._gateway.log.buried([kept])
-            await self._gateway.store.fleet.bury([kept])
+        get = self._gateway.store.get
+        jobs = await asyncio.gather(*(get(report.id) for _, report in late))
+        letters: list[Letter] = []
+        for (name, report), job in zip(late, jobs, strict=True):
+            kept = hearing.unplaced(report, job, name, self._topics.agent(name, "report"))
+            if kept is not None and self._has_room(name, kept):
+                letters.append(kept)
+            elif kept is not None:
+                batch.homeless[name].append(report.id)
+        if letters:
+            self._gateway.log.buried(letters)
+            await self._gateway.store.fleet.bury(letters)
 
     # Answering --------------------------------------------------------------------------------
 
@@ -434,8 +533,28 @@ class Hearing:
         for name, ids in batch.acknowledged.items():
             for start in range(0, len(ids), page):
                 self._tell(name, messages.Acknowledge(ids=ids[start : start + page]))
+        for name, ids in batch.homeless.items():
+            wait = self._gateway.budgets.wait(name, "letters", time.monotonic(), len(ids))
+            self.gate.hold(name, ids, wait, _NO_ROOM)
+        await self._note(batch)
         for name, told in batch.later:
             await self._do(name, told)
+
+    async def _note(self, batch: Batch) -> None:
+        """Store, at once, what was said of running jobs and of schedules."""
+        ids: dict[str, tuple[str, int, bytes]] = {}
+        states: dict[tuple[str, str], ScheduleState] = {}
+        for name, told in batch.later:
+            if isinstance(told, Progress) and (trail := self._progressed(name, told)):
+                ids[told.id] = (told.id, told.attempt, trail.record())
+            elif isinstance(told, ScheduleState):
+                states[name, told.id] = told
+        if ids:
+            await self._gateway.store.note(list(ids.values()))
+            self._gateway.hub.publish(*(f"job:{id}" for id in ids))
+        if states:
+            say = self._schedule_state
+            await asyncio.gather(*(say(name, told) for (name, _), told in states.items()))
 
     def _tell(self, name: str, body: Message) -> None:
         topic = self._topics.agent(name, "do")
@@ -443,12 +562,8 @@ class Hearing:
 
     async def _do(self, name: str, told: Message) -> None:
         match told:
-            case Progress():
-                await self._progress(name, told)
             case Sync():
                 await self._sync(name, told)
-            case ScheduleState():
-                await self._schedule_state(name, told)
             case Ping():
                 self._tell(name, self._pong(name, told.nonce, time.time()))
             case Malformed():
@@ -461,35 +576,32 @@ class Hearing:
         doubt = "" if known is None else presence.doubt(name, known, now)
         return messages.Pong(nonce=nonce, clock=now, doubt=doubt[:500])
 
-    async def _progress(self, name: str, told: Progress) -> None:
+    def _progressed(self, name: str, told: Progress) -> Trail | None:
         each = self._board.open.get(told.id)
         if each is None or each.agent != name or each.job.attempt != told.attempt:
-            return
+            return None
         trail = self._trails.setdefault(told.id, Trail(name))
         for node in told.nodes:
             trail.node(node)
         if told.log:
             trail.write(told.log)
-        await self._gateway.store.note([(told.id, told.attempt, trail.record())])
-        self._gateway.hub.publish(f"job:{told.id}")
+        return trail
 
     async def _sync(self, name: str, told: Sync) -> None:
         """The agent says what it has: what it should have, and has not, is said again."""
         if told.schedules is not None:
             await self._sync_schedules(name, told.schedules)
-        pages = self._syncs.setdefault(name, {})
-        if told.page == 0:
-            pages.clear()
-        pages[told.page] = told
-        if len(pages) < told.pages:
+        bound = self._board.of(name)
+        if told.page == 0 and name in self._board.agents:
+            self._syncs[name] = Held(told.pages)
+        held = self._syncs.get(name)
+        if held is None:  # its beginning was not heard
+            return
+        own = {(each.job.id, each.job.attempt) for each in bound}
+        if not held.add(told, own):
             return
         del self._syncs[name]
-        has = {(id, attempt) for page in pages.values() for id, attempt, _ in page.jobs}
-        absent = [
-            each.job.id
-            for each in self._board.of(name)
-            if (each.job.id, each.job.attempt) not in has
-        ]
+        absent = [e.job.id for e in bound if (e.job.id, e.job.attempt) not in held.jobs]
         self._board.hurry(absent, time.monotonic())
 
     async def _sync_schedules(self, name: str, revisions: dict[str, int]) -> None:
@@ -508,7 +620,11 @@ class Hearing:
             await self._schedule_state(name, state)
 
     async def _schedule_state(self, name: str, told: ScheduleState) -> None:
-        await gateway_schedules.heard(self._gateway.store, name, told)
+        gateway = self._gateway
+        if name not in self._board.agents or not await gateway.kept.knows(told.id):
+            gateway.count("unknown schedules")
+            return
+        await gateway_schedules.heard(gateway.store, name, told)
 
 
 def _newer(said: AgentState, before: AgentState) -> bool:

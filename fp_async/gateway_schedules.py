@@ -21,6 +21,7 @@ from fp_async.stores import Store
 REMEMBERED = 400 * 86_400.0
 REMOVED = "removed-schedule"
 _SECONDS = 1.0
+_REASON = 500
 
 
 def is_offline(row: Schedule) -> bool:
@@ -64,6 +65,7 @@ class Kept:
         self._until = 0.0
         self._rows: list[tuple[Schedule, str]] = []  # with the target
         self._ours: set[str] = set()  # ids that agents have from us, if at all
+        self._ttls: dict[str, float] = {}
         self._changes = 0
 
     def changed(self) -> None:
@@ -75,8 +77,7 @@ class Kept:
         self, name: str, known: Known, revisions: dict[str, int]
     ) -> list[PutSchedule | DeleteSchedule]:
         """What to say to an agent that has these revisions of schedules."""
-        if time.monotonic() >= self._until:
-            await self._look()
+        await self.look()
         said: list[PutSchedule | DeleteSchedule] = []
         wanted = set[str]()
         for row, target in self._rows:
@@ -89,10 +90,25 @@ class Kept:
                 said.append(DeleteSchedule(id=id, revision=revision))
         return said
 
+    async def knows(self, id: str) -> bool:
+        """Return whether agents have had a schedule of this id from here."""
+        await self.look()
+        return id in self._ours
+
+    def longest(self, id: str) -> float:
+        """Return how long the outcomes of a schedule are kept; 0 for one that is not there."""
+        return self._ttls.get(id, 0.0)
+
+    async def look(self) -> None:
+        """Have what the store had a second ago at most."""
+        if time.monotonic() >= self._until:
+            await self._look()
+
     async def _look(self) -> None:
         changes = self._changes
         found = await self._store.schedules()
-        rows = ((row, _templates.decode(row.template)) for row in found)
+        rows = [(row, _templates.decode(row.template)) for row in found]
+        self._ttls = {row.id: each.result_ttl for row, each in rows}
         self._rows = [(row, each.target or "") for row, each in rows if each.offline]
         removed = {member.name for member in await self._store.members(REMOVED)}
         self._ours = removed | {row.id for row in found}
@@ -124,7 +140,7 @@ async def heard(store: Store, name: str, told: ScheduleState) -> None:
             "agent": name,
             "schedule": told.id,
             "revision": told.revision,
-            "error": told.error,
+            "error": None if told.error is None else told.error[:_REASON],
             "next_fire_time": told.next_fire_time,
         }
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 from msgspec import UNSET
@@ -15,7 +15,6 @@ from fp_async.board import Open
 from fp_async.errors import MessageError
 from fp_async.jobs import Chunk, Failure, Job, Letter, NodeTiming, Record, Report, Spec
 from fp_async.lifecycle import Event
-from fp_async.link_values import Message as Heard
 from fp_async.messages import Accepted, Finished, ResultChunk, Started
 
 _REASON = 500  # characters
@@ -37,19 +36,6 @@ _EVENTS: dict[str, Event] = {
     "expired": "expire",
     "rejected": "refuse",
 }
-
-
-def in_parts(heard: Sequence[Heard], most: int) -> Iterator[Sequence[Heard]]:
-    """Messages in pieces of so many bytes, or of one that is larger: each may be hundreds of
-    outcomes, and nothing else is done while a piece is looked at.
-    """
-    start = size = 0
-    for index, message in enumerate(heard):
-        if size and size + len(message.payload) > most:
-            yield heard[start:index]
-            start, size = index, 0
-        size += len(message.payload)
-    yield heard[start:]
 
 
 def started(told: Started, now: float) -> Report:

@@ -436,4 +436,6 @@ def _session_5(link: Link) -> dict[str, Any]:
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.SessionExpiryInterval = link.session_expiry
     properties.ReceiveMaximum = link.receive_maximum
+    if link.packet_bytes is not None:
+        properties.MaximumPacketSize = link.packet_bytes
     return {"clean_start": link.clean_start, "properties": properties}

@@ -43,6 +43,7 @@ class Link(msgspec.Struct, frozen=True):
       says so; up to `send_queue` wait for that, beyond it publishing is an error.
     - `receive_queue` bounds the messages that wait here, 0 is without limit. Only QoS 0 is
       dropped for it: QoS 1 would be lost, and with `manual_ack` is bounded already.
+    - A broker of MQTT 5 is told to deliver no message above `packet_bytes`, where that is given.
     - `purpose` tells it from other connections of the program, in errors and in the log.
     """
 
@@ -66,6 +67,7 @@ class Link(msgspec.Struct, frozen=True):
     receive_maximum: int = 1_000
     send_queue: int = 10_000
     receive_queue: int = 0
+    packet_bytes: int | None = None
     purpose: str = ""
 
     schemes: ClassVar[tuple[str, ...]] = ("mqtt", "mqtts", "tcp", "ssl", "ws", "wss")

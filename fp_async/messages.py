@@ -26,6 +26,7 @@ RESULT_BYTES = 8 * 2**20
 LOG_CHARACTERS = 16_384  # of a log, as it travels
 PAGE = 500  # ids in one message
 PAGES = 2000  # of one Sync
+REPORTS = 2000  # in one message
 NAME_CHARACTERS = 191  # what every store can index
 
 # What is not so is refused when a message is read: everything below goes into stores, of which one
@@ -132,6 +133,16 @@ class Missing(Message, frozen=True):
     chunks: Annotated[list[Count], Meta(max_length=RESULT_BYTES // CHUNK_BYTES)]
 
 
+class Slow(Message, frozen=True):
+    """Tell nothing for so long, then all that is not acknowledged once more: the gateway has not
+    heard it. With `ids`: of these outcomes alone, for which it has no room, and why.
+    """
+
+    seconds: Seconds
+    ids: Annotated[list[Id], Meta(max_length=PAGE)] = []
+    reason: Annotated[str, Meta(max_length=500)] = ""
+
+
 class PutSchedule(Message, frozen=True):
     """Keep this schedule, and fire it whether there is a network or not."""
 
@@ -185,6 +196,7 @@ Do = (
     | CancelJob
     | Acknowledge
     | Missing
+    | Slow
     | PutSchedule
     | DeleteSchedule
     | AskSync

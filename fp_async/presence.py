@@ -28,6 +28,7 @@ class Known(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `asked_at`: the center has asked whether it is there, and has heard nothing since. `seen_at` is
     0 for one that has never been heard of but by what a broker kept. `clock_offset` is what the
     center's clock shows more. `lives` are the processes that spoke before this one, from its store.
+    `dropped` is what of it was above a budget.
     """
 
     state: AgentState
@@ -42,6 +43,7 @@ class Known(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     beat: Heartbeat | None = None
     clock_offset: float = 0.0
     lives: tuple[str, ...] = ()
+    dropped: dict[str, int] = {}
 
 
 def heard(

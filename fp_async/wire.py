@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -14,6 +14,7 @@ from fp_async.errors import MessageError, OtherVersionError
 from fp_async.messages import (
     BATCH_BYTES,
     PACKET_BYTES,
+    REPORTS,
     VERSION,
     AgentState,
     Count,
@@ -43,6 +44,8 @@ _reports: msgspec.json.Decoder[Report | Reports] = msgspec.json.Decoder(Report |
 _agent_state = msgspec.json.Decoder(AgentState)
 _gateway_state = msgspec.json.Decoder(GatewayState)
 _run_request = msgspec.json.Decoder(RunRequest, float_hook=number)
+_UNSAID = "it cannot be read"
+_EXPLAINED = 5  # reports of one message
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -77,8 +80,8 @@ def do(payload: bytes) -> Do:
     return _decoded(_do, payload)
 
 
-def reports(payload: bytes) -> list[Report | Unreadable]:
-    """What an agent tells, in its order. Raises MessageError.
+def reports(payload: bytes, *, explain: bool = True) -> list[Report | Unreadable]:
+    """What an agent tells, in its order. Raises MessageError; to say why takes longer than to read.
 
     A report that cannot be read spoils none of those that came with it: agents are upgraded one
     after the other, and tell the same again until it is acknowledged.
@@ -89,9 +92,26 @@ def reports(payload: bytes) -> list[Report | Unreadable]:
     except _UNREADABLE as error:
         parts = _parts(payload)
         if not parts:
-            raise _explained(payload, _reports) from error
-        return [_one(part) for part in parts]
-    return list(found.reports) if isinstance(found, Reports) else [found]
+            raise _explained(payload, _reports) if explain else MessageError(_UNSAID) from error
+        _check_number(parts)
+        return list(_each(parts, explain=explain))
+    told: list[Report | Unreadable]
+    told = list(found.reports) if isinstance(found, Reports) else [found]
+    _check_number(told)
+    return told
+
+
+def _check_number(told: Sized) -> None:
+    if len(told) > REPORTS:
+        raise MessageError(f"{len(told):,} reports in one message are too many: {REPORTS:,}")
+
+
+def _each(parts: Iterable[Raw], *, explain: bool) -> Iterator[Report | Unreadable]:
+    left = _EXPLAINED if explain else 0
+    for part in parts:
+        one = _one(part, explain=left > 0)
+        left -= isinstance(one, Unreadable)
+        yield one
 
 
 def _parts(payload: bytes) -> list[Raw]:
@@ -103,11 +123,13 @@ def _parts(payload: bytes) -> list[Raw]:
         return []
 
 
-def _one(part: Raw) -> Report | Unreadable:
+def _one(part: Raw, *, explain: bool) -> Report | Unreadable:
     try:
-        return _decoded(_report, part)
+        return _decoded(_report, part) if explain else _report.decode(part)
     except MessageError as error:
         return msgspec.structs.replace(_head(part), why=str(error))
+    except _UNREADABLE:
+        return msgspec.structs.replace(_head(part), why=_UNSAID)
 
 
 def _head(part: Raw) -> Unreadable:
