@@ -23,6 +23,7 @@ _LONG = 400 * 86_400.0
 class AgentInfo(msgspec.Struct, frozen=True):
     """One agent. `state`: ready, draining, away, new, quarantined. Times are datetimes in UTC;
     `seen_at` is None for one that was never seen, `clock_offset` is in seconds.
+    `dropped` is how often it was above a budget of the gateway, by budget.
     """
 
     name: str
@@ -40,6 +41,7 @@ class AgentInfo(msgspec.Struct, frozen=True):
     version: str
     store: str
     problem: str | None = None
+    dropped: dict[str, int] = {}
 
 
 async def agents(store: Store) -> list[AgentInfo]:
@@ -80,6 +82,7 @@ def _info(name: str, known: Known, count: int, state: str) -> AgentInfo:
         version=said.version,
         store=said.store,
         problem=known.quarantine,
+        dropped=known.dropped,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +143,13 @@ async def of_store(store: Store) -> list[Family]:
     ]
 
 
-def of_board(board: Board, *, active: bool, counts: dict[str, int]) -> list[Family]:
+def of_board(
+    board: Board,
+    *,
+    active: bool,
+    counts: dict[str, int],
+    dropped: Mapping[str, Mapping[str, int]] | None = None,
+) -> list[Family]:
     """Agents by state, what they hold and have not told, as the active gateway knows it."""
     now = time.time()
     states = dict.fromkeys(("ready", "away", "new", "draining", "quarantined"), 0)
@@ -170,6 +176,15 @@ def of_board(board: Board, *, active: bool, counts: dict[str, int]) -> list[Fami
             "agent_untold",
             "Outcomes that an agent has not told, by its heartbeat.",
             [({"agent": name}, known.beat.outbox) for name, known in named if known.beat],
+        ),
+        gauge(
+            "agent_dropped",
+            "What of an agent was above a budget and dropped.",
+            [
+                ({"agent": name, "budget": what.replace(" ", "_")}, number)
+                for name, known in named
+                for what, number in sorted((dropped or {}).get(name, known.dropped).items())
+            ],
         ),
         gauge(
             "gateway_events",

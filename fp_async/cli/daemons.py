@@ -313,7 +313,8 @@ async def _beside(daemon: Daemon, backend: Backend) -> AsyncIterator[Source]:
 async def of_gateway(gateway: Gateway) -> list[Any]:
     from fp_async import metrics
 
-    return metrics.of_board(gateway.board, active=gateway.active, counts=gateway.counts)
+    dropped, counts = gateway.dropped, gateway.counts
+    return metrics.of_board(gateway.board, active=gateway.active, counts=counts, dropped=dropped)
 
 
 def _drain(worker: Worker, grace: float) -> None:

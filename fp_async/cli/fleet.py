@@ -177,6 +177,7 @@ def _show(info: AgentInfo) -> None:
         "clock": f"{-info.clock_offset:+.3f} s against ours",
         "version": info.version,
         "store": info.store,
+        "dropped": ", ".join(f"{n:,} {what}" for what, n in sorted(info.dropped.items())),
     }
     for label, value in rows.items():
         if value:
