@@ -28,6 +28,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
 
 
+_LONG = ("chaos", "edge_chaos", "edge_hostile", "docs", "tracker", "benchmarks", "document")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first: at the end they would hold up a run whose other processes are done."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in _LONG)
+
+
 MakeProject = Callable[..., Project]
 
 

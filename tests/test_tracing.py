@@ -267,7 +267,8 @@ async def test_worker_and_job_process_export_one_trace(tmp_path, monkeypatch):
         with edge_fleet(project.root) as flock:
             flock.start("w", "start-worker")
             async with project:
-                await project.run_job("flow", inputs={"number": 3})
+                id = await project.add_job("flow", inputs={"number": 3})
+                await project.get_result(id, 60)
             assert flock.stop("w") == 0
         spans = {span.name: (service, span) for service, span in collector.received}
     assert set(spans) == {

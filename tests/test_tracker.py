@@ -440,7 +440,7 @@ async def test_jobs_on_a_worker_are_shown(ui, project, tmp_path, runner):
         assert cancelled.nodes == {**ENDED, "waiting": "FAILURE"}
         assert cancelled.error("waiting") == "cancelled"
 
-        late = await ended(inputs={"seconds": 4}, final_vars=["blocking"], timeout=2)
+        late = await ended(inputs={"seconds": 10}, final_vars=["blocking"], timeout=6)
         assert (late.status, late.outcome) == ("FAILURE", "timed out")
         assert late.nodes == {"blocking": "FAILURE"}
         if runner == "process":
