@@ -35,7 +35,7 @@ from fp_async.gateway_triggers import Triggers
 from fp_async.job_tracking import AgentTracking
 from fp_async.jobs import LEASE, Find, Member, Report
 from fp_async.link import Connection, Link, Will
-from fp_async.messages import PACKET_BYTES, GatewayState
+from fp_async.messages import PACKET_BYTES, AgentState, GatewayState
 from fp_async.patience import Patience
 from fp_async.presence import Known
 from fp_async.topics import Topics
@@ -362,7 +362,7 @@ class Gateway:
         before = self.board.agents.get(name)
         self.board.believe(name, known)
         self._changed.add(name)
-        self._urgent |= before is None or before.state != known.state
+        self._urgent |= before is None or _shown(before) != _shown(known)
         if before is None or _may_do(known) != _may_do(before):
             self.wake()
 
@@ -500,6 +500,11 @@ class Gateway:
             self.hub.publish(f"job:{report.id}")
             self.tracking.ended(report.id, None if each is None else each.job)
         self.wake()
+
+
+def _shown(known: Known) -> tuple[AgentState, bool]:
+    """Return what others are to see of an agent at once, not with the next of its rows."""
+    return known.state, known.away_since is None
 
 
 def _may_do(known: Known) -> tuple[bool, dict[str, str]]:
