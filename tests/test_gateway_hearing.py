@@ -209,6 +209,6 @@ async def test_e7_metrics_count_unknown_pipelines_as_one(made):
 
 
 def test_e31_the_gateway_announces_the_largest_packet_that_it_takes(tmp_path):
-    backend = SimpleNamespace(store=None, hub=None)
+    backend = SimpleNamespace(store=SqliteStore(":memory:"), hub=None)
     gateway = Gateway(SimpleNamespace(root=tmp_path), backend, MqttFile(), Link())
     assert messages.PACKET_BYTES < gateway._link().packet_bytes <= 2 * messages.PACKET_BYTES
