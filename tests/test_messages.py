@@ -46,6 +46,7 @@ from fp_async.messages import (
     RunJob,
     RunRequest,
     ScheduleState,
+    Slow,
     Started,
     Sync,
 )
@@ -98,6 +99,10 @@ DO = {
     "Missing": (
         Missing(id=ID, attempt=1, chunks=[0, 255]),
         b'{"type":"Missing","id":"%s","attempt":1,"chunks":[0,255],"v":1}',
+    ),
+    "Slow": (
+        Slow(seconds=2.5, ids=[ID], reason="no room"),
+        b'{"type":"Slow","seconds":2.5,"ids":["%s"],"reason":"no room","v":1}',
     ),
     "PutSchedule": (
         PutSchedule(
