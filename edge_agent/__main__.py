@@ -41,10 +41,8 @@ def run(config_file: Path | None, *, verbose: bool, **flags: Any) -> None:
     Exit code 0: stopped by a signal, 1: it has failed otherwise, 2: wrong settings, 3: the store
     cannot be used (its disk cannot be written, or is full), or another agent uses it, 70: a bug.
     """  # noqa: D301
-    import msgspec
-
     from edge_agent import starting
-    from edge_agent.config import ADOPTS, VARIABLE
+    from edge_agent.config import ADOPTS, VARIABLE, without_secrets
     from edge_agent.lean import ALLOCATION
     from fp_async.runtime import process_tree
 
@@ -53,7 +51,8 @@ def run(config_file: Path | None, *, verbose: bool, **flags: Any) -> None:
         raise UsageError(f"{settings.project} is no project: it has no pipelines/")
     starting.set_up_log(settings)
     starting.warn(settings)
-    environ = {**ALLOCATION, **os.environ, VARIABLE: msgspec.json.encode(settings).decode()}
+    environ = {**ALLOCATION, **without_secrets(os.environ)}
+    environ[VARIABLE] = starting.handed_over(settings)
     if process_tree.become_subreaper():  # here: for that, the daemon would have to load ctypes
         environ[ADOPTS] = "1"
     command = [sys.executable, "-c", "from edge_agent.lean import main; main()"]

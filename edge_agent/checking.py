@@ -10,7 +10,7 @@ import sys
 
 import msgspec
 
-from edge_agent.config import VARIABLE, AgentSettings
+from edge_agent.config import AgentSettings
 from fp_async.checking import Problem, Report
 from fp_async.errors import FlowerPowerError
 
@@ -18,8 +18,10 @@ COMMAND = (sys.executable, "-c", "from edge_agent.checking import main; main()")
 
 
 def main() -> None:
-    """Write the report as JSON to standard output, which pipelines do not get to write to."""
-    settings = msgspec.json.decode(os.environ.pop(VARIABLE), type=AgentSettings)
+    """Read settings from standard input, and write the report to standard output, as JSON; what
+    pipelines print goes elsewhere.
+    """
+    settings = msgspec.json.decode(sys.stdin.buffer.read(), type=AgentSettings)
     said = os.dup(1)
     os.dup2(2, 1)
     with os.fdopen(said, "wb") as file:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from fp_async.documents import Document
 
 PREFIX = "FP_AGENT_"
-VARIABLE = "FP_AGENT_SETTINGS"  # in which the daemon is told all of them, as JSON
+VARIABLE = "FP_AGENT_SETTINGS"  # the descriptor from which the daemon reads all of them, as JSON
+SECRETS = ("password", "broker", "triggers_broker")  # what may be one, or hold a login
 _SESSION_SECONDS = 86_400
 ADOPTS = "FP_AGENT_ADOPTS"  # in which the daemon is told that it gets the orphans of its jobs
 _SLOTS = 10_000
@@ -39,8 +40,10 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     `window` is how many jobs it takes from the gateway at once, `slots` how many run at once.
     `outbox` bounds what waits to be told, `disk_floor` what has to stay free on the disk.
     `triggers` are topics that run pipelines on the device itself, heard on `triggers_broker`
-    where that is given: a broker on the device needs no network. With `metrics_port` it serves
-    metrics to Prometheus. `pipelines`, `executors` and `executor_options` are what jobs and
+    where that is given: a broker on the device needs no network. `version` and `triggers_version`
+    are those of MQTT, 5 or 311 (3.1.1); without them a connection finds out. With
+    `metrics_port` it serves metrics to Prometheus.
+    `pipelines`, `executors` and `executor_options` are what jobs and
     schedules from afar may ask for.
     """
 
@@ -56,6 +59,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     project: str = "."
     store: str = "fp-agent.db"
     tags: dict[str, str] = {}
+    version: Literal[5, 311] | None = None
     slots: Annotated[int, msgspec.Meta(ge=1, le=_SLOTS)] = 1
     window: Annotated[int, msgspec.Meta(ge=1, le=messages.PAGE)] | None = None
     keepalive: Annotated[int, msgspec.Meta(ge=5, le=65535)] = 30
@@ -72,6 +76,7 @@ class AgentSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     metrics_host: str = "127.0.0.1"
     triggers: dict[str, TopicTrigger] = {}
     triggers_broker: str | None = None
+    triggers_version: Literal[5, 311] | None = None
     pipelines: list[str] | None = None
     executors: list[Executor] = msgspec.field(default_factory=lambda: list(_EXECUTORS))
     executor_options: list[ExecutorOption] = msgspec.field(default_factory=lambda: list(_OPTIONS))
@@ -147,6 +152,12 @@ def _mistake(
     if key in sources or document is None or key not in (document.data or {}):
         return UsageError(f"{sources.get(key, key)}: {text}")
     return document.error((key,), text)
+
+
+def without_secrets(env: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment for processes that run pipelines, which need no login of the agent."""
+    secrets = {PREFIX + name.upper() for name in SECRETS}
+    return {name: value for name, value in env.items() if name not in secrets}
 
 
 def strange(env: Mapping[str, str]) -> list[str]:
@@ -267,6 +278,7 @@ def address(settings: AgentSettings) -> Link:
         cert_file=settings.cert_file,
         key_file=settings.key_file,
         keepalive=settings.keepalive,
+        version=settings.version,
         client_id=settings.topics.client(settings.name),
         manual_ack=True,
     )
@@ -279,7 +291,11 @@ def triggers_address(settings: AgentSettings) -> Link:
     """
     near = address(settings)
     if settings.triggers_broker:
-        near = Link.of(settings.triggers_broker, keepalive=settings.keepalive)
+        near = Link.of(
+            settings.triggers_broker,
+            keepalive=settings.keepalive,
+            version=settings.triggers_version,
+        )
         if near.tls:
             names = ("ca_file", "cert_file", "key_file")
             files = {each: getattr(settings, each) for each in names}

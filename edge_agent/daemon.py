@@ -163,8 +163,9 @@ class Daemon:
 def alone(store: Path) -> Iterator[None]:
     """Nobody else runs on this store; the lock goes with the process. Raises StoreError."""
     path = store.with_name(f"{store.name}.lock")
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        file = path.open("a+")
+        file = os.fdopen(os.open(path, flags, 0o600), "r+")
     except OSError as error:
         raise StoreError(f"store {store}: cannot write {path.name}: {error.strerror}") from error
     with file:
@@ -198,7 +199,7 @@ async def _run(settings: AgentSettings) -> None:
 
 def main() -> None:
     """Run the agent that FP_AGENT_SETTINGS describes."""
-    settings = msgspec.json.decode(os.environ.pop(VARIABLE), type=AgentSettings)
+    settings = starting.taken_over(os.environ.pop(VARIABLE))
     if os.environ.pop(ADOPTS, None):
         process_tree.adopt(already=True)
     starting.set_up_log(settings)

@@ -23,7 +23,7 @@ import msgspec
 
 from edge_agent import checking, control, looking, starting
 from edge_agent.broker_remedies import remedy
-from edge_agent.config import VARIABLE, AgentSettings, address, triggers_address
+from edge_agent.config import AgentSettings, address, triggers_address, without_secrets
 from edge_agent.housekeeping import free_bytes
 from fp_async import versions, wire
 from fp_async.checking import Problem, Report
@@ -116,13 +116,14 @@ async def _importable(settings: AgentSettings) -> list[Step]:
     """Whether they can be imported here, asked of a process that may load all that they need."""
     process = await asyncio.create_subprocess_exec(
         *checking.COMMAND,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, VARIABLE: msgspec.json.encode(settings).decode()},
+        env=without_secrets(os.environ),
     )
     try:
         async with asyncio.timeout(_IMPORTS):
-            said, noise = await process.communicate()
+            said, noise = await process.communicate(msgspec.json.encode(settings))
     except TimeoutError:
         return [Step("imports", "note", f"not known: it takes longer than {_IMPORTS:g} s")]
     finally:
@@ -305,7 +306,8 @@ async def _triggers_broker(settings: AgentSettings) -> Step:
 
 def _reached(place: str, connection: Connection) -> str:
     user = f" as {connection.link.username}" if connection.link.username else ""
-    return f"{place}{user}, {'MQTT 5' if connection.version == 5 else 'MQTT 3.1.1'}"
+    asked = "" if connection.link.version is None else " (version)"
+    return f"{place}{user}, {'MQTT 5' if connection.version == 5 else 'MQTT 3.1.1'}{asked}"
 
 
 async def _own_topics(settings: AgentSettings, connection: Connection) -> Step:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+import msgspec
 
 from edge_agent.config import AgentSettings
 from fp_async import json_logs, log_levels, versions
@@ -21,6 +24,29 @@ def set_up_log(settings: AgentSettings) -> None:
     if settings.log_format == "json":
         json_logs.install(agent=settings.name)
     logging.getLogger("fp_async").setLevel(level)  # aiosqlite tells of every statement
+
+
+def handed_over(settings: AgentSettings) -> str:
+    """Return the number of a descriptor from which the program that this process becomes reads the
+    settings: its environment could be read by every process of the same user.
+    """
+    if hasattr(os, "memfd_create"):
+        file = os.memfd_create("fp-agent-settings")
+    else:
+        import tempfile  # with all that it loads, for systems without
+
+        with tempfile.TemporaryFile() as kept:
+            file = os.dup(kept.fileno())
+    os.write(file, msgspec.json.encode(settings))
+    os.lseek(file, 0, os.SEEK_SET)
+    os.set_inheritable(file, True)
+    return str(file)
+
+
+def taken_over(descriptor: str) -> AgentSettings:
+    """Return the settings that were handed over."""
+    with os.fdopen(int(descriptor), "rb") as file:
+        return msgspec.json.decode(file.read(), type=AgentSettings)
 
 
 def warn(settings: AgentSettings) -> None:

@@ -372,6 +372,7 @@ class MqttBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cert_file: PEM file with the client's certificate
     key_file: PEM file with the client's key
     keepalive: seconds between signs of life to the broker
+    version: of MQTT, 5 or 311 (3.1.1); without it the gateway finds out
     """
 
     uri: str | None = None
@@ -383,6 +384,7 @@ class MqttBroker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cert_file: str | None = None
     key_file: str | None = None
     keepalive: Annotated[int, msgspec.Meta(ge=5, le=65535)] = 30
+    version: Literal[5, 311] | None = None
 
     def __repr__(self) -> str:
         return addresses.shown(self)

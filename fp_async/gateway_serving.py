@@ -60,7 +60,7 @@ def address(flows: Flows, file: MqttFile) -> Link:
         for name in ("ca_file", "cert_file", "key_file"):
             if (path := getattr(broker, name)) is not None:
                 files[name] = str(flows.root / path)
-        files["keepalive"] = broker.keepalive
+        files |= {"keepalive": broker.keepalive, "version": broker.version}
     try:
         return Link.of(
             broker.uri,
@@ -100,8 +100,9 @@ def serving(flows: Flows, before: MqttFile | None = None) -> MqttFile:
     """conf/mqtt.yml without the entries that are wrong in themselves, which the log names; they
     mean what they meant `before`, if they did.
 
-    What an entry means may come later: without its pipeline, a message is a dead letter. Raises
-    ConfigError for a mistake that concerns all of them.
+    What an entry means may come later: without its pipeline, a message is a dead letter. Whether
+    its inputs fit is for `check`: pipelines are not imported, which would take three times the
+    memory. Raises ConfigError for a mistake that concerns all of them.
     """
     file, wrong = config_files.mqtt(flows.root)
     names = _names(flows)
@@ -113,7 +114,7 @@ def serving(flows: Flows, before: MqttFile | None = None) -> MqttFile:
         left_out.add(path[:2])
     for error in wrong:
         log.error("%s: %s", "left out" if before is None else "not taken", error)
-    for path, text in _of_project(flows, file) if before is None else _of_names(flows, file):
+    for path, text in _of_names(flows, file):
         log.error("%s", config_files.mistake(flows.root, "mqtt.yml", path, text))
     kept: dict[str, dict[str, Any]] = {}
     for section in ("run", "triggers"):
@@ -228,7 +229,9 @@ def _on(place: tuple[str, ...], aim: TopicTrigger | Runnable) -> _Mistakes:
 
 
 def _of_names(flows: Flows, file: MqttFile) -> _Mistakes:
-    """(place, text) of the pipelines that entries mean and the project does not have."""
+    """(place, text) of the pipelines and environments that entries mean and the project does not
+    have.
+    """
     names = flows.names()
     aims = [
         (("triggers", name, "pipeline"), t.pipeline) for name, t in (file.triggers or {}).items()
@@ -236,6 +239,9 @@ def _of_names(flows: Flows, file: MqttFile) -> _Mistakes:
     for place, pipeline in (*aims, *((("run", name), name) for name in file.run or {})):
         if pipeline not in names:
             yield place, f"there is no pipeline '{pipeline}'{suggestion(pipeline, names)}"
+    for name, trigger in (file.triggers or {}).items():
+        if trigger.pipeline in names:
+            yield from _unknown_environment(flows, ("triggers", name), trigger)
 
 
 def _of_project(flows: Flows, file: MqttFile) -> _Mistakes:
@@ -244,7 +250,7 @@ def _of_project(flows: Flows, file: MqttFile) -> _Mistakes:
     names = flows.names()
     for name, trigger in (file.triggers or {}).items():
         if trigger.pipeline in names:
-            yield from unfit(flows, ("triggers", name), trigger)
+            yield from _unfit_values(flows, ("triggers", name), trigger)
 
 
 def _environment(flows: Flows, pipeline: str, environment: str) -> None:
@@ -259,10 +265,18 @@ def _target(on: str) -> None:
 
 
 def unfit(flows: Flows, place: tuple[str, ...], aim: TopicTrigger) -> _Mistakes:
-    """What of the environment, inputs and final variables the pipeline has not."""
+    """What of the environment, inputs and final variables the pipeline has not; imports it."""
+    yield from _unknown_environment(flows, place, aim)
+    yield from _unfit_values(flows, place, aim)
+
+
+def _unknown_environment(flows: Flows, place: tuple[str, ...], aim: TopicTrigger) -> _Mistakes:
     if aim.environment is not None:
         look = partial(_environment, flows, aim.pipeline)
         yield from _raised((*place, "environment"), look, aim.environment)
+
+
+def _unfit_values(flows: Flows, place: tuple[str, ...], aim: TopicTrigger) -> _Mistakes:
     try:
         flow = flows.flow(aim.pipeline, environment=aim.environment or configs.DEFAULT_ENVIRONMENT)
     except FlowerPowerError:

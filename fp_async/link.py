@@ -1,7 +1,8 @@
 """A connection to an MQTT broker: publish, subscribe, receive, acknowledge; and to keep one.
 
 A connection that has ended raises BrokerError wherever it is used. `connected` is one
-connection, `serve` connects again for ever. MQTT 5 is tried first, then 3.1.1.
+connection, `serve` connects again for ever. MQTT 5 is tried first, then 3.1.1, unless the
+link says which.
 
 Brokers lie: Mosquitto grants a subscription that its access list denies, and then delivers
 nothing; it takes a message of QoS 1 and drops it when a queue is full or when it is killed.
@@ -14,15 +15,28 @@ import asyncio
 import contextlib
 import logging
 import random
-import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Literal
 
-from fp_async.errors import BrokerError, PublishRefusedError, SessionTakenError, describe
+import msgspec
+
+from fp_async.errors import (
+    BrokerError,
+    ConnectRefusedError,
+    PublishRefusedError,
+    SessionTakenError,
+    describe,
+)
 from fp_async.link_limits import Limit
 from fp_async.link_packets import publish_properties
-from fp_async.link_session import OtherVersionError, Session, code_of, subscribe_options
+from fp_async.link_session import (
+    OtherVersionError,
+    Session,
+    SilentError,
+    code_of,
+    subscribe_options,
+)
 from fp_async.link_socket import open_stream
 from fp_async.link_values import Link, Message, Will
 
@@ -30,7 +44,9 @@ __all__ = ["Connection", "Link", "Message", "Retained", "Will", "connected", "se
 
 STEADY_SECONDS = 5.0  # after which a loss is a first failure again
 FIRST_PAUSE = 1.0
+REASONS = 20  # of one outage that are logged: a text may hold a number that never comes again
 REFUSED = 0x80
+OLD = 4  # MQTT 3.1.1, as CONNECT says it
 
 Retained = Literal["always", "new", "never"]
 _RETAIN_HANDLING = {"always": 0, "new": 1, "never": 2}
@@ -240,9 +256,10 @@ def _told(link: Link) -> Iterator[None]:
 async def connected(link: Link, limit: Limit | None = None) -> AsyncIterator[Connection]:
     """Connect, in MQTT 5 or else in 3.1.1; leaving says goodbye and takes half a second at most.
 
-    Raises BrokerError with the reason: unreachable, no answer, refused. Cancelling leaves
-    nothing behind. What `publish_soon` took at QoS 1 and `max_inflight` kept here is dropped.
-    `limit` is what earlier connections have learned.
+    A broker that leaves a CONNECT of MQTT 5 unanswered is asked in 3.1.1, and once more in 5,
+    because it may have been slow only. Raises BrokerError with the reason: unreachable, no answer,
+    refused. Cancelling leaves nothing behind. What `publish_soon` took at QoS 1 and
+    `max_inflight` kept here is dropped. `limit` is what earlier connections have learned.
     """
     session = await _enter(link, limit)
     try:
@@ -252,10 +269,44 @@ async def connected(link: Link, limit: Limit | None = None) -> AsyncIterator[Con
 
 
 async def _enter(link: Link, limit: Limit | None) -> Session:
+    limit = limit or Limit()
+    if link.version is not None:
+        return await _only(link, 5 if link.version == 5 else OLD, limit)
+    try:
+        return await (_try(link, OLD, limit) if limit.deaf else _find_out(link, limit))
+    except (ConnectRefusedError, SilentError):  # there may be another broker by now
+        limit.deaf = False
+        raise
+
+
+async def _only(link: Link, version: int, limit: Limit) -> Session:
+    try:
+        return await _try(link, version, limit)
+    except OtherVersionError as error:
+        text = f"{link}: it does not take MQTT {link.version}, which `version` asks for ({error})"
+        raise BrokerError(text) from error
+
+
+async def _find_out(link: Link, limit: Limit) -> Session:
     try:
         return await _try(link, 5, limit)
     except OtherVersionError:
-        return await _try(link, 4, limit)
+        return await _try(link, OLD, limit)
+    except SilentError:
+        await _ask_in_old(link)
+    try:
+        return await _try(link, 5, limit)
+    except SilentError:
+        limit.deaf = True
+        text = "%s: it does not answer MQTT 5, only 3.1.1; `version: 311` connects without waiting"
+        log.warning(text, link)
+        return await _try(link, OLD, limit)
+
+
+async def _ask_in_old(link: Link) -> None:
+    """Raise BrokerError where a CONNECT of 3.1.1 is not answered, either. It takes no message."""
+    session = await _try(msgspec.structs.replace(link, will=None, manual_ack=True), OLD, Limit())
+    await session.leave()
 
 
 async def _try(link: Link, version: int, limit: Limit | None) -> Session:
@@ -286,7 +337,7 @@ async def serve(
 
     A function instead of a link is called for every attempt, for a new will. `told` hears None
     when connected, and the error of every attempt that failed; the log has one line for each
-    outage, one for each way in which a broker says no meanwhile, and one for the end. A message on
+    different reason of an outage, and one for its end. A message on
     which the broker hangs up three times in a row, soon after it was sent, is too large for it.
     Cancelling cancels `body`, then leaves as `connected` does.
     """
@@ -332,34 +383,30 @@ async def _apart(work: Coroutine[Any, Any, None]) -> None:
 
 
 class _Outage:
-    """Tells every failure to `told`; to the log the first, each answer of a broker that is a no,
-    and the recovery.
-    """
+    """Tells every failure to `told`; to the log each different reason once, and the recovery."""
 
     def __init__(self, told: Callable[[BrokerError | None], object] | None) -> None:
         self._told = told or (lambda _: None)
         self._logged: set[str] = set()  # of this outage
+        self._began = 0.0
         self.since = float("inf")  # connected
 
     def go_on(self, error: BrokerError) -> None:
         text = str(error)
-        if not self._logged or (text not in self._logged and not _of_the_network(error)):
+        if not self._logged:
+            self._began = time.monotonic()
+        if text not in self._logged and len(self._logged) < REASONS:
             log.warning("%s; trying again", text)
-        self._logged.add(text)
+            self._logged.add(text)
         self._told(error)
 
     def end(self, connection: Connection) -> None:
         self.since = time.monotonic()
         if self._logged:
-            log.warning("%s: connected again", connection._link)
+            lasted = self.since - self._began
+            log.warning("%s: connected again after %.0f s", connection._link, lasted)
         self._logged.clear()
         self._told(None)
-
-
-def _of_the_network(error: BrokerError) -> bool:
-    """Return whether nobody answered: while an outage lasts, that may look different each time."""
-    cause = error.__cause__
-    return isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError)
 
 
 async def _until_lost(

@@ -1,4 +1,4 @@
-"""The largest message that a broker takes, learned where it hangs up instead of saying so. Pure.
+"""What a broker can and does not say: the largest message that it takes. Pure.
 
 A broker of MQTT 5 may announce its limit; others, and all for clients of 3.1.1, close the
 connection on a message that is too large. Sent again after each connect, it would be the last
@@ -17,9 +17,13 @@ _LAPSES = 3_600.0  # seconds: the broker may have been given another limit
 
 
 class Limit:
-    """What the ends of connections tell of a broker's limit. Times are monotonic."""
+    """What connections tell of a broker's limit. Times are monotonic.
+
+    `deaf`: it leaves MQTT 5 unanswered, and answers 3.1.1.
+    """
 
     def __init__(self) -> None:
+        self.deaf = False
         self._taken = LEAST  # the largest that was confirmed
         self._suspect = 0
         self._strikes = 0

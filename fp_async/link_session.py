@@ -50,6 +50,10 @@ class OtherVersionError(Exception):
     """The broker does not speak the version that was tried."""
 
 
+class SilentError(BrokerError):
+    """CONNECT was sent, and nothing came back in time."""
+
+
 class Packed:
     """Properties that are bytes already: all that paho asks of its own is `pack`."""
 
@@ -124,7 +128,7 @@ class Session(aiomqtt.Client):
                 outcome = await self._answer
         except TimeoutError:
             self.close()
-            raise BrokerError(f"{self.link}: CONNECT timed out") from None
+            raise SilentError(f"{self.link}: CONNECT timed out") from None
         except BaseException:
             self.close()
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -44,6 +44,7 @@ class Link(msgspec.Struct, frozen=True):
     - `receive_queue` bounds the messages that wait here, 0 is without limit. Only QoS 0 is
       dropped for it: QoS 1 would be lost, and with `manual_ack` is bounded already.
     - A broker of MQTT 5 is told to deliver no message above `packet_bytes`, where that is given.
+    - `version` is 5, or 311 for MQTT 3.1.1; without it the connection finds out.
     - `purpose` tells it from other connections of the program, in errors and in the log.
     """
 
@@ -68,6 +69,7 @@ class Link(msgspec.Struct, frozen=True):
     send_queue: int = 10_000
     receive_queue: int = 0
     packet_bytes: int | None = None
+    version: Literal[5, 311] | None = None
     purpose: str = ""
 
     schemes: ClassVar[tuple[str, ...]] = ("mqtt", "mqtts", "tcp", "ssl", "ws", "wss")

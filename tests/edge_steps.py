@@ -15,6 +15,10 @@ import signal
 import sys
 from pathlib import Path
 
+import msgspec
+
+from edge_agent.config import AgentSettings
+
 
 def die() -> None:
     if Path(os.environ["EDGE_ARMED"]).exists():
@@ -61,8 +65,10 @@ def main() -> None:
         sys.argv = ["flowerpower", "start-gateway", *arguments]
         command()
     else:
-        from edge_agent import daemon
+        from edge_agent import daemon, starting
 
+        settings = msgspec.json.decode(os.environ.pop("EDGE_SETTINGS"), type=AgentSettings)
+        os.environ[daemon.VARIABLE] = starting.handed_over(settings)
         daemon.main()
 
 

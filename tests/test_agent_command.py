@@ -16,6 +16,7 @@ import sqlite3
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import click
 import msgspec
@@ -92,6 +93,7 @@ GIVEN = {
     "heartbeat": 4.5, "grace": 6.0, "idle_timeout": 7.0, "memory_limit": 99, "max_jobs_per_child": 3, "outbox": 5,
     "disk_floor": 11, "log_level": "debug", "log_format": "json",
     "metrics_port": 9, "metrics_host": "::1", "triggers_broker": "mqtt://t",
+    "version": 5, "triggers_version": 311,
     "pipelines": ["a", "b"], "executors": ["dask"], "executor_options": ["address", "options"],
 }  # fmt: skip
 
@@ -104,7 +106,7 @@ OTHER = {
     **{key: f"{value}0" for key, value in GIVEN.items() if isinstance(value, str)},
     **{key: value * 2 for key, value in GIVEN.items() if isinstance(value, int | float)},
     "broker": "mqtt://other", "triggers_broker": "mqtt://other", "log_level": "error",
-    "log_format": "text", "tags": {"c": "d"},
+    "log_format": "text", "tags": {"c": "d"}, "version": 311, "triggers_version": 5,
     "pipelines": ["c"], "executors": ["local", "ray"], "executor_options": ["resources"],
 }  # fmt: skip
 
@@ -456,6 +458,75 @@ def test_a_disk_that_fills_up_is_waited_for(device):
             assert json.loads(found.stdout)["status"] == "full"
 
 
+# Secrets ------------------------------------------------------------------------------------
+
+TELLS = """
+import os
+from pathlib import Path
+
+def done(number: int, seconds: float, starts: str) -> int:
+    environs = [dict(os.environ), Path(f"/proc/{os.getppid()}/environ").read_text()]
+    Path(starts).write_text(str(environs))
+    return number
+"""
+
+
+def test_e16_no_process_of_a_job_sees_a_login_of_the_agent(device):
+    (device / "pipelines" / "work.py").write_text(TELLS)
+    port = services.free_port()
+    secrets = {
+        "FP_AGENT_PASSWORD": "hush-1",
+        "FP_AGENT_BROKER": f"mqtt://pi:hush-2@127.0.0.1:{port}",
+        "FP_AGENT_TRIGGERS_BROKER": f"mqtt://pi:hush-3@127.0.0.1:{port}",
+    }
+    put(device, number=4, seconds=0)
+    with Running(device, env={**secrets, "FP_AGENT_NAME": "pi-7", "HARMLESS": "shown"}) as agent:
+        deadline = time.monotonic() + 20
+        while not (device / "starts").exists() or the_job(device)["state"] != "succeeded":
+            assert time.monotonic() < deadline, agent.log.read_text()
+        own = Path(f"/proc/{agent.process.pid}/environ").read_text()
+    seen = (device / "starts").read_text()
+    assert "'HARMLESS': 'shown'" in seen
+    assert "HARMLESS=shown" in own
+    assert "hush" not in seen + own
+
+
+def test_e16_the_doctor_imports_pipelines_without_a_login(device):
+    (device / "pipelines" / "tells.py").write_text(
+        "import os\nfrom pathlib import Path\n"
+        f"Path({str(device / 'seen')!r}).write_text(str(dict(os.environ)))\n"
+    )
+    env = {"FP_AGENT_PASSWORD": "hush", "HARMLESS": "shown"}
+    where = ("--broker", f"mqtt://127.0.0.1:{services.free_port()}")
+    done = subprocess.run(
+        [AGENT, "doctor", *where], cwd=device, capture_output=True, timeout=60, check=False,
+        env={**os.environ, **env},
+    )  # fmt: skip
+    seen = (device / "seen").read_text()
+    assert "'HARMLESS': 'shown'" in seen, done.stdout
+    assert "hush" not in seen
+
+
+def test_e19_what_an_agent_keeps_is_for_its_user(device):
+    before = os.umask(0o022)
+    try:
+        with WithJob(device, seconds=5):
+            names = [f"fp-agent.db{end}" for end in ("", "-wal", "-shm", ".lock")]
+            rights = [(device / name).stat().st_mode & 0o777 for name in names]
+    finally:
+        os.umask(before)
+    assert rights == [0o600] * 4
+
+
+def test_e19_a_link_in_the_place_of_the_lock_is_not_followed(device):
+    precious = device / "precious"
+    precious.write_text("kept")
+    (device / "fp-agent.db.lock").symlink_to(precious)
+    done = fp_agent("run", cwd=device, code=3)
+    assert "cannot write fp-agent.db.lock" in done.stderr
+    assert precious.read_text() == "kept"
+
+
 # Stopping -----------------------------------------------------------------------------------
 
 
@@ -731,7 +802,7 @@ async def test_g4_a_broker_that_says_no_after_an_outage_is_logged(caplog):
     assert said == [f"{text}; trying again" for text in dict.fromkeys(heard)]
 
 
-async def test_g4_an_outage_is_logged_once(caplog):
+async def test_g4_each_reason_of_an_outage_is_logged_once(caplog):
     with services.Mosquitto("secret") as broker:
         place = link.Link(port=broker.port, username="u", password="x", timeout=2.0)
         heard = []
@@ -740,14 +811,55 @@ async def test_g4_an_outage_is_logged_once(caplog):
             heard.append(str(error))
             if len(heard) == 2:
                 broker.kill()
-            if len(set(heard)) == 2:
+            if len(heard) == 5:
                 task.cancel()
 
         task = asyncio.ensure_future(link.serve(place, None, longest=0.01, told=told))
         await asyncio.wait([task])
     said = [text for text in caplog.messages if "trying again" in text]
-    assert len(said) == len(set(said)) == 1, "what the network says meanwhile is no news"
+    assert said == [f"{text}; trying again" for text in dict.fromkeys(heard)]
+    assert len(said) < len(heard), "the same reason is no news"
     assert all(f"MQTT broker at localhost:{broker.port} (as u)" in text for text in said)
+
+
+async def test_e18_a_lost_connection_then_a_refusal_then_the_end_of_an_outage(caplog, tmp_path):
+    class Guarded(services.Mosquitto):
+        """Takes everyone, or without `open` nobody."""
+
+        open = True
+
+        def prepare(self):
+            lines = [f"listener {self.port} 127.0.0.1", "user root", "persistence false"]
+            lines.append(f"allow_anonymous {str(self.open).lower()}")
+            (self.folder / "conf").write_text("\n".join((*lines, "")))
+
+    with Guarded() as broker:
+        visits, heard = [], []
+
+        async def stay(connection):
+            visits.append(connection)
+            if len(visits) == 2:
+                return
+            broker.kill()
+            broker.open = False
+            broker.prepare()
+            broker.start()
+            await connection.wait_lost()
+
+        def told(error):
+            heard.append(str(error))
+            if "uthori" in str(error) and broker.open is False:
+                broker.kill()
+                broker.open = True
+                broker.prepare()
+                broker.start()
+
+        place = link.Link(host="127.0.0.1", port=broker.port, timeout=2.0)
+        await link.serve(place, stay, longest=0.01, told=told)
+    said = [text for text in caplog.messages if "trying again" in text]
+    assert any("the connection was lost" in text for text in said)
+    assert sum("uthori" in text for text in said) == 1
+    assert re.search(r"connected again after \d+ s$", caplog.messages[-1])
 
 
 async def heard(agent, *payloads):

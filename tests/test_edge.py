@@ -685,6 +685,20 @@ async def test_triggers_with_overlapping_topics_run_once_each(triggered):
     assert sorted(job.trigger for job in jobs) == ["all", "all", "firsts", "some"]
 
 
+async def test_e27_a_gateway_with_triggers_loads_no_pipelines(triggered):
+    """Not to begin with, and not for a message; it would take three times the memory."""
+    edge = triggered
+    await until_online(edge)
+    publish(edge, "far/d1", json.dumps({"to": "agent:pi-7"}))
+    publish(edge, "fp/v1/main/run/flow", '{"inputs":{"count":21},"final_vars":["doubled"]}')
+    with anyio.fail_after(20):
+        while not await edge.project.list_jobs(states=("succeeded",)):
+            await anyio.sleep(0.05)
+    maps = Path(f"/proc/{edge.flock.processes['g1'].pid}/maps").read_text()
+    assert "_sqlite3" in maps, "what is loaded is seen"
+    assert not {name for name in ("pandas", "numpy", "pyarrow") if f"/{name}/" in maps}
+
+
 async def until_online(edge):
     """Until the gateway that was started last has subscribed: it says so after that."""
     options = ["-p", str(edge.broker.port), "-t", "fp/v1/main/gateway/state", "-C", "1", "-W", "1"]

@@ -16,7 +16,7 @@ import services
 from edge_kit import Broker, check, conf, edge_fleet, until_known
 from fleet import make, until_ended
 
-from edge_agent import config, daemon
+from edge_agent import config
 
 SQLITE = "data_store:\n  type: sqlite\n  uri: sqlite:///jobs.db\n"
 RUN = "gateway:\n  away_after: 6\nrun:\n  work: {on: 'agent:pi-7'}\n"
@@ -68,7 +68,7 @@ def start_doomed_agent(flock, port, step, when):
     text = msgspec.json.encode(settings).decode()
     command = [sys.executable, STEPS, "agent", step, when]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(daemon.VARIABLE, text)
+        patch.setenv("EDGE_SETTINGS", text)
         patch.setenv("EDGE_ARMED", armed(flock))
         return flock.spawn("doomed", command)
 

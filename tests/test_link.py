@@ -681,6 +681,63 @@ async def test_the_link_falls_back_to_mqtt_3_1_1():
 
 
 @contextlib.asynccontextmanager
+async def deaf_broker(swallowed: set[int], most: int, **settings):
+    """A link to a broker that leaves the first `most` CONNECTs of these versions unanswered, and
+    the versions that it was asked for.
+    """
+    asked: list[int] = []
+
+    async def serve_some(reader, writer):
+        first = await reader.read(4_096)
+        asked.append(first[8])
+        if first[8] in swallowed and sum(each in swallowed for each in asked) <= most:
+            await reader.read()
+            return
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", shared().port)
+        far_writer.write(first)
+        await both_ways(reader, writer, far_reader, far_writer)
+
+    async with listening(serve_some) as port:
+        yield Link(host="127.0.0.1", port=port, timeout=0.2, **settings), asked
+
+
+async def test_e13_a_broker_that_leaves_mqtt_5_unanswered_is_asked_in_3_1_1(caplog):
+    versions = []
+
+    async def once(connection):
+        versions.append(connection.version)
+        if len(versions) == 1:
+            raise BrokerError("lost")
+
+    async with deaf_broker({5}, 99) as (link, asked):
+        await serve(link, once, longest=0.01)
+    assert versions == [4, 4]
+    assert asked == [5, 4, 5, 4, 4], "what was found out is known for the next connection"
+    assert sum("`version: 311`" in text for text in caplog.messages) == 1
+
+
+async def test_e13_a_broker_that_was_only_slow_keeps_mqtt_5():
+    async with deaf_broker({5}, 1) as (link, asked), connected(link) as connection:
+        assert connection.version == 5
+    assert asked == [5, 4, 5]
+
+
+async def test_e13_the_version_may_be_given():
+    async with deaf_broker({5}, 99, version=311) as (link, asked), connected(link) as connection:
+        assert connection.version == 4
+    assert asked == [4]
+    async with deaf_broker({5}, 99, version=5) as (link, asked):
+        with pytest.raises(BrokerError, match="CONNECT timed out"):
+            async with connected(link):
+                pass
+    assert asked == [5]
+    async with old_broker(b"", version=5) as link:
+        with pytest.raises(BrokerError, match="does not take MQTT 5, which `version` asks for"):
+            async with connected(link):
+                pass
+
+
+@contextlib.asynccontextmanager
 async def old_broker(refusal: bytes, **settings):
     """A link to a broker that answers MQTT 5 with `refusal` and hangs up."""
 
@@ -969,7 +1026,9 @@ async def test_serve_connects_again_after_every_fault(proxy, caplog):
     warnings = [record.message for record in caplog.records if record.name == "fp_async"]
     ends = [text for text in warnings if "connected again" in text]
     assert len(ends) == 3
-    assert len(warnings) == 6  # one a fault, and one for each end of it
+    begun = [text for text in warnings if text.endswith("; trying again")]
+    assert len(begun) == len(set(begun)) == len(warnings) - 3  # each reason of an outage once
+    assert "refused" in "".join(begun)
     assert visits.problems[-1] is None
     assert "refused" in str(visits.problems)
 

@@ -13,6 +13,7 @@ all who call it at the same time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sqlite3
@@ -106,6 +107,7 @@ class Units:
             raise
 
     async def _connect(self) -> None:
+        _make_private(self.path)
         connection = aiosqlite.connect(
             self.path or ":memory:",
             isolation_level=None,
@@ -323,6 +325,15 @@ class Units:
             known = isinstance(error, sqlite3.Error)
             return work.future, None, translated(error, self.path) if known else error
         return done
+
+
+def _make_private(path: Path | None) -> None:
+    """Make a file that is not there yet, for its user alone: inputs and results are in it. SQLite
+    gives its log the same rights. What is wrong with the place is told by SQLite.
+    """
+    if path is not None:
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 async def _prepared(
