@@ -101,6 +101,10 @@ async def gone_through(project, schedule, count) -> None:
         await asyncio.sleep(0.2)
 
 
+# Alone: processes that are killed every second need that second to begin to work.
+pytestmark = pytest.mark.alone
+
+
 @pytest.fixture
 def stack():
     with ExitStack() as opened:

@@ -9,6 +9,7 @@ import secrets
 
 import pytest
 import services
+import sqlalchemy
 
 from fp_async.errors import ConfigError, MissingExtraError, StoreError, StoreUnavailableError
 from fp_async.jobs import Find, Job, Member, Report, new_id
@@ -544,3 +545,10 @@ async def test_a_dead_network_is_unavailable_after_a_while(place, monkeypatch):
             assert [each.id for each in await store.claim("o", ["wire"], 1, 60)] == ["before"]
         finally:
             await store.close()
+
+
+def test_a_connection_that_goes_in_the_middle_of_a_transaction_may_come_back():
+    """SQLAlchemy then refuses the next statement in words of its own, without the driver's error."""
+    error = sqlalchemy.exc.PendingRollbackError("Can't reconnect")
+    assert sql_transactions._lost(error)
+    assert sql_transactions._passes(error)

@@ -1,5 +1,5 @@
 """Turns of the tests in a run with several processes (pytest-xdist): they run side by side, but one
-that is marked `alone`, because it measures time, runs while no other does.
+that is marked `alone`, because it measures time or kills by the clock, runs while no other does.
 """
 
 from __future__ import annotations

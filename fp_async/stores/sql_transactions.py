@@ -324,6 +324,8 @@ def _code(error: BaseException) -> str | int | None:
 
 def _lost(error: BaseException) -> bool:
     """Whether the connection is gone: the server has restarted, say."""
+    if isinstance(error, sa.exc.PendingRollbackError):
+        return True  # it went in the middle of the transaction, and a statement followed
     if isinstance(error, sa.exc.DBAPIError):
         return error.connection_invalidated
     code = _code(error)
