@@ -51,8 +51,6 @@ async def storm(project, flock, rng, *, meanwhile=None, given_back=False) -> dic
     began = time.monotonic()
     async with asyncio.TaskGroup() as group:
         group.create_task(kills(flock, rng, done))
-        if meanwhile is not None:
-            group.create_task(meanwhile(began))
         async with project:
             row = await project.schedule(
                 "work",
@@ -62,6 +60,8 @@ async def storm(project, flock, rng, *, meanwhile=None, given_back=False) -> dic
                 max_crashes=100,
                 inputs=flock.inputs(-1),
             )
+            if meanwhile is not None:
+                group.create_task(meanwhile(began))
             numbers = {}
             for number in range(count):
                 inputs = flock.inputs(number, rng.random() * 0.02)
