@@ -1,4 +1,4 @@
-"""What wears a flash card out: bytes written and fsyncs, of a job on a device and of idling.
+"""The wear of a flash card: bytes written and fsyncs, of a job on a device and of idling.
 
     python benchmarks/wear.py [--quick] [--json FILE] [--folder DIR]
 
@@ -75,7 +75,7 @@ def to_disk(process: psutil.Process) -> int:
 
 @contextmanager
 def traced(process: psutil.Process, file: Path) -> Iterator[Figures]:
-    """What a process writes in the block; the figures are there when it ends."""
+    """Count the writes of a process in the block; the figures are there when it ends."""
     figures: Figures = {}
     calls = "trace=pwrite64,pwritev,write,fdatasync,fsync"
     command = ["strace", "-f", "-y", "-s", "0", "-e", calls, "-o", str(file)]

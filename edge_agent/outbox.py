@@ -36,7 +36,7 @@ class Outbox:
 
     @property
     def held(self) -> int:
-        """How many the center has no room for."""
+        """The number of outcomes that the center has no room for."""
         return len(self._held)
 
     @property
@@ -96,7 +96,7 @@ class Outbox:
             self._held.pop(id, None)
 
     def again(self) -> None:
-        """What is under way was not heard: tell it again."""
+        """Tell again all that is under way, as the center has not heard it."""
         self._under_way.clear()
         self._old.clear()
         self.backlog = True

@@ -275,7 +275,7 @@ class Session:
         agent.noticed.set()
 
     def _tell_again(self) -> None:
-        """What the center has was not written down: it is told as all that waits."""
+        """Tell outcomes again whose acknowledgement could not be written down."""
         self._agent.outbox.backlog = True
         self._agent.noticed.set()
 

@@ -65,7 +65,7 @@ class Outcome(msgspec.Struct, frozen=True, tag="outcome"):
     `worn`: its process is not as it was, and is to end by itself.
 
     `hears` is of what the pipeline's functions want to hear; None where that is not known.
-    `traced`: the spans of its nodes are exported by whoever ran it. `misconfigured`: nothing has
+    `traced`: the process that ran it exports the spans of its nodes. `misconfigured`: nothing has
     begun, because the configuration is wrong here (`reason`), or has no such pipeline or
     environment (`missing`).
     """
@@ -171,7 +171,7 @@ def storable(text: str, limit: int | None = None) -> str:
 
 
 def misconfigured(trouble: Trouble) -> Outcome:
-    """What becomes of a run that the configuration does not let begin."""
+    """Return the outcome of a run that the configuration does not let begin."""
     text = storable(trouble.message, _REASON_KEPT)
     return Outcome("misconfigured", reason=text, missing=trouble.missing)
 

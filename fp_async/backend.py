@@ -275,7 +275,7 @@ _keeps: dict[_Key, list[Keep]] = {}
 
 
 class connected:  # noqa: N801 - a context manager, called as functions are
-    """The backend of a project or address, shared with whoever holds it on this event loop.
+    """The backend of a project or address, shared by all that hold it on this event loop.
 
     Raises ConfigError, MissingExtraError, StoreError. A class, because every job that is added
     goes through it: the generator of `@asynccontextmanager` costs four times as much.

@@ -34,7 +34,7 @@ Kind = Literal["mosquitto", "emqx"]
 
 
 class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Somebody who is no agent: filters of what it may say, and of what it may hear."""
+    """A client that is no agent: filters of what it may say, and of what it may hear."""
 
     publish: tuple[str, ...] = ()
     subscribe: tuple[str, ...] = ()
