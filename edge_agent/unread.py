@@ -17,7 +17,9 @@ _REASON = 500
 
 
 class Unread:
-    """Unreadable messages of one kind. `text` is how the log says it, with their number and the last reason."""
+    """Unreadable messages of one kind. `text` is the line of the log, with their number and the
+    last reason.
+    """
 
     def __init__(self, agent: Agent, kind: str, text: str) -> None:
         self.count = 0
