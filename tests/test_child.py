@@ -63,8 +63,18 @@ def run(project, final_vars, executor="processpool", **options):
     return project.run("flow", final_vars=final_vars, executor=executor, **options)
 
 
-def children() -> set[int]:
-    return {process.pid for process in psutil.Process().children(recursive=True)}
+def children() -> set[psutil.Process]:
+    """The processes of these tests: others of the same pytest may hold an engine's open."""
+    ours = [each for each in psutil.Process().children() if each not in _others]
+    return {*ours, *(below for each in ours for below in each.children(recursive=True))}
+
+
+_others: set[psutil.Process] = set()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _processes_of_other_tests():
+    _others.update(psutil.Process().children())
 
 
 @pytest.fixture

@@ -429,7 +429,9 @@ async def test_what_kills_every_worker_is_an_error(executor, project, tmp_path):
     async with asyncio.timeout(40):
         with pytest.raises(NodeCrashedError, match=r"node '.*killer' .* worker died"):
             await project.run("flow", inputs, "killer", executor=executor)
-    assert len(file.read_text()) == 1 + executor.retries
+    # Dask counts a death against every task that was handed to the worker, begun or not.
+    least = 1 if executor.type == "dask" else 1 + executor.retries
+    assert least <= len(file.read_text()) <= 1 + executor.retries
     assert (await project.run("flow", {"x": 1}, "first", executor=executor)) == {"first": 2}
 
 
