@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 from msgspec.structs import replace
 
-from fp_async import presence
+from fp_async import admission, presence
+from fp_async.admission import Admitted
 from fp_async.jobs import Job, Offer, OnLost
 from fp_async.presence import Known
 
@@ -46,6 +47,7 @@ class Board:
         self.agents: dict[str, Known] = {}
         self.open: dict[str, Open] = {}
         self._drained: set[str] = set()
+        self._admitted: Admitted = {}
         self._of: defaultdict[str, set[str]] = defaultdict(set)
         self._due: list[tuple[float, str]] = []
         self._paused: dict[str, float] = {}
@@ -104,6 +106,17 @@ class Board:
         for name in self._drained - names:
             self._roomy.setdefault(name)
         self._drained = names
+
+    @property
+    def admitted(self) -> Admitted:
+        """The agents of the fleet; none where each one that speaks belongs to it."""
+        return self._admitted
+
+    @admitted.setter
+    def admitted(self, agents: Admitted) -> None:
+        if agents != self._admitted:
+            self._admitted = agents
+            self._roomy.update(dict.fromkeys(self.agents))
 
     # Jobs -------------------------------------------------------------------------------------
 
@@ -191,8 +204,10 @@ class Board:
 
     def _doubtful(self, agent: str) -> bool:
         """Whether it is not known which device would hear it: what the one has begun, the other
-        would begin again.
+        would begin again. Or the agent is not admitted.
         """
+        if not admission.admits(self._admitted, agent):
+            return True
         known = self.agents.get(agent)
         return known is not None and (known.came_at is not None or known.quarantine is not None)
 
@@ -237,7 +252,8 @@ class Board:
         return [name for name in self._ring(target) if self._is_meant(target, name)]
 
     def _is_meant(self, target: str, name: str) -> bool:
-        return presence.matches(target, name, self.agents[name].state.tags)
+        tags = self.agents[name].state.tags
+        return admission.admits(self._admitted, name) and presence.matches(target, name, tags)
 
     def _ring(self, target: str) -> _Ring | dict[str, Known]:
         """The fewest agents among whom are all that a target means."""
@@ -250,6 +266,8 @@ class Board:
         """How many more jobs an agent may get."""
         known = self.agents.get(name)
         if known is None or name in self._drained or not presence.may_work(known):
+            return 0
+        if not admission.admits(self._admitted, name):
             return 0
         if name in self._paused:
             if now < self._paused[name]:

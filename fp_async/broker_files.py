@@ -183,7 +183,11 @@ def rights(plan: Plan, kept: str = "", before: Plan | None = None) -> str:
     """The file of rights, in which the lines that others have `kept` there stay."""
     lines = _emqx_lines if plan.kind == "emqx" else _mosquitto_lines
     comment = "%%" if plan.kind == "emqx" else "#"
-    old = None if before is None else lines(before) + _EARLIER.format(root=before.names.root)
+    old = None
+    if before is not None:
+        names = {"root": before.names.root, "gateway": before.names.gateway}
+        earlier = _EMQX_PATTERNS if plan.kind == "emqx" else _EARLIER + _MOSQUITTO_PATTERNS
+        old = lines(before) + earlier.format(**names)
     return broker_merging.renewed(kept, plan.site, lines(plan), old, comment)
 
 
@@ -210,6 +214,7 @@ _MOSQUITTO_RIGHTS = """\
 # Mosquitto grants a denied subscription and then delivers nothing: a client does not notice.
 
 """
+# Of earlier releases, which let everybody with a login speak as the agent of the same name:
 _MOSQUITTO_PATTERNS = """\
 # %u is the user. The gateway's user matches as well, and nobody listens there.
 pattern write {root}/agent/%u/state
@@ -265,12 +270,10 @@ def _mosquitto_lines(plan: Plan) -> str:
     """Our part of `acl`."""
     names = {"root": plan.names.root, "gateway": plan.names.gateway}
     lines = [_MOSQUITTO_RIGHTS.format(site=plan.site)]
-    if _has_patterns(plan):
-        lines.append(_MOSQUITTO_PATTERNS.format(**names))
     lines.append(_MOSQUITTO_GATEWAY.format(user=plan.gateway, **names))
     lines += [f"topic read {each}\n" for each in plan.topics]
     lines += [f"topic write {each}\n" for each in plan.answers]
-    for agent in _named_with_site(plan):
+    for agent in plan.agents:
         lines.append(_MOSQUITTO_AGENT.format(user=plan.user(agent), agent=agent, **names))
     if plan.local_topics:
         for agent in plan.agents:
@@ -281,22 +284,6 @@ def _mosquitto_lines(plan: Plan) -> str:
         lines += [f"topic write {each}\n" for each in client.publish]
         lines += [f"topic read {each}\n" for each in client.subscribe]
     return "".join((*lines, _MOSQUITTO_SENDER.format(**names)))
-
-
-def _named_with_site(plan: Plan) -> list[str]:
-    """Return the agents for each of whom it is said what they may: those whose user is not their
-    name, and all where there are clients, who could call themselves agents by a pattern.
-    """
-    return [agent for agent in plan.agents if plan.clients or plan.user(agent) != agent]
-
-
-def _has_patterns(plan: Plan) -> bool:
-    """Whether rights are by the user's name. In a site whose users bear it they would be those of
-    its namesakes in other sites on the same broker.
-    """
-    if plan.clients:
-        return False
-    return len(_named_with_site(plan)) < len(plan.agents) or plan.names.client("a") == "a"
 
 
 def mosquitto_user(user: str, password: str, salt: bytes) -> str:
@@ -341,6 +328,7 @@ _EMQX_RIGHTS = """\
 %% It follows EMQX's documentation; it was not started here.
 {{allow, {{username, "{user}"}}, all, ["{root}/#"]}}.
 """
+# Of earlier releases, as above:
 _EMQX_PATTERNS = """\
 {{allow, all, publish, ["{root}/agent/${{username}}/state", "{root}/agent/${{username}}/report"]}}.
 {{allow, all, subscribe, ["{root}/agent/${{username}}/state", "{root}/agent/${{username}}/do"]}}.
@@ -364,11 +352,10 @@ def _emqx_lines(plan: Plan) -> str:
     """Our part of `acl.conf`."""
     names = {"site": plan.site, "root": plan.names.root, "gateway": plan.names.gateway}
     rules = [
-        *([_EMQX_PATTERNS.format(**names)] if _has_patterns(plan) else []),
         *_emqx_rule(plan.gateway, "subscribe", plan.topics),
         *_emqx_rule(plan.gateway, "publish", plan.answers),
     ]
-    for agent in _named_with_site(plan):
+    for agent in plan.agents:
         own, user = f"{plan.names.root}/agent/{agent}", plan.user(agent)
         rules += _emqx_rule(user, "publish", (f"{own}/state", f"{own}/report"))
         rules += _emqx_rule(user, "subscribe", (f"{own}/state", f"{own}/do", plan.names.gateway))
@@ -412,14 +399,19 @@ def agent_yml(plan: Plan, name: str, password: str, second: str | None) -> str:
     return "\n".join((*lines, ""))
 
 
-def mqtt_yml(plan: Plan, password: str, folder: str) -> str:
-    """The gateway's part of `conf/mqtt.yml`; its certificates are in `folder`."""
+def mqtt_yml(plan: Plan, password: str, folder: str, *, listed: bool = True) -> str:
+    """The gateway's part of `conf/mqtt.yml`; its certificates are in `folder`. Earlier releases
+    wrote it without the agents that are admitted (`listed`).
+    """
     lines = ["broker:", f"  uri: {plan.uri}", f"  username: {plan.gateway}"]
     lines.append(f'  password: "{password}"')
     if plan.tls:
         files = {"ca_file": "ca.crt", "cert_file": "client.crt", "key_file": "client.key"}
         lines += [f"  {key}: {_scalar(f'{folder}/{file}')}" for key, file in files.items()]
-    return "\n".join((*lines, f"prefix: {plan.prefix}", f"site: {plan.site}", ""))
+    lines += [f"prefix: {plan.prefix}", f"site: {plan.site}"]
+    if plan.agents and listed:  # "tags" and "window" of each: docs/edge.md
+        lines += ["agents:", *(f"  {_scalar(name)}: {{}}" for name in plan.agents)]
+    return "\n".join((*lines, ""))
 
 
 def _scalar(text: str) -> str:

@@ -237,9 +237,10 @@ class _Writing:
     def _write_gateway(self, password: str | None) -> None:
         folder = str((self._folder / "gateway").resolve())
         if password is not None:
-            new, old = (
-                broker_files.mqtt_yml(plan, password, folder) for plan in (self._plan, self._before)
-            )
+            file = self._folder / "gateway" / "mqtt.yml"
+            listed = file.exists() and "\nagents:\n" in file.read_text(encoding="utf-8")
+            new = broker_files.mqtt_yml(self._plan, password, folder)
+            old = broker_files.mqtt_yml(self._before, password, folder, listed=listed)
             self._put("gateway/mqtt.yml", new, old, 0o600)
 
     def _write_agent(self, name: str, passwords: dict[str, str | None]) -> None:

@@ -211,6 +211,8 @@ def _check_triggers(project: Project) -> Iterator[Problem]:
     try:
         for error in gateway_serving.mistakes(project.flows):
             yield Problem("error", "conf/mqtt.yml", str(error))
+        if text := gateway_serving.risk(project.flows):
+            yield Problem("warning", "conf/mqtt.yml", text)
     except FlowerPowerError as error:
         yield Problem("error", "conf/mqtt.yml", str(error))
 

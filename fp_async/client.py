@@ -12,8 +12,8 @@ from typing import Any
 import anyio
 import msgspec
 
-from fp_async import backend as backends
 from fp_async import (
+    admission,
     config_files,
     firing,
     fleet,
@@ -24,6 +24,7 @@ from fp_async import (
     targets,
     watching,
 )
+from fp_async import backend as backends
 from fp_async.backend import Backend, Where, check_kept, connected
 from fp_async.config import WorkerSettings
 from fp_async.errors import (
@@ -111,7 +112,10 @@ class JobClient:
     async def get(self, id: str) -> Job:
         """See `Project.get_job`."""
         async with self.connected() as backend:
-            job = await backend.store.get(await short_ids.job(backend.store, id))
+            id = await short_ids.job(backend.store, id)
+            job = await backend.store.get(id)
+            if job is None and (own := await fleet.own_job(backend.store, id)) is not None:
+                job = await backend.store.get(own)
         if job is None:
             raise watching.unknown(id)
         return job
@@ -121,7 +125,13 @@ class JobClient:
         patience = None if wait is True else targets.seconds("wait", wait or 0.0, least=0.0)
         async with self.connected() as backend:
             id = await short_ids.job(backend.store, id)
-            with watching.Waiter(backend, id) as waiter:
+            try:
+                with watching.Waiter(backend, id) as waiter:
+                    return result_of(await waiter.outcome(patience))
+            except UnknownNameError:
+                if (own := await fleet.own_job(backend.store, id)) is None:
+                    raise
+            with watching.Waiter(backend, own) as waiter:
                 return result_of(await waiter.outcome(patience))
 
     async def cancel(self, id: str, reason: str | None) -> Job:
@@ -129,6 +139,8 @@ class JobClient:
         async with self.connected() as backend:
             id = await short_ids.job(backend.store, id)
             if await backend.store.cancel(id, reason) is None:
+                if await fleet.own_job(backend.store, id) is not None:
+                    raise UsageError(f"job {id} has ended: an agent began it by itself")
                 raise watching.unknown(id)
             backend.hub.publish(f"cancel:{id}", f"job:{id}")
             job = await backend.store.get(id)
@@ -141,6 +153,8 @@ class JobClient:
         async with self.connected() as backend:
             id = await short_ids.job(backend.store, id)
             old = await backend.store.get(id)
+            if old is None and (own := await fleet.own_job(backend.store, id)) is not None:
+                old = await backend.store.get(own)
             if old is None:
                 raise watching.unknown(id)
             if not old.finished:
@@ -172,6 +186,7 @@ class JobClient:
                 await self._flows.prepared()
             now = await backend.store.now()
             new = orders.schedule(self._flows, name, trigger, args, options, now)
+            await _check_admitted(self._flows, backend, template_of(new).target)
             return await _put(backend, new)
 
     async def apply_schedules(self) -> list[Schedule]:
@@ -235,7 +250,22 @@ class JobClient:
     async def _job(self, backend: Backend, name: str, options: Mapping[str, Any]) -> Job:
         if self._flows is not None:
             await self._flows.prepared()
-        return orders.job(self._flows, name, options, await backend.store.now())
+        job = orders.job(self._flows, name, options, await backend.store.now())
+        await _check_admitted(self._flows, backend, job.target)
+        return job
+
+
+async def _check_admitted(flows: Flows | None, backend: Backend, target: str | None) -> None:
+    """Refuse what is for an agent that is not admitted, also where no gateway has written yet what
+    the project's conf/mqtt.yml says. Raises UnknownNameError.
+    """
+    if target is None or not target.startswith("agent:"):
+        return
+    listed = await admission.admitted(backend.store)
+    if flows is not None:
+        with suppress(MisconfiguredError, FileAccessError):  # `check` and the gateway say so
+            listed |= admission.of_file(config_files.mqtt(flows.root)[0].agents)
+    admission.check(listed, target)
 
 
 async def _known(backend: Backend, id: str, schedule: Schedule | None) -> Schedule:
@@ -327,7 +357,14 @@ async def put_configured(
     conf/pipelines.yml cannot be read: then all of them do.
     """
     entries, wrong = schedule_entries.made(flows, await backend.store.now())
-    kept = [await _put(backend, entry) for entry in entries]
+    kept: list[Schedule] = []
+    for entry in entries:
+        try:
+            await _check_admitted(flows, backend, template_of(entry).target)
+        except UnknownNameError as error:
+            wrong[entry.id] = error
+            continue
+        kept.append(await _put(backend, entry))
     names = {schedule.id for schedule in kept} | wrong.keys()
     for old in await backend.store.schedules():
         if old.origin == orders.FROM_CONF and old.id not in names:

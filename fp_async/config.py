@@ -459,6 +459,17 @@ class GatewaySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     answers: list[str] | None = None
 
 
+class AdmittedAgent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An agent of the fleet: an entry of `agents` in `conf/mqtt.yml`.
+
+    tags: those that it may bear, with their values, "*" for any value; all if not given
+    window: the most jobs that it may have at once; as many as it asks for if not given
+    """
+
+    tags: dict[str, str] | None = None
+    window: Annotated[int, msgspec.Meta(ge=1, le=500)] | None = None
+
+
 class MqttFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`conf/mqtt.yml`.
 
@@ -468,6 +479,7 @@ class MqttFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gateway: how the gateway works
     run: pipelines that a message on run/<pipeline> may ask for
     triggers: topics whose messages make jobs, by a name of your own
+    agents: agents that are admitted, by name; without it each one that the broker lets in
     """
 
     broker: MqttBroker | None = None
@@ -476,6 +488,7 @@ class MqttFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gateway: GatewaySettings | None = None
     run: dict[str, Runnable | None] | None = None
     triggers: dict[str, TopicTrigger] | None = None
+    agents: dict[str, AdmittedAgent | None] | None = None
 
 
 def is_folder(value: Any) -> bool:

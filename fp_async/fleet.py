@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Container
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
 
-from fp_async import gateway_schedules, presence, watching
+from fp_async import admission, gateway_schedules, hearing, presence, strangers, topics, watching
+from fp_async.admission import Admitted
 from fp_async.board import BOUND, when_lost
+from fp_async.config import AdmittedAgent
 from fp_async.errors import JobNotFinishedError, UnknownNameError, UsageError
 from fp_async.job_values import moment
 from fp_async.jobs import Find, Job, Member, Report, Schedule
 from fp_async.lifecycle import Event
 from fp_async.presence import Known
 from fp_async.stores import Store
+from fp_async.strangers import Stranger
 
 _LONG = 400 * 86_400.0
 
@@ -23,7 +27,9 @@ _LONG = 400 * 86_400.0
 class AgentInfo(msgspec.Struct, frozen=True):
     """One agent. `state`: ready, draining, away, new, quarantined. Times are datetimes in UTC;
     `seen_at` is None for one that was never seen, `clock_offset` is in seconds.
-    `dropped` is how often it was above a budget of the gateway, by budget.
+    `dropped` is how often it was above a budget of the gateway, by budget. An agent in the state
+    "unadmitted" was known before there was a list of agents without it. `window` is how many jobs
+    it may have at once; `ignored` are tags that it says, and may not bear by that list.
     """
 
     name: str
@@ -42,6 +48,8 @@ class AgentInfo(msgspec.Struct, frozen=True):
     store: str
     problem: str | None = None
     dropped: dict[str, int] = {}
+    window: int = 0
+    ignored: dict[str, str] = {}
 
 
 async def agents(store: Store) -> list[AgentInfo]:
@@ -52,16 +60,16 @@ async def agents(store: Store) -> list[AgentInfo]:
     counts: dict[str, int] = {}
     for row in rows:
         counts[row.agent or ""] = counts.get(row.agent or "", 0) + 1
-    now = time.time()
+    listed = await admission.admitted(store)
     return [
-        _info(
-            name,
-            each,
-            counts.get(name, 0),
-            presence.describe(each, drained=name in drained, now=now),
-        )
+        _info(name, each, counts.get(name, 0), _state(name, each, drained, listed))
         for name, each in known.items()
     ]
+
+
+def _state(name: str, known: Known, drained: Container[str], listed: Admitted) -> str:
+    admitted = admission.admits(listed, name)
+    return presence.describe(known, drained=name in drained, now=time.time(), admitted=admitted)
 
 
 def _info(name: str, known: Known, count: int, state: str) -> AgentInfo:
@@ -83,6 +91,8 @@ def _info(name: str, known: Known, count: int, state: str) -> AgentInfo:
         store=said.store,
         problem=known.quarantine,
         dropped=known.dropped,
+        window=said.window,
+        ignored=known.ignored,
     )
 
 
@@ -104,12 +114,24 @@ async def _known(store: Store) -> dict[str, Known]:
 
 
 async def meant(store: Store, target: str) -> list[str]:
-    """The agents that an `all:` or `any:` target means, present or not, by name."""
-    return [
-        name
+    """The admitted agents that an `all:` or `any:` target means, present or not, by name."""
+    return list(await _meant(store, target))
+
+
+async def _meant(store: Store, target: str) -> dict[str, Known]:
+    listed = await admission.admitted(store)
+    return {
+        name: known
         for name, known in (await _known(store)).items()
-        if presence.matches(target, name, known.state.tags)
-    ]
+        if admission.admits(listed, name) and presence.matches(target, name, known.state.tags)
+    }
+
+
+async def own_job(store: Store, told: str) -> str | None:
+    """Return the id here of a job that an agent began by itself, by the id that it has there."""
+    agents = [member.name for member in await store.members("agent")]
+    found = await store.ids([hearing.own_id(name, told) for name in agents], 1)
+    return next((ids[0] for ids in found if ids), None)
 
 
 async def check_served(store: Store, job: Job) -> None:
@@ -122,24 +144,18 @@ async def check_served(store: Store, job: Job) -> None:
             f"no gateway is running: job {job.id} stays queued; start one with: "
             "flowerpower start-gateway"
         )
-    known = await _known(store)
-    found = {n: k for n, k in known.items() if presence.matches(job.target, n, k.state.tags)}
+    found = await _meant(store, job.target)
     drained = {member.name for member in await store.members("drained")}
     if any(presence.may_work(each) and name not in drained for name, each in found.items()):
         return
     if not found:
-        names = ", ".join(known) or "none"
+        names = ", ".join(await _known(store)) or "none"
         why = f"no agent is known that '{job.target}' means (known: {names})"
     else:
-        states = ", ".join(
-            _standing(name, each, drained=name in drained) for name, each in found.items()
-        )
+        listed = await admission.admitted(store)
+        states = ", ".join(f"{n}: {_state(n, k, drained, listed)}" for n, k in found.items())
         why = f"nobody is there who could run it ({states})"
     raise JobNotFinishedError(f"{why}: job {job.id} stays queued")
-
-
-def _standing(name: str, known: Known, *, drained: bool) -> str:
-    return f"{name}: {presence.describe(known, drained=drained, now=time.time())}"
 
 
 async def drain(store: Store, name: str, *, drained: bool) -> None:
@@ -153,6 +169,31 @@ async def readmit(store: Store, name: str) -> None:
     known = presence.readmitted(await _require(store, name))
     await store.saw(Member(kind="agent", name=name, info=msgspec.json.encode(known)), _LONG)
     await store.saw(Member(kind="readmitted", name=name), _LONG)  # until a gateway has seen it
+
+
+async def admit(store: Store, name: str, grant: AdmittedAgent) -> None:
+    """Put an agent on the list of those that belong to the fleet. Raises UsageError."""
+    await admission.tell(store, topics.checked_name("agent", name), grant)
+
+
+async def bar(store: Store, name: str) -> list[str]:
+    """Take an agent from the list; return who is on it now: where nobody is, everybody is admitted.
+
+    Raises UnknownNameError, and UsageError for one that conf/mqtt.yml names.
+    """
+    listed = await admission.admitted(store)
+    if name not in listed:
+        raise UnknownNameError("admitted agent", name, listed)
+    left = await admission.tell(store, name, None)
+    if name in left:
+        text = f"agent '{name}' stands under `agents:` in conf/mqtt.yml: take it out there"
+        raise UsageError(text)
+    return list(left)
+
+
+async def strange(store: Store) -> list[Stranger]:
+    """Return the clients that have spoken as agents of late and are not admitted, by name."""
+    return await strangers.known(store, await admission.admitted(store))
 
 
 class Forgotten(NamedTuple):

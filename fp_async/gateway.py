@@ -20,11 +20,20 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from fp_async import leading, link, presence, processes, watching, wire
+from fp_async import (
+    admission,
+    leading,
+    link,
+    presence,
+    processes,
+    strangers,
+    watching,
+    wire,
+)
 from fp_async.backend import Backend
 from fp_async.board import BOUND, Board, lost
 from fp_async.budgets import Budgets, Parts, What
-from fp_async.config import GatewaySettings, MqttFile
+from fp_async.config import AdmittedAgent, GatewaySettings, MqttFile
 from fp_async.errors import BrokerError, SessionTakenError, StoreError
 from fp_async.flows import Flows
 from fp_async.gateway_hearing import Hearing
@@ -38,6 +47,7 @@ from fp_async.link import Connection, Link, Will
 from fp_async.messages import PACKET_BYTES, AgentState, GatewayState
 from fp_async.patience import Patience
 from fp_async.presence import Known
+from fp_async.strangers import Strangers
 from fp_async.topics import Topics
 
 T = TypeVar("T")
@@ -93,6 +103,7 @@ class Gateway:
         self.budgets: Budgets = Budgets()
         self.parts: dict[str, Parts] = {}  # by agent: of results that are not whole
         self.dropped: dict[str, dict[str, int]] = {}  # by agent and budget
+        self.strangers: Strangers = Strangers()
         self.active: bool = False
         self.connected: bool = False
         self.counts: dict[str, int] = {}
@@ -226,7 +237,8 @@ class Gateway:
     async def _written(self, member: Member) -> None:
         """Write that this gateway is there, in one transaction with what agents said of late."""
         flushing = [self._flush()] if self.active else []
-        await asyncio.gather(self.store.saw(member, 3 * self._rhythm), *flushing)
+        strangers_kept = strangers.write(self.store, self.strangers.changed())
+        await asyncio.gather(self.store.saw(member, 3 * self._rhythm), strangers_kept, *flushing)
 
     # Connected --------------------------------------------------------------------------------
 
@@ -254,10 +266,15 @@ class Gateway:
             self.board.drop(name)
         self._changed.clear()
         await self.patience(self.load)
+        self._name_the_risk()
         try:
             await link.serve(self._link, self._session, longest=_LONGEST_PAUSE, told=self._told)
         finally:
             self.connected = False
+
+    def _name_the_risk(self) -> None:
+        if not self.board.admitted and not self.address.is_local:
+            log.warning("%s", admission.OPEN)
 
     def _told(self, error: BrokerError | None) -> None:
         if self.connected != (error is None):
@@ -306,6 +323,7 @@ class Gateway:
             await asyncio.sleep(_REREAD)
             if (file := self._changed_file()) is not None:
                 self.file = file
+                await self.patience(self._load_admitted)
                 await triggers.renew(file)
 
     async def show(self, connection: Connection, *, online: bool) -> None:
@@ -320,7 +338,20 @@ class Gateway:
         """Have in mind what the store says."""
         before = set(self.board.open)
         await self._load_agents()
+        await self._load_admitted()
         await self._load_jobs(before)
+
+    async def _load_admitted(self) -> None:
+        """Have in mind who belongs to the fleet, and what each may say of itself."""
+        board, wanted = self.board, admission.of_file(self.file.agents)
+        board.admitted = await admission.take_over(self.store, self.topics.site, wanted)
+        self.strangers.forget(board.admitted)
+        async for name in _by_turns(list(board.agents)):
+            known = board.agents.get(name)
+            if known is not None and admission.admits(board.admitted, name):
+                new = admission.renewed(known, board.admitted.get(name, AdmittedAgent()))
+                if new.state != known.state:
+                    self.believe(name, new)
 
     async def _load_agents(self) -> None:
         board = self.board
@@ -388,8 +419,13 @@ class Gateway:
             self.forgotten.discard(name)
 
     def _described(self, name: str) -> str:
-        drained = name in self.board.drained
-        return presence.describe(self.board.agents[name], drained=drained, now=time.time())
+        board = self.board
+        return presence.describe(
+            board.agents[name],
+            drained=name in board.drained,
+            now=time.time(),
+            admitted=admission.admits(board.admitted, name),
+        )
 
     def wake(self) -> None:
         """There may be something to offer."""

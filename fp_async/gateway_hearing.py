@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
-from fp_async import gateway_schedules, hearing, messages, presence, wire
+from fp_async import admission, gateway_schedules, hearing, messages, presence, wire
 from fp_async.attempt import Trail
 from fp_async.board import Open
 from fp_async.budgets import COMPARISON, Parts
+from fp_async.config import AdmittedAgent
 from fp_async.errors import MessageError, StoreError, StoreUnavailableError, TooLargeError
 from fp_async.gateway_gate import Gate
 from fp_async.gateway_pipelines import Pipelines
@@ -61,7 +63,16 @@ _MEET = 10.0  # seconds between two questions to a stranger
 _STRANGERS = 1_000
 _SOME = 200  # outcomes that an agent tells together
 _NO_ROOM = "the center has no such job, and no room for more letters of this agent"
+_UUID = re.compile(r"[0-9a-f-]{36}")
 _BEGINNINGS = ("accept", "start", "wait")  # reports of jobs that go on
+
+
+class Own(NamedTuple):
+    """A job that an agent began by itself: the id by which it tells of it, and the row here."""
+
+    agent: str
+    told: str
+    job: Job
 
 
 class Batch:
@@ -69,7 +80,7 @@ class Batch:
 
     def __init__(self) -> None:
         self.reports: list[tuple[str, Report]] = []
-        self.adopted: list[tuple[str, Job]] = []
+        self.adopted: list[Own] = []
         self.chunks: list[Chunk] = []
         self.given_up: list[str] = []  # results of which the parts are not kept any longer
         self.letters: list[Letter] = []
@@ -154,14 +165,18 @@ class Hearing:
         if not message.payload or not NAME.fullmatch(name):
             return
         try:
-            said = wire.agent_state(message.payload)
+            told = wire.agent_state(message.payload)
         except MessageError as error:
-            self.bury(batch, name, message, str(error))
+            if self._is_admitted(name):
+                self.bury(batch, name, message, str(error))
             return
+        if not self._is_admitted(name, told):
+            return
+        said = admission.cut(told, self._board.admitted.get(name, AdmittedAgent()))
         known = self._board.agents.get(name)
         new = presence.heard(known, said, time.time(), retained=message.retained)
         if new is not None:
-            self._believe(name, known, new)
+            self._believe(name, known, admission.believed(new, told))
         else:
             self._gateway.count("old states")
         if presence.is_behind(known, said, retained=message.retained):
@@ -169,6 +184,21 @@ class Hearing:
             self._ask_state(name, known.state)
         if presence.is_doubtful(known, said, retained=message.retained):
             self._ask(name)
+
+    def _is_admitted(self, name: str, told: AgentState | None = None) -> bool:
+        """Return whether an agent belongs to the fleet. One that does not is noted, and no more is
+        made of what it says: it is neither stored nor answered.
+        """
+        if admission.admits(self._board.admitted, name):
+            return True
+        self._gateway.count("unadmitted")
+        if NAME.fullmatch(name) and self._gateway.strangers.note(name, time.time(), told):
+            log.warning(
+                "agent '%s' is not admitted: what it says counts for nothing "
+                "(flowerpower agents --unknown)",
+                name,
+            )
+        return False
 
     def _believe(self, name: str, known: Known | None, new: Known) -> None:
         said = new.state
@@ -224,6 +254,8 @@ class Hearing:
             await self._gateway.show(self._connection, online=True)
 
     def _hear_report(self, batch: Batch, name: str, message: Heard) -> None:
+        if not self._is_admitted(name):
+            return
         self._meet(name)
         explain = not self._gateway.budgets.wait(name, "letters", time.monotonic())
         try:
@@ -345,7 +377,7 @@ class Hearing:
         if told.chunks and hearing.may_send(self._board.open.get(told.id), told, name):
             batch.whole.append((name, told))
         elif told.origin is not None:
-            batch.adopted.append((name, self._adopted(name, told, now)))
+            batch.adopted.append(Own(name, told.id, self._adopted(name, told, now)))
         else:
             batch.reports.append((name, hearing.finished(told, name, now, None)))
 
@@ -377,41 +409,86 @@ class Hearing:
         if batch.adopted or batch.whole:
             await gateway.kept.look()  # how long the center keeps outcomes of its schedules
         await self._keep_parts(batch)
+        mine = await self._placed(batch)
         own = [(name, replace(report, agent=name)) for name, report in batch.reports]
         try:
-            done, _, _ = await asyncio.gather(
+            done, adopted, _ = await asyncio.gather(
                 gateway.store.finish([report for _, report in own]),
-                fleet.adopt([job for _, job in batch.adopted]),
+                fleet.adopt([each.job for each in mine]),
                 fleet.bury(batch.letters),
             )
             gateway.log.buried(batch.letters)
         except StoreUnavailableError:
             raise
         except StoreError as error:
-            done = await self._store_singly(batch, own, error)
+            done, adopted = await self._store_singly(mine, own, error)
         for (name, report), stored in zip(own, done, strict=True):
             if stored:
                 self._apply(name, report)
         late = [pair for pair, stored in zip(own, done, strict=True) if not stored]
         await self._keep_late(batch, [pair for pair in late if not self._is_stale(*pair)])
-        self._take_in(batch)
+        await self._take_in(batch, mine, adopted)
         for name, report in batch.reports:
             if report.event in (*_BEGINNINGS, "give_back"):
                 continue
             if report.id not in batch.homeless.get(name, ()):
                 batch.acknowledged[name].append(report.id)
 
-    def _take_in(self, batch: Batch) -> None:
+    async def _placed(self, batch: Batch) -> list[Own]:
+        """The rows of jobs that agents began by themselves: of a schedule if it is theirs to fire,
+        and none of those that an earlier release has stored already, under the id that is told.
+        """
+        gateway, found = self._gateway, list[Own]()
+        ids = [each.told for each in batch.adopted if each.told != each.job.id]
+        told = [id for id in ids if _UUID.fullmatch(id)]  # as this release and all before make them
+        there = {id for some in await gateway.store.ids(told) for id in some} if told else set()
+        for each in batch.adopted:
+            if each.told in there and await self._is_stored(each):
+                batch.acknowledged[each.agent].append(each.told)
+                continue
+            job, known = each.job, self._board.agents.get(each.agent)
+            id = job.schedule_id
+            if id is not None and await gateway.kept.is_foreign(id, each.agent, known):
+                text = "agent '%s' tells of a job of schedule '%s', which is not its to fire"
+                log.warning(text, each.agent, id)
+                job = replace(job, schedule_id=None)
+            found.append(each._replace(job=job))
+        return found
+
+    async def _is_stored(self, each: Own) -> bool:
+        """Return whether the row under the told id is this job."""
+        row = await self._gateway.store.get(each.told)
+        told_by = None if row is None or row.target != f"agent:{each.agent}" else row.agent
+        return told_by == each.agent and row is not None and row.pipeline == each.job.pipeline
+
+    async def _take_in(self, batch: Batch, mine: Sequence[Own], stored: Sequence[bool]) -> None:
         """Tell of the jobs that agents began by themselves, which are stored now."""
         gateway = self._gateway
-        for name, job in batch.adopted:
+        for each, new in zip(mine, stored, strict=True):
+            name, job = each.agent, each.job
+            if not new:
+                await self._keep_again(batch, each)
+                continue
+            batch.acknowledged[name].append(each.told)
             _log_warnings(name, job.id, job.record)
-            batch.acknowledged[name].append(job.id)
             gateway.hub.publish(f"job:{job.id}")
             gateway.tracking.ended(job.id, job)
             log_adopted(log, job, name)
-            for each in gateway.backend.observers:
-                each.adopted(replace(job, pipeline=self._pipelines.shown(job.pipeline)))
+            for observer in gateway.backend.observers:
+                observer.adopted(replace(job, pipeline=self._pipelines.shown(job.pipeline)))
+
+    async def _keep_again(self, batch: Batch, each: Own) -> None:
+        """Acknowledge what is stored already; what is another run of it is kept as a letter."""
+        row = await self._gateway.store.get(each.job.id)
+        topic = self._topics.agent(each.agent, "report")
+        kept = None if row is None else hearing.ran_again(each.job, row, each.agent, topic)
+        if kept is not None and not self._has_room(each.agent, kept):
+            batch.homeless[each.agent].append(each.told)
+            return
+        if kept is not None:
+            self._gateway.log.buried([kept])
+            await self._gateway.store.fleet.bury([kept])
+        batch.acknowledged[each.agent].append(each.told)
 
     async def _keep_parts(self, batch: Batch) -> None:
         """Keep parts of results, and make the results of them that are whole."""
@@ -425,13 +502,13 @@ class Hearing:
             await self._put_together(batch, name, told)
 
     async def _store_singly(
-        self, batch: Batch, own: Sequence[tuple[str, Report]], error: StoreError
-    ) -> list[bool]:
+        self, mine: Sequence[Own], own: Sequence[tuple[str, Report]], error: StoreError
+    ) -> tuple[list[bool], list[bool]]:
         """The store refuses something of it: a result too large for it, say. What it refuses
         has failed for that reason, or an agent would tell it for ever.
         """
         log.warning("the store refuses a batch, and gets it one by one: %s", error)
-        gateway, done = self._gateway, list[bool]()
+        gateway, done, adopted = self._gateway, list[bool](), list[bool]()
         for _, report in own:
             try:
                 done += await gateway.store.finish([report])
@@ -439,14 +516,15 @@ class Hearing:
                 raise
             except StoreError as refused:
                 done += await gateway.store.finish([hearing.refused(report, str(refused))])
-        for _, job in batch.adopted:
+        for each in mine:
             try:
-                await gateway.store.fleet.adopt([job])
+                adopted += await gateway.store.fleet.adopt([each.job])
             except StoreUnavailableError:
                 raise
             except StoreError as refused:
-                await gateway.store.fleet.adopt([hearing.without_value(job, str(refused))])
-        return done
+                without = hearing.without_value(each.job, str(refused))
+                adopted += await gateway.store.fleet.adopt([without])
+        return done, adopted
 
     async def _put_together(self, batch: Batch, name: str, told: Finished) -> None:
         fleet, id = self._gateway.store.fleet, hearing.parts_of(told.id, name)
@@ -462,7 +540,7 @@ class Hearing:
             batch.reports.append((name, hearing.finished(told, name, now, whole)))
         else:
             job = replace(self._adopted(name, told, now), result=whole)
-            batch.adopted.append((name, job))
+            batch.adopted.append(Own(name, told.id, job))
         await fleet.forget(id)
         if name in self._gateway.parts:
             self._gateway.parts[name].forget(id)

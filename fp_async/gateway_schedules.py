@@ -95,6 +95,14 @@ class Kept:
         await self.look()
         return id in self._ours
 
+    async def is_foreign(self, id: str, name: str, known: Known | None) -> bool:
+        """Return whether a schedule is here, and not for that agent to fire."""
+        await self.look()
+        return id in self._ttls and not any(
+            row.id == id and known is not None and _is_for(target, name, known)
+            for row, target in self._rows
+        )
+
     def longest(self, id: str) -> float:
         """Return how long the outcomes of a schedule are kept; 0 for one that is not there."""
         return self._ttls.get(id, 0.0)

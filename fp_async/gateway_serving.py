@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
+from fp_async import admission, config_files, targets, topic_triggers
 from fp_async import config as configs
-from fp_async import config_files, targets, topic_triggers
 from fp_async.backend import Backend, connected
 from fp_async.config import (
     EventBroker,
@@ -94,6 +94,18 @@ def mistakes(flows: Flows) -> Iterator[FlowerPowerError]:
             address(flows, file)
         except ConfigError as error:
             yield error
+
+
+def risk(flows: Flows) -> str:
+    """What anybody at the broker could do to a fleet without a list of agents; empty where the
+    broker is on this machine, or there is a list in conf/mqtt.yml.
+    """
+    try:
+        file, _ = config_files.mqtt(flows.root)
+        is_open = file.broker is not None and not file.agents
+        return admission.OPEN if is_open and not address(flows, file).is_local else ""
+    except FlowerPowerError:
+        return ""  # it is told as what it is
 
 
 def serving(flows: Flows, before: MqttFile | None = None) -> MqttFile:
@@ -197,10 +209,15 @@ _Mistakes = Iterator[tuple[tuple[str, ...], str]]
 
 
 def _of_site(file: MqttFile) -> _Mistakes:
-    """(place, text) of what is wrong with all topics."""
+    """(place, text) of what is wrong with all topics, or with who belongs to the fleet."""
     for key, look in (("site", partial(checked_name, "site")), ("prefix", checked_prefix)):
         if (value := getattr(file, key)) is not None:
             yield from _raised((key,), look, value)
+    for name in file.agents or {}:
+        yield from _raised(("agents", name), partial(checked_name, "agent"), name)
+    if file.agents is not None and not file.agents:
+        text = "nobody is admitted; name agents, or leave the key out: then everybody is"
+        yield ("agents",), text
 
 
 def _of_entries(file: MqttFile) -> _Mistakes:

@@ -19,7 +19,17 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 from msgspec.structs import replace
 
-from fp_async import hearing, messages, orders, rules, targets, topic_triggers, tracing, wire
+from fp_async import (
+    admission,
+    hearing,
+    messages,
+    orders,
+    rules,
+    targets,
+    topic_triggers,
+    tracing,
+    wire,
+)
 from fp_async.config import MqttFile, Runnable, TopicTrigger
 from fp_async.errors import BrokerError, FlowerPowerError, MessageError, TooLargeError
 from fp_async.jobs import Job, Offer, Report
@@ -178,6 +188,7 @@ class Triggers:
         targets.check_single(wanted.options.get("on") or "")
         with tracing.message(name, told.topic, told.user_properties):
             job = orders.job(self._gateway.flows, wanted.pipeline, wanted.options, time.time())
+        admission.check(self._gateway.board.admitted, job.target)
         reply_to = told.response_topic
         if reply_to is not None and not self._may_answer(reply_to):
             raise MessageError(f"response topic '{reply_to}': not one that may be answered on")

@@ -70,13 +70,31 @@ def finished(told: Finished, agent: str, now: float, result: bytes | None) -> Re
     )
 
 
+def own_id(agent: str, told: str) -> str:
+    """Return the id here of a job that an agent began by itself: each agent has its own, so that
+    none can take one that another job will have.
+    """
+    return jobs.identity("own job", agent, told)  # no schedule has a name with a space
+
+
+def _fired_id(told: Finished, agent: str) -> str | None:
+    """Return the id that its firing by the agent has; None for what no schedule has fired."""
+    origin = told.origin
+    if origin is None or origin.schedule_id is None or origin.nominal_at is None:
+        return None
+    return jobs.identity(origin.schedule_id, repr(origin.nominal_at), agent)
+
+
 def adopted(told: Finished, agent: str, now: float) -> Job:
-    """The row of a job that an agent began by itself. Raises MessageError."""
+    """The row of a job that an agent began by itself. Raises MessageError.
+
+    Its id is of this agent alone: what a schedule fires on it has such a one there already.
+    """
     origin, report = told.origin, finished(told, agent, now, None)
     assert origin is not None
     created = _by_our_clock(told, origin.created_at, now)
     return Job(
-        id=told.id,
+        id=told.id if told.id == _fired_id(told, agent) else own_id(agent, told.id),
         pipeline=origin.pipeline,
         state=told.outcome,
         reason=report.reason,
@@ -256,6 +274,21 @@ def unplaced(report: Report, job: Job | None, agent: str, topic: str) -> Letter 
     )
 
 
+def ran_again(told: Job, row: Job, agent: str, topic: str) -> Letter | None:
+    """Return the outcome of a job that an agent began by itself, and whose id is taken, as it is
+    kept; None where the row tells of the same run.
+    """
+    if not _ran_again(told, row):
+        return None
+    return Letter(
+        id=jobs.identity("late", told.id, told.attempt, agent, told.started_at),
+        topic=topic,
+        reason=f"late: job {told.id} ended with '{told.state}', and the agent had run it before: "
+        "its store is an older backup",
+        payload=(told.result or b"")[:_OUTCOME_BYTES],
+    )
+
+
 def _why_unplaced(report: Report, job: Job | None, agent: str) -> str:
     if report.event in _NO_OUTCOMES:
         return ""
@@ -270,7 +303,7 @@ def _why_unplaced(report: Report, job: Job | None, agent: str) -> str:
     return ""
 
 
-def _ran_again(report: Report, job: Job) -> bool:
+def _ran_again(report: Report | Job, job: Job) -> bool:
     """Return whether an outcome is of another run than that which the row tells of."""
     began = report.started_at, job.started_at
     return None not in began and abs((began[0] or 0.0) - (began[1] or 0.0)) > _SAME_RUN

@@ -5,7 +5,7 @@ else.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fp_async.job_values import DeadLetter, Job, JobEvent, Schedule
     from fp_async.jobs import Schedule as ScheduleRow
     from fp_async.options import JobOptions, JobQuery, ScheduleArguments
+    from fp_async.strangers import Stranger
 
 
 class JobVerbs(ABC):
@@ -196,6 +197,40 @@ class JobVerbs(ABC):
         async with self._client().connected() as backend:
             await fleet.readmit(backend.store, name)
             backend.hub.publish("agents")
+
+    async def admit_agent(
+        self, name: str, *, tags: Mapping[str, str] | None = None, window: int | None = None
+    ) -> None:
+        """Put an agent on the list of those that belong to the fleet, or change what it may: the
+        `tags` that it may bear ("*" for any value; None: all) and the most jobs at once (None: as
+        many as it asks for). With a list, others get no jobs, and what they say counts for nothing.
+
+        What conf/mqtt.yml says of the same agent counts more. Raises UsageError.
+        """
+        from fp_async import admission, fleet
+
+        grant = admission.grant(tags, window)
+        async with self._client().connected() as backend:
+            await fleet.admit(backend.store, name, grant)
+            backend.hub.publish("agents")
+
+    async def bar_agent(self, name: str) -> list[str]:
+        """Take an agent from that list; return who is left on it. Where nobody is, the fleet is
+        open. Raises UnknownNameError, and UsageError for one that conf/mqtt.yml names.
+        """
+        from fp_async import fleet
+
+        async with self._client().connected() as backend:
+            left = await fleet.bar(backend.store, name)
+            backend.hub.publish("agents")
+            return left
+
+    async def unknown_agents(self) -> list[Stranger]:
+        """Return the clients that have spoken as agents within a day and are not admitted."""
+        from fp_async import fleet
+
+        async with self._client().connected() as backend:
+            return await fleet.strange(backend.store)
 
     async def list_letters(self, limit: int = 50) -> list[DeadLetter]:
         """Messages that made no job, and why; late outcomes too. The newest first.

@@ -78,6 +78,11 @@ class Link(msgspec.Struct, frozen=True):
         if not LEAST_RECEIVE_MAXIMUM <= self.receive_maximum <= 65_535:
             raise ValueError(f"receive_maximum: {LEAST_RECEIVE_MAXIMUM} to 65535")
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the broker is reached without a network."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
     @classmethod
     def of(
         cls,

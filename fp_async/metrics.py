@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from fp_async import presence, watching
+from fp_async import admission, presence, watching
 from fp_async.errors import FlowerPowerError, MissingExtraError, UsageError
 from fp_async.jobs import Fire, Job, Report
 from fp_async.observing import OUTCOMES
@@ -154,7 +154,12 @@ def of_board(
     now = time.time()
     states = dict.fromkeys(("ready", "away", "new", "draining", "quarantined"), 0)
     for name, known in list(board.agents.items()):
-        state = presence.describe(known, drained=name in board.drained, now=now)
+        state = presence.describe(
+            known,
+            drained=name in board.drained,
+            now=now,
+            admitted=admission.admits(board.admitted, name),
+        )
         states[state] = states.get(state, 0) + 1
     named = _by_name(board)
     beats = [known.beat for known in list(board.agents.values()) if known.beat is not None]

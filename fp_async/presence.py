@@ -28,7 +28,8 @@ class Known(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `asked_at`: the center has asked whether it is there, and has heard nothing since. `seen_at` is
     0 for one that has never been heard of but by what a broker kept. `clock_offset` is what the
     center's clock shows more. `lives` are the processes that spoke before this one, from its store.
-    `dropped` is what of it was above a budget.
+    `dropped` is what of it was above a budget. `state` is within what the list of admitted agents
+    allows; `ignored` are the tags that it says beyond that, `wanted` the window that it asks for.
     """
 
     state: AgentState
@@ -44,6 +45,8 @@ class Known(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     clock_offset: float = 0.0
     lives: tuple[str, ...] = ()
     dropped: dict[str, int] = {}
+    ignored: dict[str, str] = {}
+    wanted: int = 0
 
 
 def heard(
@@ -245,8 +248,10 @@ def terms(target: str) -> tuple[tuple[str, str | None], ...]:
     return tuple((tag, value if equals else None) for tag, equals, value in parts)
 
 
-def describe(known: Known, *, drained: bool, now: float) -> str:
+def describe(known: Known, *, drained: bool, now: float, admitted: bool = True) -> str:
     """One word for its state."""
+    if not admitted:
+        return "unadmitted"
     if known.quarantine:
         return "quarantined"
     if known.away_since is not None:

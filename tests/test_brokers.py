@@ -327,7 +327,9 @@ def test_b6_a_site_that_was_configured_before_keeps_its_users(tmp_path):
     flowerpower("broker-config", "--agents", "pi-8", "--overwrite", cwd=tmp_path)
     users = [line.partition(":")[0] for line in (place / "passwords").read_text().splitlines()]
     assert users == ["fp-gateway-berlin", "pi-7", "pi-8@berlin"]
-    assert "pattern write fp/v1/berlin/agent/%u/report" in (place / "acl").read_text()
+    acl = (place / "acl").read_text()
+    assert "user pi-7\ntopic write fp/v1/berlin/agent/pi-7/state" in acl
+    assert "user pi-8@berlin\ntopic write fp/v1/berlin/agent/pi-8/state" in acl
     flowerpower("broker-config", "--revoke", "pi-7", cwd=tmp_path)
     flowerpower("broker-config", "--agents", "pi-7", cwd=tmp_path)
     users = [line.partition(":")[0] for line in (place / "passwords").read_text().splitlines()]

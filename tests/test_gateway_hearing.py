@@ -15,6 +15,7 @@ from fp_async.config import MqttFile
 from fp_async.events import Hub
 from fp_async.gateway import Gateway
 from fp_async.gateway_hearing import Hearing
+from fp_async.hearing import own_id
 from fp_async.jobs import RESULT_TTL, identity
 from fp_async.link import Link, Message
 from fp_async.messages import AgentState
@@ -152,8 +153,9 @@ async def test_e7_outcomes_above_the_budget_wait_and_are_told_again(made):
     await until(lambda: connection.answers("bad", messages.Slow))
     stored = {id for a in connection.answers("bad", messages.Acknowledge) for id in a.ids}
     assert len(stored) == 50
-    rows = [await gateway.store.get(identity("own", number)) for number in range(100)]
-    assert {row.id for row in rows if row} == stored, "acknowledged and not kept, or kept in vain"
+    told = [identity("own", number) for number in range(100)]
+    kept = {id for id in told if await gateway.store.get(own_id("bad", id))}
+    assert kept == stored, "acknowledged and not kept, or kept in vain"
     assert connection.answers("bad", messages.Slow)[0].ids == []
 
 
@@ -194,7 +196,7 @@ async def test_e7_results_of_own_jobs_are_not_kept_longer_than_those_of_the_cent
     gateway, connection = made
     connection.deliver("bad", own(1, result_ttl=1e11), own(2, result_ttl=60.0))
     await all_heard(connection)
-    rows = [await gateway.store.get(identity("own", number)) for number in (1, 2)]
+    rows = [await gateway.store.get(own_id("bad", identity("own", n))) for n in (1, 2)]
     assert [row.result_ttl for row in rows] == [RESULT_TTL, 60.0]
 
 

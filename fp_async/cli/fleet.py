@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from fp_async.fleet import AgentInfo
     from fp_async.job_values import DeadLetter
     from fp_async.project import Project
+    from fp_async.strangers import Stranger
 
 log: logging.Logger = logging.getLogger("fp_async.gateway")
-_COLORS = {"ready": "green", "away": "yellow", "quarantined": "red"}
+_COLORS = {"ready": "green", "away": "yellow", "quarantined": "red", "unadmitted": "red"}
 
 
 @click.command("start-gateway")
@@ -53,10 +54,14 @@ async def _gateway(daemon: Daemon) -> None:
 
 
 @click.command()
+@click.option("--unknown", is_flag=True, help="Those that speak as agents and are not admitted.")
 @output_option
 @base_dir
-def agents(output: str, base_dir: str | None) -> None:
+def agents(output: str, base_dir: str | None, *, unknown: bool) -> None:
     """List the agents that are known, present or not."""
+    if unknown:
+        _list_strangers(output, base_dir)
+        return
     from fp_async.cli.columns import Column, echo_columns
     from fp_async.cli.output import echo_json
 
@@ -99,12 +104,47 @@ def agents(output: str, base_dir: str | None) -> None:
     with_client(base_dir, main, show)
 
 
-def _as_json(info: AgentInfo) -> dict[str, Any]:
+def _list_strangers(output: str, base_dir: str | None) -> None:
+    from fp_async.cli.columns import Column, echo_columns
+    from fp_async.cli.output import echo_json
+
+    def show(found: list[Stranger]) -> None:
+        if output == "json":
+            echo_json([_as_json(each, "first_seen_at", "seen_at") for each in found])
+            return
+        columns = (
+            Column("name"),
+            Column("seen"),
+            Column("messages"),
+            Column("version", rank=2),
+            Column("tags", rank=1, cut=16),
+        )
+        echo_columns([_stranger_row(each) for each in found], columns)
+        hint = "admit one with: flowerpower agent NAME --admit"
+        echo(hint if found else "nobody has spoken as an agent without being admitted", err=True)
+
+    with_client(base_dir, lambda project, _: project.unknown_agents(), show)
+
+
+def _stranger_row(each: Stranger) -> dict[str, Any]:
+    from fp_async.cli.shown import ago
+
+    return {
+        "name": each.name,
+        "seen": ago(_epoch(each.seen_at)),
+        "messages": each.messages,
+        "version": each.version,
+        "tags": _pairs(each.tags),
+    }
+
+
+def _as_json(info: AgentInfo | Stranger, *moments: str) -> dict[str, Any]:
     import msgspec
 
     from fp_async.cli.shown import stamp
 
-    times = {name: stamp(_epoch(getattr(info, name))) for name in ("seen_at", "away_since")}
+    names = moments or ("seen_at", "away_since")
+    times = {name: stamp(_epoch(getattr(info, name))) for name in names}
     return {**msgspec.structs.asdict(info), **times}
 
 
@@ -135,12 +175,33 @@ def _pairs(values: dict[str, str]) -> str:
 @click.argument("name")
 @click.option("--readmit", is_flag=True, help="Believe it again after a quarantine.")
 @click.option("--forget", is_flag=True, help="It is gone for good: forget it, give up its jobs.")
+@click.option("--admit", is_flag=True, help="Put it on the list of those that belong to the fleet.")
+@click.option("--bar", is_flag=True, help="Take it from that list.")
+@click.option(
+    "--tags",
+    metavar="T=V,..",
+    help="With --admit: the tags that it may bear, * for any value; none with ''. Default: all.",
+)
+@click.option(
+    "--window",
+    type=click.IntRange(1, 500),
+    help="With --admit: the most jobs at once. Default: as many as it asks for.",
+)
 @output_option
 @base_dir
-def agent(name: str, output: str, base_dir: str | None, *, readmit: bool, forget: bool) -> None:
+def agent(
+    name: str, output: str, base_dir: str | None, tags: str | None, window: int | None, **do: bool
+) -> None:
     """Show all about the agent NAME."""
-    if readmit and forget:
-        raise UsageError("--readmit and --forget exclude each other")
+    given = [option for option, wanted in do.items() if wanted]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(f'--{each}' for each in given)} exclude each other")
+    if (tags is not None or window is not None) and not do["admit"]:
+        raise UsageError("--tags and --window go with --admit")
+    if do["admit"] or do["bar"]:
+        _list_or_not(name, base_dir, _tags(tags), window, admit=do["admit"])
+        return
+    readmit, forget = do["readmit"], do["forget"]
     if forget:
         gone = f"{name} is forgotten; what it had is given up (flowerpower jobs)"
         with_client(base_dir, lambda p, _: p.forget_agent(name), lambda _: echo(gone))
@@ -158,6 +219,36 @@ def agent(name: str, output: str, base_dir: str | None, *, readmit: bool, forget
     with_client(base_dir, main, lambda i: echo_json(_as_json(i)) if output == "json" else _show(i))
 
 
+def _list_or_not(
+    name: str,
+    base_dir: str | None,
+    tags: dict[str, str] | None,
+    window: int | None,
+    *,
+    admit: bool,
+) -> None:
+    async def main(project: Project, client: JobClient) -> str:  # noqa: ARG001
+        if admit:
+            await project.admit_agent(name, tags=tags, window=window)
+            return f"{name} is admitted; others are not, unless they are on the list, too"
+        if left := await project.bar_agent(name):
+            return f"{name} is admitted no more; {len(left)} are"
+        return f"{name} is admitted no more, and the list is empty: the fleet is open to everybody"
+
+    with_client(base_dir, main, echo)
+
+
+def _tags(text: str | None) -> dict[str, str] | None:
+    """Tags as they are given. Raises UsageError."""
+    if text is None:
+        return None
+    found = [each.partition("=") for each in text.split(",") if each]
+    for tag, equals, _ in found:
+        if not tag or not equals:
+            raise UsageError(f"--tags {text!r}: tag=value, with commas between, as in site=berlin")
+    return {tag: value for tag, _, value in found}
+
+
 def _show(info: AgentInfo) -> None:
     from fp_async.cli.shown import ago, local
 
@@ -171,8 +262,10 @@ def _show(info: AgentInfo) -> None:
         "seen": seen,
         "away since": local(_epoch(info.away_since)),
         "tags": _pairs(info.tags),
+        "ignored": info.ignored and f"{_pairs(info.ignored)}  (not among the tags it may bear)",
         "slots": f"{info.slots}, free: {'not told yet' if info.free is None else info.free}",
-        "jobs": f"{info.jobs} bound to it, {info.untold} outcomes waiting there",
+        "jobs": f"{info.jobs} bound to it of {info.window} at most, "
+        f"{info.untold} outcomes waiting there",
         "disk": free,
         "clock": f"{-info.clock_offset:+.3f} s against ours",
         "version": info.version,
