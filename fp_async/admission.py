@@ -1,27 +1,19 @@
-"""Who is admitted to a fleet, with which tags and how many jobs at once.
+"""Who belongs to a fleet, with which tags and how many jobs at once. Pure.
 
-The list is rows of the store, one for each agent, over which `agents:` of conf/mqtt.yml is laid:
-the active gateway writes what the file says into the rows, so that all who add jobs go by the same
-list, with the project's files or without. Without any entry the fleet is open: each client that
-the broker lets speak as an agent is one.
+Without any entry the fleet is open: each client that the broker lets speak as an agent is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
 
 from fp_async.config import AdmittedAgent
 from fp_async.errors import UnknownNameError, UsageError
-from fp_async.jobs import Member
 from fp_async.messages import AgentState
 from fp_async.presence import Known
-
-if TYPE_CHECKING:
-    from fp_async.stores import Store
 
 Admitted = Mapping[str, AdmittedAgent]  # by name; empty in an open fleet
 ANY = "*"  # any value of a tag
@@ -30,59 +22,6 @@ OPEN = (
     "that it is offered and tells their results; name the agents under `agents:` in conf/mqtt.yml, "
     "or: flowerpower agent NAME --admit"
 )
-_KIND = "admitted"
-_EVER = 100 * 365 * 86_400.0
-
-
-class _Row(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why an agent is admitted: by a command, by the file of a site's gateway, or by both."""
-
-    told: AdmittedAgent | None = None
-    files: dict[str, AdmittedAgent] = {}
-
-    @property
-    def grant(self) -> AdmittedAgent | None:
-        return next(iter(self.files.values()), self.told)
-
-
-async def admitted(store: Store) -> dict[str, AdmittedAgent]:
-    """Return all agents that are admitted, by name; none where the fleet is open."""
-    rows = (await _rows(store)).items()
-    return {name: row.grant for name, row in rows if row.grant is not None}
-
-
-async def _rows(store: Store) -> dict[str, _Row]:
-    members = await store.members(_KIND)
-    return {member.name: msgspec.json.decode(member.info, type=_Row) for member in members}
-
-
-async def tell(store: Store, name: str, grant: AdmittedAgent | None) -> dict[str, AdmittedAgent]:
-    """Admit an agent, or with None no more; return who is admitted then. One that the file names
-    stays so.
-    """
-    rows = await _rows(store)
-    rows[name] = replace(rows.get(name, _Row()), told=grant)
-    await _write(store, name, rows[name])
-    return {name: row.grant for name, row in rows.items() if row.grant is not None}
-
-
-async def take_over(store: Store, site: str, agents: Admitted) -> dict[str, AdmittedAgent]:
-    """Have the rows say what the file of a site says; return who is admitted then."""
-    rows = await _rows(store)
-    for name in {*rows, *agents}:
-        row = rows.get(name, _Row())
-        files = {where: each for where, each in row.files.items() if where != site}
-        if name in agents:
-            files = {**files, site: agents[name]}
-        if files != row.files:
-            rows[name] = replace(row, files=files)
-            await _write(store, name, rows[name])
-    return {name: row.grant for name, row in rows.items() if row.grant is not None}
-
-
-async def _write(store: Store, name: str, row: _Row) -> None:
-    info = msgspec.json.encode(row)
-    await store.saw(Member(kind=_KIND, name=name, info=info), 0 if row.grant is None else _EVER)
 
 
 def grant(tags: Mapping[str, str] | None, window: int | None) -> AdmittedAgent:

@@ -14,6 +14,7 @@ import msgspec
 
 from fp_async import (
     admission,
+    admission_rows,
     config_files,
     firing,
     fleet,
@@ -261,7 +262,7 @@ async def _check_admitted(flows: Flows | None, backend: Backend, target: str | N
     """
     if target is None or not target.startswith("agent:"):
         return
-    listed = await admission.admitted(backend.store)
+    listed = await admission_rows.admitted(backend.store)
     if flows is not None:
         with suppress(MisconfiguredError, FileAccessError):  # `check` and the gateway say so
             listed |= admission.of_file(config_files.mqtt(flows.root)[0].agents)

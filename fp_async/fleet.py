@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from fp_async import admission, gateway_schedules, hearing, presence, strangers, topics, watching
+from fp_async import (
+    admission,
+    admission_rows,
+    gateway_schedules,
+    hearing,
+    presence,
+    strangers,
+    topics,
+    watching,
+)
 from fp_async.admission import Admitted
 from fp_async.board import BOUND, when_lost
 from fp_async.config import AdmittedAgent
@@ -60,7 +69,7 @@ async def agents(store: Store) -> list[AgentInfo]:
     counts: dict[str, int] = {}
     for row in rows:
         counts[row.agent or ""] = counts.get(row.agent or "", 0) + 1
-    listed = await admission.admitted(store)
+    listed = await admission_rows.admitted(store)
     return [
         _info(name, each, counts.get(name, 0), _state(name, each, drained, listed))
         for name, each in known.items()
@@ -119,7 +128,7 @@ async def meant(store: Store, target: str) -> list[str]:
 
 
 async def _meant(store: Store, target: str) -> dict[str, Known]:
-    listed = await admission.admitted(store)
+    listed = await admission_rows.admitted(store)
     return {
         name: known
         for name, known in (await _known(store)).items()
@@ -152,7 +161,7 @@ async def check_served(store: Store, job: Job) -> None:
         names = ", ".join(await _known(store)) or "none"
         why = f"no agent is known that '{job.target}' means (known: {names})"
     else:
-        listed = await admission.admitted(store)
+        listed = await admission_rows.admitted(store)
         states = ", ".join(f"{n}: {_state(n, k, drained, listed)}" for n, k in found.items())
         why = f"nobody is there who could run it ({states})"
     raise JobNotFinishedError(f"{why}: job {job.id} stays queued")
@@ -173,7 +182,7 @@ async def readmit(store: Store, name: str) -> None:
 
 async def admit(store: Store, name: str, grant: AdmittedAgent) -> None:
     """Put an agent on the list of those that belong to the fleet. Raises UsageError."""
-    await admission.tell(store, topics.checked_name("agent", name), grant)
+    await admission_rows.tell(store, topics.checked_name("agent", name), grant)
 
 
 async def bar(store: Store, name: str) -> list[str]:
@@ -181,10 +190,10 @@ async def bar(store: Store, name: str) -> list[str]:
 
     Raises UnknownNameError, and UsageError for one that conf/mqtt.yml names.
     """
-    listed = await admission.admitted(store)
+    listed = await admission_rows.admitted(store)
     if name not in listed:
         raise UnknownNameError("admitted agent", name, listed)
-    left = await admission.tell(store, name, None)
+    left = await admission_rows.tell(store, name, None)
     if name in left:
         text = f"agent '{name}' stands under `agents:` in conf/mqtt.yml: take it out there"
         raise UsageError(text)
@@ -193,7 +202,7 @@ async def bar(store: Store, name: str) -> list[str]:
 
 async def strange(store: Store) -> list[Stranger]:
     """Return the clients that have spoken as agents of late and are not admitted, by name."""
-    return await strangers.known(store, await admission.admitted(store))
+    return await strangers.known(store, await admission_rows.admitted(store))
 
 
 class Forgotten(NamedTuple):

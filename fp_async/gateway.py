@@ -22,6 +22,7 @@ import msgspec
 
 from fp_async import (
     admission,
+    admission_rows,
     leading,
     link,
     presence,
@@ -344,7 +345,7 @@ class Gateway:
     async def _load_admitted(self) -> None:
         """Have in mind who belongs to the fleet, and what each may say of itself."""
         board, wanted = self.board, admission.of_file(self.file.agents)
-        board.admitted = await admission.take_over(self.store, self.topics.site, wanted)
+        board.admitted = await admission_rows.take_over(self.store, self.topics.site, wanted)
         self.strangers.forget(board.admitted)
         async for name in _by_turns(list(board.agents)):
             known = board.agents.get(name)

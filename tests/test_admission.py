@@ -17,6 +17,7 @@ from fp_async import (
     UnknownNameError,
     UsageError,
     admission,
+    admission_rows,
     fleet,
     gateway_serving,
     messages,
@@ -40,25 +41,25 @@ def state(**more):
 
 
 async def test_a_list_of_the_command_and_of_the_file(store):
-    assert await admission.admitted(store) == {}
+    assert await admission_rows.admitted(store) == {}
     grant = AdmittedAgent(tags={"site": "berlin"}, window=3)
-    await admission.tell(store, "pi-1", grant)
-    assert await admission.admitted(store) == {"pi-1": grant}
+    await admission_rows.tell(store, "pi-1", grant)
+    assert await admission_rows.admitted(store) == {"pi-1": grant}
     wider = AdmittedAgent(window=9)
-    await admission.take_over(store, "main", {"pi-1": wider, "pi-2": AdmittedAgent()})
-    assert await admission.admitted(store) == {"pi-1": wider, "pi-2": AdmittedAgent()}
-    await admission.take_over(store, "main", {})
-    assert await admission.admitted(store) == {"pi-1": grant}
-    await admission.tell(store, "pi-1", None)
-    assert await admission.admitted(store) == {}
+    await admission_rows.take_over(store, "main", {"pi-1": wider, "pi-2": AdmittedAgent()})
+    assert await admission_rows.admitted(store) == {"pi-1": wider, "pi-2": AdmittedAgent()}
+    await admission_rows.take_over(store, "main", {})
+    assert await admission_rows.admitted(store) == {"pi-1": grant}
+    await admission_rows.tell(store, "pi-1", None)
+    assert await admission_rows.admitted(store) == {}
 
 
 async def test_each_site_takes_back_only_what_its_own_file_said(store):
-    await admission.take_over(store, "berlin", {"pi-1": AdmittedAgent()})
-    await admission.take_over(store, "paris", {"pi-2": AdmittedAgent()})
-    assert set(await admission.admitted(store)) == {"pi-1", "pi-2"}
-    await admission.take_over(store, "paris", {})
-    assert set(await admission.admitted(store)) == {"pi-1"}
+    await admission_rows.take_over(store, "berlin", {"pi-1": AdmittedAgent()})
+    await admission_rows.take_over(store, "paris", {"pi-2": AdmittedAgent()})
+    assert set(await admission_rows.admitted(store)) == {"pi-1", "pi-2"}
+    await admission_rows.take_over(store, "paris", {})
+    assert set(await admission_rows.admitted(store)) == {"pi-1"}
 
 
 @pytest.mark.parametrize(

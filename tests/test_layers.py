@@ -73,7 +73,7 @@ LAYERS = [
     {"rules", "triggers", "trigger_times", "clock_steps", "moved_schedules", "events"},
     {"job_values"},
     {"stores", "patience"},
-    {"gateway_schedules", "gateway_log", "leading", "strangers"},
+    {"admission_rows", "gateway_schedules", "gateway_log", "leading", "strangers"},
     {"dag"},
     {"engines"},
     {"drivers", "clustered", "flow"},
