@@ -57,17 +57,23 @@ class Strangers:
         self._written: dict[str, float] = {}
 
     def note(self, name: str, now: float, said: AgentState | None = None) -> bool:
-        """Note a message of one; return whether it is new here."""
+        """Note a message of one; return whether its name is new, and kept."""
         new = name not in self._heard
-        if new and len(self._heard) >= _MOST:
-            oldest = min(self._heard, key=lambda each: self._heard[each].last)
-            del self._heard[oldest]
-            self._written.pop(oldest, None)
+        if new and len(self._heard) >= _MOST and not self._made_room(now):
+            return False  # one that takes another name for each message fills no store and no log
         each = self._heard.setdefault(name, _Heard(now, now))
         each.last, each.messages = now, each.messages + 1
         if said is not None:
             each.version, each.tags = said.version[:_LETTERS], _some(said.tags)
         return new
+
+    def _made_room(self, now: float) -> bool:
+        oldest = min(self._heard, key=lambda each: self._heard[each].last)
+        if now - self._heard[oldest].last < _DAY:
+            return False
+        del self._heard[oldest]
+        self._written.pop(oldest, None)
+        return True
 
     def forget(self, admitted: Mapping[str, object]) -> None:
         """They are admitted now, or everybody is."""
