@@ -12,11 +12,10 @@ from msgspec.structs import replace
 
 from fp_async.admission import Admitted
 from fp_async.config import AdmittedAgent
-from fp_async.jobs import Member
+from fp_async.jobs import EVER, Member
 from fp_async.stores import Store
 
 _KIND = "admitted"
-_EVER = 100 * 365 * 86_400.0
 
 
 class _Row(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -67,4 +66,4 @@ async def take_over(store: Store, site: str, agents: Admitted) -> dict[str, Admi
 
 async def _write(store: Store, name: str, row: _Row) -> None:
     info = msgspec.json.encode(row)
-    await store.saw(Member(kind=_KIND, name=name, info=info), 0 if row.grant is None else _EVER)
+    await store.saw(Member(kind=_KIND, name=name, info=info), 0 if row.grant is None else EVER)

@@ -22,6 +22,7 @@ What = Literal[
     "states",
     "schedules",
     "pings",
+    "versions",
 ]
 
 
@@ -45,6 +46,7 @@ RATES: dict[What, Rate] = {
     "states": Rate(50, 2.0),  # who it is
     "schedules": Rate(2_000, 10.0),  # states of them, pages of what it holds
     "pings": Rate(20, 2.0),
+    "versions": Rate(1, 1 / 3_600.0),  # letters about messages of another version of the protocol
 }
 PENDING_BYTES = 12 * 2**20  # parts of results whose outcome has not come
 _PARTS = 64  # results of which there are some

@@ -71,6 +71,11 @@ _BATCH = 500
 _AGENTS = 20_000  # of which it is remembered what was dropped
 _HEARD_AT_QOS_0 = 5_000  # messages that wait: those may be lost
 _PACKET_BYTES = 2 * PACKET_BYTES  # with topic and properties; a little too much is told why
+_DROPPED = {
+    "": "agent '%(agent)s' is above its budget (%(what)s): what is, is dropped",
+    "versions": "agent '%(agent)s' speaks another version of the protocol: update it or "
+    "this gateway; its messages wait on the device until then",
+}
 _LONGEST_PAUSE = 5.0  # it is the only one of its kind: no broker is rushed by it
 
 
@@ -145,7 +150,8 @@ class Gateway:
         if agent in self.board.agents:
             self._changed.add(agent)
         if self.budgets.is_news(agent, what, now):
-            log.warning("agent '%s' is above its budget (%s): what is, is dropped", agent, what)
+            text = _DROPPED.get(what, _DROPPED[""])
+            log.warning(text, {"agent": agent, "what": what})
 
     # Leading ----------------------------------------------------------------------------------
 
@@ -293,6 +299,7 @@ class Gateway:
             await connection.subscribe(topic, 1)
         await triggers.subscribe()
         await self.show(connection, online=True)
+        await triggers.subscribed()  # the broker has answered what came after it
         await hearing.ask_who_is_there()
         self.board.hurry([id for id, e in self.board.open.items() if not e.answered], 0.0)
         parts = (

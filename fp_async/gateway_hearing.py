@@ -22,7 +22,13 @@ from fp_async.attempt import Trail
 from fp_async.board import Open
 from fp_async.budgets import COMPARISON, Parts
 from fp_async.config import AdmittedAgent
-from fp_async.errors import MessageError, StoreError, StoreUnavailableError, TooLargeError
+from fp_async.errors import (
+    MessageError,
+    OtherVersionError,
+    StoreError,
+    StoreUnavailableError,
+    TooLargeError,
+)
 from fp_async.gateway_gate import Gate
 from fp_async.gateway_pipelines import Pipelines
 from fp_async.job_lines import log_adopted, log_end, log_start
@@ -168,7 +174,8 @@ class Hearing:
             told = wire.agent_state(message.payload)
         except MessageError as error:
             if self._is_admitted(name):
-                self.bury(batch, name, message, str(error))
+                other = isinstance(error, OtherVersionError)
+                (self._put_off if other else self.bury)(batch, name, message, str(error))
             return
         if not self._is_admitted(name, told):
             return
@@ -260,12 +267,18 @@ class Hearing:
         explain = not self._gateway.budgets.wait(name, "letters", time.monotonic())
         try:
             told = wire.reports(message.payload, explain=explain)
+        except OtherVersionError as error:
+            self._put_off(batch, name, message, str(error))
+            return
         except MessageError as error:
             self.bury(batch, name, message, str(error))
             return
         for each in told:
             if isinstance(each, wire.Unreadable):
-                self._give_up(batch, name, message, each)
+                if each.v == messages.VERSION:
+                    self._give_up(batch, name, message, each)
+                else:
+                    self._put_off(batch, name, message, each.why)
                 continue
             try:
                 self._sort(batch, name, each)
@@ -287,6 +300,13 @@ class Hearing:
             self._met.clear()
         self._met[name] = now
         self._ask_state(name)
+
+    def _put_off(self, batch: Batch, name: str, message: Heard, why: str) -> None:
+        """A message of another version of the protocol: it is not acknowledged, so the agent says
+        again what matters, until one of the two is updated. One letter tells of many.
+        """
+        if self._may(name, "versions"):
+            self.bury(batch, name, message, why)
 
     def _give_up(self, batch: Batch, name: str, message: Heard, told: wire.Unreadable) -> None:
         """A report that makes no sense; an outcome has to be one nevertheless."""

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -31,8 +32,14 @@ from fp_async import (
     wire,
 )
 from fp_async.config import MqttFile, Runnable, TopicTrigger
-from fp_async.errors import BrokerError, FlowerPowerError, MessageError, TooLargeError
-from fp_async.jobs import Job, Offer, Report
+from fp_async.errors import (
+    BrokerError,
+    FlowerPowerError,
+    MessageError,
+    TooLargeError,
+    UnknownNameError,
+)
+from fp_async.jobs import EVER, Job, Member, Offer, Report
 from fp_async.link import Message as Heard
 from fp_async.messages import JobOutcome, JobQueued, Message, Refused
 from fp_async.topic_triggers import RUN, Filters, Rates, Told, Wanted
@@ -46,6 +53,9 @@ log: logging.Logger = logging.getLogger("fp_async.gateway")
 _POLL = 5.0
 _REPLIES = 100
 _REMEMBERED = 1000
+_STRAY = "stray"  # what asks for a pipeline that no message may run
+_STRAYS = 10.0  # of these, letters a second
+_FILTERS = "filters"
 _PLAIN = b'{"v":1,"plain":'
 
 
@@ -56,6 +66,7 @@ class Triggers:
         self._gateway = gateway
         self._connection = connection
         self._offering = offering
+        self._patience = gateway.patience
         self._topics = gateway.topics
         self._store = gateway.store
         self._to_answer: dict[str, Job] = {}
@@ -71,14 +82,41 @@ class Triggers:
             *self._runnable.items(),
             *self._named.items(),
         ]
-        self._rates = Rates({(type(each), name): each.rate for name, each in limited})
-        run = [self._topics.run(name) for name in self._runnable]
-        self.filters: Filters = Filters([*run, *(each.topic for each in self._named.values())])
+        rates = {(type(each), name): each.rate for name, each in limited}
+        self._rates = Rates({**rates, _STRAY: _STRAYS})
+        named = [each.topic for each in self._named.values()]
+        self.filters: Filters = Filters([self._any_run, *named])
+
+    @property
+    def _any_run(self) -> str:
+        return self._topics.run("+")  # also of what may not run: its sender is told so
 
     async def subscribe(self) -> None:
-        """Ask the broker for what the triggers hear. Raises BrokerError."""
+        """Ask the broker for what the triggers hear, and for no more what its kept session hears
+        since an earlier configuration: it would bring two copies. Raises BrokerError.
+        """
+        before = await self._remembered()
+        await self._remember({*before, *self.filters.numbers})
         for topic, number in self.filters.numbers.items():
             await self._subscribe(topic, number)
+        self._connection.unsubscribe_soon(before - self.filters.numbers.keys())
+
+    async def subscribed(self) -> None:
+        """Note that the broker has what `subscribe` said."""
+        await self._remember(set(self.filters.numbers))
+
+    async def _remembered(self) -> set[str]:
+        """Return the filters that the session at the broker may have."""
+        for member in await self._patience(partial(self._store.members, _FILTERS)):
+            if member.name == self._topics.root:
+                return set(msgspec.json.decode(member.info, type=list[str]))
+        runs = {*self._runnable, *self._gateway.flows.names()}
+        return {self._topics.run(name) for name in runs}  # as earlier releases subscribed
+
+    async def _remember(self, filters: set[str]) -> None:
+        info = msgspec.json.encode(sorted(filters))
+        member = Member(kind=_FILTERS, name=self._topics.root, info=info)
+        await self._patience(partial(self._store.saw, member, EVER))
 
     async def _subscribe(self, topic: str, number: int) -> None:
         kept: Literal["never", "always"] = "never" if topic in self.kept_out else "always"
@@ -91,6 +129,7 @@ class Triggers:
         """
         before = self.filters.numbers
         self._set(file)
+        await self._remember({*before, *self.filters.numbers})
         for topic, number in self.filters.numbers.items():
             if topic in before:
                 continue
@@ -125,10 +164,12 @@ class Triggers:
                 try:
                     made.append((message, self._job(name, trigger, message)))
                 except FlowerPowerError as error:
-                    refused.append((message, name, str(error)))
+                    refused.append((message, f"trigger '{name}': ", str(error)))
+            if why := self._stray(message):
+                refused.append((message, "", why))
         if not heard:
             return
-        letters = [hearing.letter(m.topic, f"trigger '{n}': {w}", m.payload) for m, n, w in refused]
+        letters = [hearing.letter(m.topic, where + why, m.payload) for m, where, why in refused]
         jobs = [job for _, job in made]
         now = time.monotonic()
         offers = self._gateway.board.assign([job for job in jobs if job.target], now)
@@ -153,8 +194,8 @@ class Triggers:
         """The triggers that a message is for: by name, the built-in one by its pipeline."""
         found: list[tuple[str, TopicTrigger | Runnable]] = []
         numbers = message.subscriptions
-        name = self._asked(message.topic)
-        if name is not None and self.filters.mean(message.topic, message.topic, numbers):
+        name = self._asked(message)
+        if name in self._runnable:
             found.append((name, self._runnable[name]))
         if self._topics.is_ours(message.topic):
             return found  # what a trigger for # hears of us, outcomes too, must not go on and on
@@ -164,12 +205,27 @@ class Triggers:
                 found.append((name, trigger))
         return found
 
-    def _asked(self, topic: str) -> str | None:
-        """The pipeline of a built-in topic."""
-        place = self._topics.parsed(topic)
+    def _asked(self, message: Heard) -> str:
+        """The pipeline of a built-in topic, whether there is one or not; empty for others."""
+        place = self._topics.parsed(message.topic)
         if place is None or place[0] != RUN or len(place) != 2:
-            return None
-        return place[1] if place[1] in self._runnable else None
+            return ""
+        ours = self.filters.mean(self._any_run, message.topic, message.subscriptions)
+        return place[1] if ours else ""
+
+    def _stray(self, message: Heard) -> str:
+        """Say why a message on a built-in topic has no pipeline; empty for others, and for those
+        above a rate, which are counted: who may say anything there may fill no disk with it.
+        """
+        name = self._asked(message)
+        if not name or name in self._runnable:
+            return ""
+        if not self._rates.allows(_STRAY, message):
+            self._gateway.count("refused triggers")
+            return ""
+        if name in self._gateway.flows.names():
+            return f"pipeline '{name}' may not be run by a message (conf/mqtt.yml: run.{name})"
+        return str(UnknownNameError("pipeline", name, self._runnable))
 
     def _job(self, name: str, trigger: TopicTrigger | Runnable, message: Heard) -> Job:
         """The row that the message asks for. Raises MessageError and what `add_job` raises."""

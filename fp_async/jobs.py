@@ -18,6 +18,7 @@ from fp_async.lifecycle import TERMINAL, Event, State
 
 DEFAULT_QUEUE = "default"
 RESULT_TTL = 7 * 86_400.0
+EVER = 100 * 365 * 86_400.0  # seconds for a member that is there until it is forgotten by name
 IDENTITY_TTL = 60 * 86_400.0  # how long the bare id of a pruned job with an identity is kept
 LETTER_TTL = 7 * 86_400.0
 CHUNK_TTL = 86_400.0

@@ -56,6 +56,7 @@ class Unreadable(msgspec.Struct, frozen=True):
     type: str = ""
     id: Id | None = None
     attempt: Count = 0
+    v: Any = VERSION
 
 
 def unreadable(report: Report, why: str) -> Unreadable:
@@ -71,6 +72,13 @@ class _Several(msgspec.Struct):
     reports: list[Raw] = []
 
 
+class _Marked(msgspec.Struct):
+    """Of a message the version of the protocol alone."""
+
+    v: Any = VERSION
+
+
+_marked = msgspec.json.Decoder(_Marked)
 _several = msgspec.json.Decoder(_Several)
 _unreadable = msgspec.json.Decoder(Unreadable)
 
@@ -81,7 +89,8 @@ def do(payload: bytes) -> Do:
 
 
 def reports(payload: bytes, *, explain: bool = True) -> list[Report | Unreadable]:
-    """What an agent tells, in its order. Raises MessageError; to say why takes longer than to read.
+    """What an agent tells, in its order. Raises MessageError, its OtherVersionError for a message
+    of another version of the protocol; to say why takes longer than to read.
 
     A report that cannot be read spoils none of those that came with it: agents are upgraded one
     after the other, and tell the same again until it is acknowledged.
@@ -92,6 +101,7 @@ def reports(payload: bytes, *, explain: bool = True) -> list[Report | Unreadable
     except _UNREADABLE as error:
         parts = _parts(payload)
         if not parts:
+            _check_version(payload)
             raise _explained(payload, _reports) if explain else MessageError(_UNSAID) from error
         _check_number(parts)
         return list(_each(parts, explain=explain))
@@ -99,6 +109,20 @@ def reports(payload: bytes, *, explain: bool = True) -> list[Report | Unreadable
     told = list(found.reports) if isinstance(found, Reports) else [found]
     _check_number(told)
     return told
+
+
+def _check_version(payload: bytes) -> None:
+    try:
+        version = _marked.decode(payload).v
+    except _UNREADABLE:
+        return
+    if version != VERSION:
+        raise _other_version(version)
+
+
+def _other_version(version: object) -> OtherVersionError:
+    text = f"version {version!r:.20} of the protocol, and this program knows {VERSION}"
+    return OtherVersionError(text)
 
 
 def _check_number(told: Sized) -> None:
@@ -174,8 +198,7 @@ def _explained(payload: bytes | Raw, decoder: msgspec.json.Decoder[Any]) -> Mess
 
     wrong = mismatch.explain_json(bytes(payload), decoder.type)
     if wrong.path[-1:] == ("v",):
-        text = f"version {wrong.value!r:.20} of the protocol, and this program knows {VERSION}"
-        return OtherVersionError(text)
+        return _other_version(wrong.value)
     return MessageError(str(wrong))
 
 

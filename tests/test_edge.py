@@ -13,6 +13,7 @@ from pathlib import Path
 
 import anyio
 import fleet
+import msgspec
 import pytest
 import services
 from edge_kit import AGENT, Broker, check, conf, edge_fleet, until_gateway, until_known
@@ -20,9 +21,12 @@ from faults import Proxy
 from fleet import COMMAND, make, until_ended
 
 from edge_agent import control
-from fp_async import versions
+from fp_async import backend, link, versions
 from fp_async.errors import JobCancelledError, JobFailedError, JobNotFinishedError, UsageError
+from fp_async.link import Link
+from fp_async.topics import Topics
 
+TOPICS = Topics()
 SQLITE = "data_store:\n  type: sqlite\n  uri: sqlite:///jobs.db\n"
 GATEWAY = "gateway:\n  away_after: 6\n"
 FLOW = """
@@ -685,6 +689,44 @@ async def test_triggers_with_overlapping_topics_run_once_each(triggered):
     assert sorted(job.trigger for job in jobs) == ["all", "all", "firsts", "some"]
 
 
+async def test_what_a_kept_session_heard_before_brings_no_second_copy(triggered):
+    """Filters that the file had when the gateway last ran, and those of earlier releases."""
+    edge = triggered
+    await until_online(edge)
+    edge.flock.stop("g1")
+    same = Link(
+        host="127.0.0.1",
+        port=edge.broker.port,
+        client_id=TOPICS.gateway_client,
+        clean_start=False,
+        session_expiry=3_600,
+    )
+    async with link.connected(same) as connection:
+        await connection.subscribe(TOPICS.run("flow"), 1, number=77)
+    async with backend.connected(edge.project.root) as center:
+        (row,) = await center.store.members("filters")
+        filters = json.loads(row.info)
+        assert sorted(filters) == ["doors/+/open", "far/+", "fp/v1/main/run/+"]
+        filters = json.dumps([*filters, TOPICS.run("flow")]).encode()
+        await center.store.saw(msgspec.structs.replace(row, info=filters), 3_600)
+    entries = (
+        "run:\n  flow: {on: 'any:*', overrides: [inputs, final_vars]}\n"
+        "triggers:\n  one: {topic: 'doors/#', pipeline: flow, final_vars: [reading], on: 'any:*',\n"
+        "        inputs: {value: 1, sensor: $topic}}\n"
+    )
+    (edge.project.root / "conf" / "mqtt.yml").write_text(conf(edge.broker.port, GATEWAY + entries))
+    edge.flock.start_gateway("g1")
+    await until_online(edge)
+    publish(edge, "doors/d1/open", "{}")
+    publish(edge, TOPICS.run("flow"), '{"inputs": {"count": 1}, "final_vars": ["doubled"]}')
+    publish(edge, "doors/last", "{}")
+    with anyio.fail_after(20):
+        while len(jobs := await edge.project.list_jobs(states=("succeeded",))) < 3:
+            await anyio.sleep(0.05)
+    assert sorted(job.trigger for job in jobs) == ["one", "one", "run"]
+    assert len(await edge.project.list_jobs()) == 3
+
+
 async def test_e27_a_gateway_with_triggers_loads_no_pipelines(triggered):
     """Not to begin with, and not for a message; it would take three times the memory."""
     edge = triggered
@@ -719,6 +761,8 @@ async def until_online(edge):
         ("fp/v1/main/run/flow", '{"inpts": {}}', "inpts"),
         ("fp/v1/main/run/flow", '{"environment": "prod"}', "'environment' may not be given"),
         ("fp/v1/main/run/flow", '{"target": "all:*"}', "target 'all:\\*' is not allowed"),
+        ("fp/v1/main/run/flwo", "{}", "unknown pipeline 'flwo'.*did you mean 'flow'"),
+        ("fp/v1/main/run/work", "{}", "may not be run by a message .*run.work"),
         ("far/x", '{"to": "all:*"}', "'all:\\*' would be a job for each agent"),
         ("doors/d1/open", "{", "no json"),
         ("doors/d1/open", "1", "no \\$user.id"),
@@ -737,10 +781,8 @@ async def test_what_makes_no_job_is_a_dead_letter(triggered, topic, payload, rea
 
 
 async def test_a_response_topic_hears_the_id_then_the_outcome(triggered):
-    from fp_async.link import Link, connected
-
-    link = Link(host="127.0.0.1", port=triggered.broker.port)
-    async with connected(link) as connection:
+    address = Link(host="127.0.0.1", port=triggered.broker.port)
+    async with link.connected(address) as connection:
         await connection.subscribe("me/answers", 1)
         heard = []
         for turn in (1, 2):  # the same request again gives the same job, and its outcome again

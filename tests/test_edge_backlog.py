@@ -28,7 +28,7 @@ async def three_days(path, count):
     began = time.time() - 3 * 86_400
     rows = [
         Job(
-            id=identity("watch", number),
+            id=identity("watch", repr(began + number), "pi-7"),
             pipeline="work",
             state="succeeded",
             created_at=began + number,

@@ -15,6 +15,7 @@ from fleet import make, scale
 
 from fp_async import link, messages, wire
 from fp_async.backend import connected
+from fp_async.hearing import own_id
 from fp_async.jobs import RESULT_TTL, identity
 from fp_async.link import Link
 from fp_async.topics import Topics
@@ -179,4 +180,4 @@ async def test_e7_own_outcomes_are_never_lost_to_a_budget_nor_kept_for_ever(tmp_
                                 break
                 assert answer.ids == [id]
                 async with connected(project.root) as backend:
-                    assert (await backend.store.get(id)).result_ttl == RESULT_TTL
+                    assert (await backend.store.get(own_id("bad", id))).result_ttl == RESULT_TTL

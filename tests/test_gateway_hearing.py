@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import anyio
 import pytest
+import stores_kit as kit
 
 from fp_async import messages, wire
 from fp_async.budgets import Budgets, Rate
@@ -16,7 +17,7 @@ from fp_async.events import Hub
 from fp_async.gateway import Gateway
 from fp_async.gateway_hearing import Hearing
 from fp_async.hearing import own_id
-from fp_async.jobs import RESULT_TTL, identity
+from fp_async.jobs import RESULT_TTL, Offer, identity
 from fp_async.link import Link, Message
 from fp_async.messages import AgentState
 from fp_async.presence import Known
@@ -125,6 +126,31 @@ async def test_e7_what_cannot_be_read_makes_a_bounded_number_of_letters(made):
     assert 900 <= len(letters) <= 1_001
     assert gateway.dropped["bad"]["letters"] >= 900
     assert "good" not in gateway.dropped
+
+
+async def test_e25_messages_of_another_version_wait_on_the_device(made, caplog):
+    gateway, connection = made
+    id = await gateway.store.add([kit.job(target="agent:bad")])
+    (job,) = await gateway.store.fleet.offer([Offer(id[0], 0, "bad")])
+    gateway.board.bind(job, time.monotonic(), chance=0.5)
+    newer = [
+        wire.encode(outcome(job.id)).replace(b'"v":1', b'"v":2'),
+        b'{"type":"Reports","v":3,"reports":[{"type":"Soon","v":3}]}',
+        b'{"type":"Reports","v":1,"reports":[{"type":"Finished","v":2,"id":"%s"}]}'
+        % job.id.encode(),
+    ]
+    for _ in range(6):
+        connection.deliver("bad", *newer)
+        connection.deliver("bad", b'{"type":"AgentState","v":2}', kind="state")
+    await all_heard(connection)
+    assert connection.answers("bad", messages.Acknowledge) == []
+    assert (await gateway.store.get(job.id)).state == "offered"
+    (letter,) = await gateway.store.fleet.letters(10)
+    assert "version 2 of the protocol, and this program knows 1" in letter.reason
+    assert caplog.text.count("update it or this gateway") == 1
+    connection.deliver("bad", outcome(job.id))
+    await until(lambda: connection.answers("bad", messages.Acknowledge))
+    assert (await gateway.store.get(job.id)).state == "succeeded"
 
 
 async def test_e7_an_outcome_without_room_for_its_letter_stays_on_the_device(made):
