@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Container
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -259,9 +259,3 @@ async def remember_removed(store: Store, row: Schedule) -> None:
 async def revived(store: Store, row: Schedule) -> Schedule:
     """A schedule that is new here, as agents that have kept an earlier one of its id take it."""
     return await gateway_schedules.revived(store, row)
-
-
-async def schedule_states(store: Store, id: str) -> list[dict[str, Any]]:
-    """What agents said of a schedule that they keep."""
-    found = [msgspec.json.decode(m.info) for m in await store.members("agent-schedule")]
-    return [each for each in found if each["schedule"] == id]

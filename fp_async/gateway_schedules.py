@@ -22,6 +22,19 @@ REMEMBERED = 400 * 86_400.0
 REMOVED = "removed-schedule"
 _SECONDS = 1.0
 _REASON = 500
+_TOLD = "agent-schedule"
+
+
+class Copy(msgspec.Struct, frozen=True):
+    """What an agent said of a schedule: the revision that it keeps, or in `error` why it does not,
+    and when it fires next there (seconds since 1970, by the agent's clock).
+    """
+
+    agent: str
+    schedule: str
+    revision: int
+    error: str | None = None
+    next_fire_time: float | None = None
 
 
 def is_offline(row: Schedule) -> bool:
@@ -142,15 +155,15 @@ def put(row: Schedule) -> PutSchedule:
 
 
 async def heard(store: Store, name: str, told: ScheduleState) -> None:
-    """Note what an agent says of a schedule, for whoever asks."""
-    info = msgspec.json.encode(
-        {
-            "agent": name,
-            "schedule": told.id,
-            "revision": told.revision,
-            "error": None if told.error is None else told.error[:_REASON],
-            "next_fire_time": told.next_fire_time,
-        }
-    )
+    """Note what an agent says of a schedule."""
+    error = None if told.error is None else told.error[:_REASON]
+    copy = Copy(name, told.id, told.revision, error, told.next_fire_time)
     seconds = 0.0 if told.gone else REMEMBERED
-    await store.saw(Member(kind="agent-schedule", name=f"{told.id}@{name}", info=info), seconds)
+    member = Member(kind=_TOLD, name=f"{told.id}@{name}", info=msgspec.json.encode(copy))
+    await store.saw(member, seconds)
+
+
+async def copies(store: Store, id: str) -> list[Copy]:
+    """Return what agents said of a schedule, by their names."""
+    found = [msgspec.json.decode(m.info, type=Copy) for m in await store.members(_TOLD)]
+    return [each for each in found if each.schedule == id]

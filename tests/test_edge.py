@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -383,6 +384,15 @@ async def test_another_version_is_a_warning_or_an_error(edge):
         await edge.project.run_job("flow", require_version=True, **ask)
 
 
+async def command(root, *arguments):
+    """What a command of the project says on its two streams."""
+    process = await asyncio.create_subprocess_exec(
+        COMMAND, *arguments, "--base-dir", str(root), stdout=-1, stderr=-1
+    )
+    out, err = await process.communicate()
+    return out.decode(), err.decode()
+
+
 async def test_a10_what_runs_another_version_says_so_wherever_its_outcome_is_shown(edge):
     with (edge.device("pi-7") / "pipelines" / "flow.py").open("a") as file:
         file.write("\n# changed on the device\n")
@@ -392,26 +402,19 @@ async def test_a10_what_runs_another_version_says_so_wherever_its_outcome_is_sho
     wanted = versions.recent(root, "flow")
     text = f"the device runs version {ran} of 'flow', not {wanted}"
 
-    async def command(*arguments):
-        process = await asyncio.create_subprocess_exec(
-            COMMAND, *arguments, "--base-dir", str(root), stdout=-1, stderr=-1
-        )
-        out, err = await process.communicate()
-        return out.decode(), err.decode()
-
     options = ("--inputs", "count=1", "--final-vars", "doubled")
-    out, err = await command("run-job", "flow", "--on", "agent:pi-7", *options, "--quiet")
+    out, err = await command(root, "run-job", "flow", "--on", "agent:pi-7", *options, "--quiet")
     assert out.split() == ["doubled", "2"]
     assert err == f"warning: {text}\n"
-    _, err = await command("run-job", "flow", "--on", "all:*", *options, "--quiet")
+    _, err = await command(root, "run-job", "flow", "--on", "all:*", *options, "--quiet")
     assert f"warning: pi-7: {text}" in err
     job = (await edge.project.list_jobs())[-1]
-    _, err = await command("result", job.id)
+    _, err = await command(root, "result", job.id)
     assert err == f"warning: {text}\n"
-    shown, _ = await command("job", job.id)
+    shown, _ = await command(root, "job", job.id)
     assert f"{ran} ran, {wanted} was wanted" in shown
     assert text in shown
-    found = json.loads((await command("job", job.id, "--output", "json"))[0])
+    found = json.loads((await command(root, "job", job.id, "--output", "json"))[0])
     assert (found["version"], found["warnings"]) == (ran, [text])
     assert f"agent 'pi-7', job {job.id}: {text}" in (root / "fleet.log").read_text()
 
@@ -500,6 +503,12 @@ async def test_a_schedule_that_agents_keep_fires_without_a_network(edge):
         return rows
 
     await arrived(2)
+    root = edge.project.root
+    shown, _ = await command(root, "schedules", "show", "tick")
+    assert re.search(r"^ *pi-7 +next 2", shown, re.MULTILINE), shown
+    told = json.loads((await command(root, "schedules", "show", "tick", "--output", "json"))[0])
+    (copy,) = told["agents"]
+    assert (copy["agent"], copy["revision"], copy["error"]) == ("pi-7", row._row.revision, None)
     edge.broker.kill()
     await anyio.sleep(3)  # time for it to fire: nothing tells that it has
     edge.broker.start()
@@ -769,8 +778,6 @@ async def until_online(edge):
     ],
 )
 async def test_what_makes_no_job_is_a_dead_letter(triggered, topic, payload, reason):
-    import re
-
     publish(triggered, topic, payload)
     with anyio.fail_after(10):
         while not (letters := await triggered.project.list_letters()):

@@ -18,13 +18,13 @@ import stores_kit as kit
 from fleet import COMMAND, make
 from terminal import Terminal
 
-from fp_async import codec, json_logs, log_levels
+from fp_async import codec, gateway_schedules, json_logs, log_levels, triggers
 from fp_async.cli import live, saying, top
 from fp_async.cli.columns import Column, echo_columns
 from fp_async.cli.output import echo_json
 from fp_async.escapes import escaped, in_line, indented
-from fp_async.jobs import Failure, Letter, Member, NodeTiming, Record
-from fp_async.messages import AgentState
+from fp_async.jobs import Failure, Letter, Member, NodeTiming, Record, Schedule
+from fp_async.messages import AgentState, ScheduleState
 from fp_async.presence import Known
 from fp_async.stores.sqlite import SqliteStore
 
@@ -182,6 +182,10 @@ async def fill(path: Path) -> None:
     info = msgspec.json.encode(known)
     await store.saw(Member(kind="agent", name="pi", info=info), 1000)
     await store.fleet.bury([Letter(id="l", topic=EVIL, reason=EVIL, payload=EVIL.encode())])
+    spec = triggers.encode(triggers.parse("interval", {"seconds": 60}, now=now)).encode()
+    await store.put(Schedule(id="s", pipeline="p", trigger=spec, template=b'{"offline":true}'))
+    refused = ScheduleState(id="s", revision=1, error=EVIL)
+    await gateway_schedules.heard(store, "pi", refused)
     await store.close()
 
 
@@ -190,6 +194,7 @@ async def fill(path: Path) -> None:
     [
         *("jobs", "job d0", "job fa", "job d0 --output json", "agents", "agent pi"),
         *("letters", "letters --output json", "result d0", "result fa --traceback"),
+        *("schedules show s", "schedules show s --output json"),
         *("result d0 --output json", "top --once", "jobs --output json"),
     ],
 )

@@ -17,7 +17,7 @@ from fleet import make
 from fp_async import codec, wire
 from fp_async.backend import connected as connected_backend
 from fp_async.errors import JobFailedError, ResultLostError
-from fp_async.fleet import schedule_states
+from fp_async.gateway_schedules import copies
 from fp_async.link import Link, connected
 from fp_async.messages import AgentState, AskSync, Heartbeat
 
@@ -254,9 +254,9 @@ async def test_e4_a_job_that_the_broker_does_not_take_is_rejected_and_all_else_g
         await odd.say({"type": "Sync", "page": 0, "pages": 1, "schedules": {}})
         async with connected_backend(odd.project.root) as backend:
             with anyio.fail_after(30):
-                while not (states := await schedule_states(backend.store, "hourly")):
+                while not (states := await copies(backend.store, "hourly")):
                     await anyio.sleep(0.05)
-        assert states[0]["error"].startswith("too large for the broker: 80,")
+        assert states[0].error.startswith("too large for the broker: 80,")
         two, attempt = await odd.job()
         await odd.say(outcome(two, attempt))
         await odd.until("Acknowledge", two)

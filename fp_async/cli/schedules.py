@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
+import msgspec
 
 from fp_async.cli import base_dir, completing
 from fp_async.cli.following import output_option, shown_length
@@ -14,8 +15,11 @@ from fp_async.errors import JobNotFinishedError
 
 if TYPE_CHECKING:
     from fp_async.client import JobClient
+    from fp_async.gateway_schedules import Copy
     from fp_async.jobs import Job, Schedule
     from fp_async.project import Project
+
+    _Found: TypeAlias = tuple[Schedule, list[Job], int | None, list[Copy]]
 
 _LATEST = 5
 _NEXT = 3
@@ -64,35 +68,41 @@ def show(outer: str | None, id: str, output: str, base_dir: str | None) -> None:
     """
     from fp_async.backend import connected
     from fp_async.cli.output import echo_json
-    from fp_async.cli.shown import in_zone, job_json, next_times, schedule_json
+    from fp_async.cli.shown import in_zone, job_json, next_times, schedule_json, stamp
 
-    async def main(project: Project, client: JobClient) -> tuple[Schedule, list[Job], int | None]:
-        from fp_async import short_ids
+    async def main(project: Project, client: JobClient) -> _Found:
+        from fp_async import gateway_schedules, short_ids
 
         async with connected(project.root) as backend:
             row = await short_ids.schedule(backend.store, id)
             latest = await client.find({"schedule_id": row.id, "limit": _LATEST})
-            return row, latest, await shown_length(backend.store, latest)
+            length = await shown_length(backend.store, latest)
+            return row, latest, length, await gateway_schedules.copies(backend.store, row.id)
 
-    def tell(found: tuple[Schedule, list[Job], int | None]) -> None:
-        row, latest, length = found
+    def tell(found: _Found) -> None:
+        row, latest, length, copies = found
         if output == "json":
             times = [in_zone(moment, row) for moment in next_times(row, _NEXT)]
             jobs = [job_json(job) for job in latest]
-            echo_json({**schedule_json(row), "next_fire_times": times, "jobs": jobs})
+            agents = [
+                {**msgspec.to_builtins(copy), "next_fire_time": stamp(copy.next_fire_time)}
+                for copy in copies
+            ]
+            found_json = {**schedule_json(row), "next_fire_times": times, "jobs": jobs}
+            echo_json(found_json | ({"agents": agents} if agents else {}))
         else:
-            _show(row, latest, length)
+            _show(row, latest, length, copies)
 
     with_client(base_dir or outer, main, tell)
 
 
-def _show(row: Schedule, latest: list[Job], length: int | None) -> None:
+def _show(row: Schedule, latest: list[Job], length: int | None, copies: list[Copy]) -> None:
     from fp_async.cli.columns import echo_columns, echo_facts
     from fp_async.cli.shown import JOB_COLUMNS, job_row, state, words
 
     head = f"{style(row.id, bold=True)}  {row.pipeline}  {words(row)}  {state(row)}"
     echo(head)
-    echo_facts(_facts(row))
+    echo_facts({**_facts(row), **{copy.agent: _copy(row, copy) for copy in copies}})
     if latest:
         echo(style("latest jobs", bold=True))
         columns = [each for each in JOB_COLUMNS if each.name not in ("pipeline", "trigger")]
@@ -100,8 +110,6 @@ def _show(row: Schedule, latest: list[Job], length: int | None) -> None:
 
 
 def _facts(row: Schedule) -> dict[str, str]:
-    import msgspec
-
     from fp_async.cli.shown import ago, in_zone, inputs_in, local, next_times, pairs, zone
     from fp_async.job_values import template_of
     from fp_async.orders import FROM_CONF
@@ -129,10 +137,20 @@ def _facts(row: Schedule) -> dict[str, str]:
     }
 
 
+def _copy(row: Schedule, copy: Copy) -> str:
+    """Return what an agent said of the schedule."""
+    from fp_async.cli.shown import ago, in_zone
+
+    if copy.error is not None:
+        return f"refused: {copy.error}"
+    old = "" if copy.revision >= row.revision else "an earlier version of it; "
+    if (moment := copy.next_fire_time) is None:
+        return f"{old}does not fire there"
+    return f"{old}next {in_zone(moment, row)}  {ago(moment)}"
+
+
 def _policy(row: Schedule) -> dict[str, Any]:
     """Return words for the rule on missed times; empty for the default."""
-    import msgspec
-
     from fp_async.triggers import Policy
 
     usual = msgspec.to_builtins(Policy())
