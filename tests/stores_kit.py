@@ -438,14 +438,21 @@ class Worker:
     def kill(self) -> list[str]:
         """kill -9; the whole lines that it has written."""
         self.process.send_signal(signal.SIGKILL)
-        text = self.process.communicate()[0]
+        text = self._left()
         return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def rest(self) -> list[str]:
         """Wait for its end; all that it has written since."""
-        text, _ = self.process.communicate(timeout=60)
+        text = self._left()
         assert self.process.returncode == 0
         return text.split("\n")[:-1]
+
+    def _left(self) -> str:
+        """All that it has written since, once it has ended. `communicate` would leave out what
+        `line` has read ahead, and begin in the middle of a line.
+        """
+        with self.process:
+            return self.process.stdout.read()
 
 
 def _say(*words: object) -> None:
