@@ -1,4 +1,4 @@
-"""Who belongs to a fleet, with which tags and how many jobs at once. Pure.
+"""The agents of a fleet: the tags that each may bear, and how many jobs it may have at once. Pure.
 
 Without any entry the fleet is open: each client that the broker lets speak as an agent is one.
 """
@@ -25,7 +25,7 @@ OPEN = (
 
 
 def grant(tags: Mapping[str, str] | None, window: int | None) -> AdmittedAgent:
-    """Return what an agent may. Raises UsageError."""
+    """Build the entry of one agent. Raises UsageError."""
     try:
         return msgspec.convert({"tags": tags, "window": window}, AdmittedAgent)
     except msgspec.ValidationError as error:
@@ -50,7 +50,7 @@ def check(agents: Admitted, target: str | None) -> None:
 
 
 def cut(said: AgentState, grant: AdmittedAgent) -> AgentState:
-    """Return what an agent says of itself within what it may: its tags and its window."""
+    """Cut the tags and the window in an agent's state to those that its entry allows."""
     tags = {tag: value for tag, value in said.tags.items() if _bears(grant, tag, value)}
     window = said.window if grant.window is None else min(said.window, grant.window)
     if len(tags) == len(said.tags) and window == said.window:
@@ -59,13 +59,13 @@ def cut(said: AgentState, grant: AdmittedAgent) -> AgentState:
 
 
 def believed(known: Known, said: AgentState) -> Known:
-    """Return the belief with what the agent says beyond what it may, as people are shown it."""
+    """Add to the belief the tags and the window beyond the entry, which the commands show."""
     ignored = {tag: value for tag, value in said.tags.items() if tag not in known.state.tags}
     return replace(known, ignored=ignored, wanted=said.window)
 
 
 def renewed(known: Known, grant: AdmittedAgent) -> Known:
-    """Return the belief after the list has changed."""
+    """Apply an entry that has changed to what is believed of its agent."""
     tags = {**known.state.tags, **known.ignored}
     said = replace(known.state, tags=tags, window=known.wanted or known.state.window)
     return believed(replace(known, state=cut(said, grant)), said)

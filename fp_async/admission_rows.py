@@ -19,7 +19,7 @@ _KIND = "admitted"
 
 
 class _Row(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why an agent is admitted: by a command, by the file of a site's gateway, or by both."""
+    """The entry of an agent: told by a command, or by the file of each site's gateway."""
 
     told: AdmittedAgent | None = None
     files: dict[str, AdmittedAgent] = {}
@@ -41,8 +41,8 @@ async def _rows(store: Store) -> dict[str, _Row]:
 
 
 async def tell(store: Store, name: str, grant: AdmittedAgent | None) -> dict[str, AdmittedAgent]:
-    """Admit an agent, or with None no more; return who is admitted then. One that the file names
-    stays so.
+    """Admit an agent, or with None no more; return all that are admitted then. An agent that the
+    file names stays admitted.
     """
     rows = await _rows(store)
     rows[name] = replace(rows.get(name, _Row()), told=grant)
@@ -51,7 +51,7 @@ async def tell(store: Store, name: str, grant: AdmittedAgent | None) -> dict[str
 
 
 async def take_over(store: Store, site: str, agents: Admitted) -> dict[str, AdmittedAgent]:
-    """Have the rows say what the file of a site says; return who is admitted then."""
+    """Have the rows say what the file of a site says; return all that are admitted then."""
     rows = await _rows(store)
     for name in {*rows, *agents}:
         row = rows.get(name, _Row())

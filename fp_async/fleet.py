@@ -186,7 +186,7 @@ async def admit(store: Store, name: str, grant: AdmittedAgent) -> None:
 
 
 async def bar(store: Store, name: str) -> list[str]:
-    """Take an agent from the list; return who is on it now: where nobody is, everybody is admitted.
+    """Take an agent from the list; return the names that are left. An empty list admits all.
 
     Raises UnknownNameError, and UsageError for one that conf/mqtt.yml names.
     """

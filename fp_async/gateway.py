@@ -350,7 +350,7 @@ class Gateway:
         await self._load_jobs(before)
 
     async def _load_admitted(self) -> None:
-        """Have in mind who belongs to the fleet, and what each may say of itself."""
+        """Read the list of admitted agents, and apply it to what is believed of each."""
         board, wanted = self.board, admission.of_file(self.file.agents)
         board.admitted = await admission_rows.take_over(self.store, self.topics.site, wanted)
         self.strangers.forget(board.admitted)

@@ -209,7 +209,7 @@ _Mistakes = Iterator[tuple[tuple[str, ...], str]]
 
 
 def _of_site(file: MqttFile) -> _Mistakes:
-    """(place, text) of what is wrong with all topics, or with who belongs to the fleet."""
+    """(place, text) of mistakes in the site, the prefix and the list of agents."""
     for key, look in (("site", partial(checked_name, "site")), ("prefix", checked_prefix)):
         if (value := getattr(file, key)) is not None:
             yield from _raised((key,), look, value)

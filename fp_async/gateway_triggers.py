@@ -102,7 +102,7 @@ class Triggers:
         self._connection.unsubscribe_soon(before - self.filters.numbers.keys())
 
     async def subscribed(self) -> None:
-        """Note that the broker has what `subscribe` said."""
+        """Store the present filters as all that the session has, once the broker has taken them."""
         await self._remember(set(self.filters.numbers))
 
     async def _remembered(self) -> set[str]:

@@ -78,7 +78,7 @@ def own_id(agent: str, told: str) -> str:
 
 
 def _fired_id(told: Finished, agent: str) -> str | None:
-    """Return the id that its firing by the agent has; None for what no schedule has fired."""
+    """Return the id of the job that the agent's schedule fires then; None for other jobs."""
     origin = told.origin
     if origin is None or origin.schedule_id is None or origin.nominal_at is None:
         return None

@@ -215,8 +215,8 @@ class JobVerbs(ABC):
             backend.hub.publish("agents")
 
     async def bar_agent(self, name: str) -> list[str]:
-        """Take an agent from that list; return who is left on it. Where nobody is, the fleet is
-        open. Raises UnknownNameError, and UsageError for one that conf/mqtt.yml names.
+        """Take an agent from that list; return the names that are left. An empty list means an
+        open fleet. Raises UnknownNameError, and UsageError for one that conf/mqtt.yml names.
         """
         from fp_async import fleet
 

@@ -1,4 +1,4 @@
-"""Clients that speak as agents and are not admitted: what is shown of them, and no more is done.
+"""Clients that speak as agents and are not admitted: `flowerpower agents --unknown` shows them.
 
 Bounded: what is not shown of a flood of names is counted.
 """
@@ -40,7 +40,7 @@ class Stranger(msgspec.Struct, frozen=True):
 
 
 class _Heard(msgspec.Struct):
-    """What was heard of one, as it is kept among the members of the store."""
+    """One of them as a member of the store keeps it; times are seconds since 1970."""
 
     first: float
     last: float
@@ -50,7 +50,7 @@ class _Heard(msgspec.Struct):
 
 
 class Strangers:
-    """Those that a gateway has heard of late."""
+    """The clients without admission that a gateway has heard within a day."""
 
     def __init__(self) -> None:
         self._heard: dict[str, _Heard] = {}
@@ -76,7 +76,7 @@ class Strangers:
         return True
 
     def forget(self, admitted: Mapping[str, object]) -> None:
-        """They are admitted now, or everybody is."""
+        """Forget the names that are admitted; all of them, where nothing is listed."""
         for name in [each for each in self._heard if not admitted or each in admitted]:
             del self._heard[name]
             self._written.pop(name, None)
@@ -101,13 +101,13 @@ def _some(tags: dict[str, str]) -> dict[str, str]:
 
 
 async def write(store: Store, rows: list[Member]) -> None:
-    """Keep them for a day."""
+    """Write the rows, which expire after a day."""
     for row in rows:
         await store.saw(row, _DAY)
 
 
 async def known(store: Store, admitted: Mapping[str, object]) -> list[Stranger]:
-    """Return those of the last day that are not admitted, by name."""
+    """Return the clients of the last day that are not admitted, by name."""
     found = []
     for member in await store.members(_KIND):
         if admitted and member.name not in admitted:
