@@ -36,7 +36,7 @@ def version(root: Path, pipeline: str) -> str | None:
         return None
     digest = hashlib.blake2b(digest_size=8)
     try:
-        for path in _family(folder, pipeline):
+        for path in family(folder, pipeline):
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + _text(path))
     except OSError:  # it is being replaced, say
         return None
@@ -61,7 +61,8 @@ def versions(root: Path) -> dict[str, str]:
     return {name: text for name, text in found.items() if text is not None}
 
 
-def _family(folder: Path, pipeline: str) -> list[Path]:
+def family(folder: Path, pipeline: str) -> list[Path]:
+    """Return the files of a pipeline in its folder: its own and those of siblings it imports."""
     pending, found, seen = [pipeline], set[Path](), set[str]()
     while pending:
         if (name := pending.pop()) in seen:

@@ -55,7 +55,7 @@ LAYERS = [
     },
     {"broker_merging"},
     {"broker", "broker_certificates", "broker_files"},
-    {"broker_folder"},
+    {"broker_folder", "device_files"},
     {"modules", "bridge", "hooks", "executors", "execution", "scaffold", "node_code"},
     {"kept_open", "cache", "fan_out"},
     {"onsite", "onsite_threads"},

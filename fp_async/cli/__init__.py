@@ -57,6 +57,7 @@ _SECTIONS = {
             "broker_config",
             "Write a broker's users and rights.",
         ),
+        "device-files": ("devices", "device_files", "Write what one device needs, and no more."),
     },
     "Tracking": {
         "hamilton-ui": ("tracking", "hamilton_ui", "Serve the Hamilton UI on this machine."),
